@@ -1,0 +1,37 @@
+"""ftloop: a hand-written PyTorch training loop for fine-tuning transformers, to read and to fork."""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ftloop.config import Config
+    from ftloop.data import Data
+    from ftloop.errors import UserError
+    from ftloop.evaluation import evaluate, load_run, predict
+    from ftloop.loop import train
+    from ftloop.task import Classification, Task
+    from ftloop.text import TextClassification
+
+_HOME = {
+    "Config": "config",
+    "Data": "data",
+    "UserError": "errors",
+    "evaluate": "evaluation",
+    "load_run": "evaluation",
+    "predict": "evaluation",
+    "train": "loop",
+    "Classification": "task",
+    "Task": "task",
+    "TextClassification": "text",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: a config file needs no torch, so that --help answers at once."""
+    import importlib
+
+    if name not in _HOME:
+        raise AttributeError(f"module 'ftloop' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"ftloop.{_HOME[name]}"), name)

@@ -1,11 +1,31 @@
-"""The one exception for a mistake that a user can mend. Every entry point prints its text alone and exits with 2."""
+"""The exceptions whose text is all that a person needs: the entry points print it alone, without a traceback."""
 
 import difflib
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
     """A mistake in an option, a file or the data. The text names the option, the value and the choices."""
+
+
+class TrainingError(Exception):
+    """A run that cannot go on: a loss that is not a number, say. The text names the step and the rows."""
+
+
+def exit_code_of(main: Callable[[], None]) -> int:
+    """Run the main function of a script: 0; 2 after a UserError, 1 after a TrainingError, whose texts are printed."""
+    try:
+        main()
+    except (UserError, TrainingError) as error:
+        if os.environ.get("RANK", "0") == "0":  # only the main process speaks
+            print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+    except BrokenPipeError:  # `... --help | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -1,0 +1,69 @@
+"""Score a finished run on any split of its data.
+
+    python evaluate.py runs/quickstart                       test, or validation where there is no test
+    python evaluate.py runs/quickstart --split validation    the same numbers as training printed
+    python evaluate.py runs/quickstart --json                one line for machines
+    accelerate launch evaluate.py runs/quickstart            on many devices: the same numbers
+"""
+
+import sys
+
+
+def step_aside() -> None:
+    """Make `import evaluate` mean the library of that name, which this script hides by standing at the root.
+
+    Python finds this file for `import evaluate` in train.py, pytest, accelerate and torchrun. It then finds the library
+    on the path without this folder, and executes that in its own place.
+    """
+    from importlib.machinery import PathFinder
+    from importlib.util import module_from_spec
+    from pathlib import Path
+
+    here = Path(__file__).resolve().parent
+    spec = PathFinder.find_spec("evaluate", [entry for entry in sys.path if Path(entry).resolve() != here])
+    if spec is None or spec.loader is None:
+        raise ModuleNotFoundError("the library `evaluate` is not installed: pip install evaluate", name="evaluate")
+    library = sys.modules["evaluate"] = module_from_spec(spec)
+    spec.loader.exec_module(library)
+
+
+def main() -> None:
+    import json
+    from typing import Annotated, Literal
+
+    import tyro
+
+    def options(
+        run: Annotated[str, tyro.conf.Positional],
+        split: Literal["train", "validation", "test"] | None = None,
+        batch_size: int | None = None,
+        json: bool = False,
+    ) -> tuple[str, str | None, int | None, bool]:
+        """Score a finished run on a split of its data.
+
+        Args:
+            run: folder of the run
+            split: left out: test where the data has it, else validation
+            batch_size: rows per process and forward pass; left out: as in training
+            json: print the scores as one line of JSON
+        """
+        return run, split, batch_size, json
+
+    run, split, batch_size, as_json = tyro.cli(options, prog="evaluate.py")
+    from accelerate import PartialState
+
+    from ftloop import evaluate
+    from ftloop.tracking import shown
+
+    scores = evaluate(run, split, batch_size)
+    if PartialState().is_main_process:
+        print(json.dumps(scores) if as_json else shown(scores))
+
+
+# Not `!= "__main__"`: spawned workers run a script again as "__mp_main__".
+if __name__ == "evaluate":
+    step_aside()
+elif __name__ == "__main__":
+    from ftloop.errors import exit_code_of
+
+    sys.exit(exit_code_of(main))

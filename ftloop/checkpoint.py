@@ -1,0 +1,153 @@
+"""Checkpoints: saved atomically, verified by a manifest, found again, pruned. Plain files, no pickled code.
+
+A checkpoint is a folder `step-000460` with the files
+
+    weights.pt      the model's state_dict, by the names in memory (save_pretrained renames some: it is for export)
+    training.pt     state_dicts of optimizer, schedule and gradient scaler
+    state.json      TrainState
+    manifest.json   size and sha256 of the others; written last
+
+It is written aside as `step-000460.tmp`, synced to disk and renamed: a folder without `.tmp` is whole, whenever the
+process was killed. `torch.load(weights_only=True)` reads it: a checkpoint from elsewhere runs no code.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ftloop.errors import UserError, nearest
+
+logger = logging.getLogger("ftloop")
+
+
+@dataclass
+class TrainState:
+    """The whole position of a training, besides the tensors."""
+
+    step: int = 0  # optimizer steps done
+    epoch: int = 0  # of the next window
+    window: int = 0  # the next window in that epoch
+    scores: dict[str, float] | None = None  # on validation at this step; None where it was not evaluated
+    best_step: int | None = None
+    best_scores: dict[str, float] | None = None  # on validation at best_step
+    evaluations_since_best: int = 0  # what patience counts
+    log_bytes: int = 0  # length of metrics.jsonl at this step: what came after it is cut off when resuming
+
+    def advance(self, window: Any) -> None:
+        """Move behind a window (`ftloop.data.order.Window`)."""
+        self.step += 1
+        self.epoch, self.window = (window.epoch + 1, 0) if window.ends_epoch else (window.epoch, window.index + 1)
+        self.scores = None
+
+    def judge(self, scores: dict[str, float], metric: str, direction: str) -> None:
+        """Take the scores of an evaluation, and see whether `metric` is the best so far ("min" or "max"; ties: the first)."""
+        if metric not in scores:
+            raise UserError(f"--best-metric {metric!r} was not computed{nearest(metric, scores)}; there are {', '.join(scores)}")
+        self.scores = scores
+        best = math.nan if self.best_scores is None else self.best_scores[metric]
+        # Nothing is better than NaN but a number.
+        if math.isnan(best) or (scores[metric] > best if direction == "max" else scores[metric] < best):
+            self.best_scores, self.best_step, self.evaluations_since_best = scores, self.step, 0
+        else:
+            self.evaluations_since_best += 1
+
+
+def save(folder: Path, state: TrainState, weights: Mapping[str, Any], training: Mapping[str, Any]) -> Path:
+    """Write the checkpoint `folder/step-NNNNNN` and return it. Raises UserError when the disk is full or read-only."""
+    final = folder / f"step-{state.step:06d}"
+    aside = final.with_name(final.name + ".tmp")
+    try:
+        if final.exists():  # a resumed run has come to a step that was saved before
+            if damage(final) is None:
+                return final
+            shutil.rmtree(final)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        torch.save(dict(weights), aside / "weights.pt")
+        torch.save(dict(training), aside / "training.pt")
+        (aside / "state.json").write_text(json.dumps(asdict(state)))
+        manifest = {file.name: _fingerprint(file) for file in sorted(aside.iterdir())}
+        (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        for path in (*aside.iterdir(), aside):
+            _sync(path)
+        aside.rename(final)
+        _sync(folder)
+    except (OSError, RuntimeError) as error:  # a full disk is an OSError or, from torch.save, a RuntimeError
+        free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
+        raise UserError(f"cannot save the checkpoint {final} ({free / 1e9:.1f} GB free): {error}") from error
+    return final
+
+
+def find(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first; what was being written when a process died is not among them."""
+    found = [path for path in folder.glob("step-*") if path.is_dir() and path.suffix != ".tmp"]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, by its manifest; None if it is as it was written."""
+    try:
+        manifest = json.loads((checkpoint / "manifest.json").read_text())
+    except (OSError, ValueError) as error:
+        return f"its manifest cannot be read ({error})"
+    for name, fingerprint in manifest.items():
+        if not (checkpoint / name).is_file():
+            return f"{name} is missing"
+        if _fingerprint(checkpoint / name) != fingerprint:
+            return f"{name} is not what was written"
+    return None
+
+
+def newest_intact(folder: Path) -> Path | None:
+    """The newest checkpoint that verifies; damaged ones are named and passed over."""
+    for checkpoint in reversed(find(folder)):
+        problem = damage(checkpoint)
+        if problem is None:
+            return checkpoint
+        logger.warning("checkpoint %s is damaged: %s; trying the one before it", checkpoint, problem)
+    return None
+
+
+def load_state(checkpoint: Path) -> TrainState:
+    return TrainState(**json.loads((checkpoint / "state.json").read_text()))
+
+
+def load_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return torch.load(checkpoint / "weights.pt", map_location="cpu", weights_only=True)
+
+
+def load_training(checkpoint: Path) -> dict[str, Any]:
+    return torch.load(checkpoint / "training.pt", map_location="cpu", weights_only=True)
+
+
+def prune(folder: Path, keep_last: int, keep_best: int, metric: str, direction: str) -> None:
+    """Delete all checkpoints but the newest `keep_last` and the `keep_best` with the best `metric` (ties: the older)."""
+    checkpoints = find(folder)
+    scores = {checkpoint: load_state(checkpoint).scores for checkpoint in checkpoints}
+    scored = [checkpoint for checkpoint in checkpoints if scores[checkpoint] and not math.isnan(scores[checkpoint][metric])]
+    best = sorted(scored, key=lambda checkpoint: scores[checkpoint][metric] * (-1 if direction == "max" else 1))
+    for checkpoint in checkpoints[:-keep_last]:
+        if checkpoint not in best[:keep_best]:
+            shutil.rmtree(checkpoint)
+
+
+def _fingerprint(file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

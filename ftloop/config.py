@@ -1,0 +1,316 @@
+"""Config, and how a file and the command line become one; the record of it in the run folder.
+
+Precedence: default of the dataclass < config file < command line. A config file is a Python module with a variable
+`config`; it may hold losses, heads, optimizers of its own. The record (config.json) is data: values, and functions and
+classes by their qualified name, which are imported again to rebuild a run. No file of a run folder is ever executed.
+"""
+
+import dataclasses
+import functools
+import importlib
+import json
+import math
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from ftloop import __version__, metrics, optim
+from ftloop.data.pairs import Pairs
+from ftloop.errors import UserError, nearest
+from ftloop.task import Task
+
+
+def name_of(value: Any) -> str:
+    """The qualified name of a function or class, "package.module:name"; for a schedule that is a name already, itself."""
+    if isinstance(value, str):
+        return value
+    if "<" in getattr(value, "__qualname__", "<"):
+        raise UserError(
+            f"{value!r} has no name to record it by: define it at the top of the config's module "
+            "(functools.partial of such a function works too)"
+        )
+    module = value.__module__
+    if module == "__main__" and hasattr(sys.modules["__main__"], "__file__"):  # a script: the next process imports it
+        module = Path(sys.modules["__main__"].__file__).stem
+    return f"{module}:{value.__qualname__}"
+
+
+def import_name(name: str) -> Any:
+    """The function or class with a qualified name. Raises UserError."""
+    module, colon, path = name.partition(":")
+    if not colon:
+        raise UserError(f"{name!r} is no qualified name: MODULE:NAME is needed")
+    try:
+        return functools.reduce(getattr, path.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{name!r} cannot be imported: {error}") from error
+
+
+def function_option(metavar: str, *, names: bool) -> Any:
+    """How tyro reads an option that holds a function: by its qualified name (or, with `names`, by a known name)."""
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda words: words[0] if names and ":" not in words[0] else import_name(words[0]),
+        is_instance=lambda value: callable(value) or (names and isinstance(value, str)),
+        str_from_instance=lambda value: [value if isinstance(value, str) else str(encode(value).get("function", value))],
+    )
+
+
+Optimizer = Annotated[Callable[..., Any], function_option("MODULE:NAME", names=False)]
+Schedule = Annotated[str | Callable[..., Any], function_option("NAME|MODULE:NAME", names=True)]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run. A fork adds fields in a subclass; its optimizer, schedule and task can read them."""
+
+    task: Task  # what is learned, and from which data
+    run_dir: str  # the run's folder: record, metric log, checkpoints, model
+
+    epochs: int = 3  # passes over the train split
+    max_steps: int | None = None  # optimizer steps; given, it decides instead of epochs
+    batch_size: int = 32  # rows per optimizer step, over all processes
+    micro_batch_size: int | None = None  # rows per process and forward pass; accumulation follows; left out: all at once
+    seed: int = 42  # of the order of rows, the new weights, dropout, random collators
+
+    learning_rate: float = 5e-5  # after warmup
+    weight_decay: float = 0.01  # of matrices; biases and norms have none
+    optimizer: Optimizer = optim.adamw  # f(model, config), see ftloop/optim.py
+    warmup: float = 0.0  # optimizer steps (from 1) or share of all steps (below 1)
+    schedule: Schedule = "linear"  # a name of transformers.get_scheduler, or f(step, total_steps, warmup_steps)
+    schedule_options: Pairs = field(default_factory=dict)  # of a named schedule: num_cycles 2
+    max_grad_norm: float = 1.0  # gradients of a greater norm are scaled down to it; 0: no clipping
+
+    precision: Literal["fp32", "bf16", "fp16"] | None = None  # left out: as accelerate launch was told, else fp32
+    gradient_checkpointing: bool = False  # compute activations twice instead of storing them: a third slower, less memory
+    workers: int = 0  # processes that load and collate; 0: the training process does
+
+    eval_every: int | Literal["epoch"] = "epoch"  # optimizer steps between evaluations on validation; always at the end
+    eval_batch_size: int = 64  # rows per process and forward pass in evaluation
+    best_metric: str = "loss"  # score on validation that decides which weights are kept: loss, or one of task.metrics
+    best_direction: Literal["min", "max"] | None = None  # of best_metric; left out: as known for it
+    patience: int | None = None  # evaluations without a better score before stopping early; left out: never
+    log_every: int = 10  # optimizer steps between looks at the loss: only then is the device waited for
+
+    save_every: int | None = None  # optimizer steps between checkpoints, besides one at every evaluation
+    keep: str = "last=1,best=1"  # how many of the newest and of the best checkpoints stay
+    resume: str = "auto"  # auto: go on with an unfinished run of this folder; none: never; or the path of a checkpoint
+
+    @property
+    def direction(self) -> Literal["min", "max"]:
+        """Whether a smaller or a greater `best_metric` is better."""
+        return self.best_direction or metrics.direction(self.best_metric) or "max"
+
+    @property
+    def keep_last(self) -> int:
+        return parse_keep(self.keep)["last"]
+
+    @property
+    def keep_best(self) -> int:
+        return parse_keep(self.keep)["best"]
+
+
+# What may differ when a run goes on: these change its speed or what it leaves behind, not its result.
+FREE_TO_CHANGE = ("run_dir", "resume", "workers", "log_every", "keep")
+
+
+def parse_keep(text: str) -> dict[str, int]:
+    """ "last=2,best=1" -> {"last": 2, "best": 1}. At least one of each is kept: resuming needs it, and the result."""
+    kept = {"last": 1, "best": 1}
+    for part in text.split(","):
+        name, _, count = part.strip().partition("=")
+        if name not in kept or not count.isdecimal() or int(count) < 1:
+            raise UserError(f"--keep {text!r}: write last=N,best=N with numbers from 1")
+        kept[name] = int(count)
+    return kept
+
+
+def validate(config: Config) -> None:
+    """Raise UserError for options that cannot work: before anything is read, written or trained."""
+    positive = ("epochs", "max_steps", "batch_size", "micro_batch_size", "eval_batch_size", "patience", "log_every")
+    for name in (*positive, "save_every"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UserError(f"{option(name)} {value}: at least 1 is needed")
+    for name in ("learning_rate", "weight_decay", "warmup", "max_grad_norm", "workers"):
+        value = getattr(config, name)
+        if not (math.isfinite(value) and value >= 0):
+            raise UserError(f"{option(name)} {value}: a finite number from 0 on is needed")
+    if config.warmup >= 1 and config.warmup != int(config.warmup):
+        raise UserError(f"--warmup {config.warmup}: whole steps, or a share below 1")
+    if config.eval_every != "epoch" and config.eval_every < 1:
+        raise UserError(f"--eval-every {config.eval_every}: steps from 1 on, or 'epoch'")
+    if config.micro_batch_size is not None and config.micro_batch_size > config.batch_size:
+        raise UserError(
+            f"--micro-batch-size {config.micro_batch_size} is more than --batch-size {config.batch_size}: "
+            "the batch of an optimizer step is divided into micro-batches, not the other way round"
+        )
+    if not config.run_dir:
+        raise UserError("--run-dir is missing")
+    parse_keep(config.keep)
+    optim.check_schedule(config.schedule)
+    config.task.check()
+
+
+def validate_scores(config: Config) -> None:
+    """Raise UserError unless `best_metric` is a score that the evaluation will give. Needs the data's labels."""
+    names = config.task.score_names()
+    hub = [name for name in names if name.startswith("hub:")]
+    known = ("loss", *names)
+    if not hub and config.best_metric.partition("[")[0] not in {name.removesuffix("_per_class") for name in known}:
+        raise UserError(
+            f"--best-metric {config.best_metric!r} is not computed{nearest(config.best_metric, known)}; "
+            f"the scores are {', '.join(known)} (--task.metrics adds others)"
+        )
+    if config.best_direction is None and metrics.direction(config.best_metric) is None:
+        raise UserError(f"--best-metric {config.best_metric!r}: say by --best-direction whether min or max is better")
+
+
+def option(name: str) -> str:
+    """The command-line spelling of a field."""
+    return "--" + name.replace("_", "-")
+
+
+# ---- the record: config.json
+
+
+def encode(value: Any) -> Any:
+    """A config as JSON: dataclasses as {"class": ..., fields}, functions as {"function": ...}, tuples as lists."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        values = {item.name: encode(getattr(value, item.name)) for item in dataclasses.fields(value)}
+        return {"class": name_of(type(value)), **values}
+    if isinstance(value, functools.partial):
+        return {"function": name_of(value.func), "arguments": encode(value.args), "options": encode(value.keywords)}
+    if callable(value):
+        return {"function": name_of(value)}
+    if isinstance(value, list | tuple):
+        return [encode(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): encode(item) for key, item in value.items()}
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise UserError(f"a config cannot hold {value!r} ({type(value).__name__}): the record keeps values and named functions")
+
+
+def decode(value: Any) -> Any:
+    """What `encode` wrote. Lists become tuples: the fields of configs and tasks are immutable."""
+    if isinstance(value, list):
+        return tuple(decode(item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    if "class" in value:
+        made = import_name(value["class"])
+        values = {name: decode(item) for name, item in value.items() if name != "class"}
+        unknown = values.keys() - {item.name for item in dataclasses.fields(made)}
+        if unknown:
+            raise UserError(f"the record has fields that {value['class']} lacks: {', '.join(sorted(unknown))}")
+        return made(**values)
+    if "function" in value:
+        function = import_name(value["function"])
+        if "arguments" in value:
+            return functools.partial(function, *decode(value["arguments"]), **decode(value["options"]))
+        return function
+    return {key: decode(item) for key, item in value.items()}
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """The options in which two encoded configs differ: "--task.max-length 64 -> 128"."""
+    found = []
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name), new.get(name)
+        if before == after or (not prefix and name in FREE_TO_CHANGE):
+            continue
+        if isinstance(before, dict) and isinstance(after, dict) and "class" in before:
+            found += differences(before, after, f"{prefix}{name}.")
+        else:
+            found.append(f"{option(prefix + name)} {json.dumps(before)} -> {json.dumps(after)}")
+    return found
+
+
+def write_record(config: Config, file: Path) -> None:
+    """Write config.json: the config, and the folders from which its own modules were imported."""
+    encoded = encode(config)
+    record = {"ftloop": __version__, "import_from": import_folders(encoded), "config": encoded}
+    file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def import_folders(encoded: Any) -> list[str]:
+    """The folders that must be on sys.path for the names in an encoded config, those of ftloop aside."""
+    if isinstance(encoded, list):
+        return sorted({folder for item in encoded for folder in import_folders(item)})
+    if not isinstance(encoded, dict):
+        return []
+    folders = {folder for item in encoded.values() for folder in import_folders(item)}
+    module = (encoded.get("class") or encoded.get("function") or "ftloop").partition(":")[0]
+    file = getattr(sys.modules.get(module) or sys.modules["__main__"], "__file__", None)
+    if module.partition(".")[0] != "ftloop" and file is not None:
+        folders.add(str(Path(file).resolve().parents[module.count(".")]))
+    return sorted(folders)
+
+
+def read_record(run_dir: Path) -> Config:
+    """The config of a run. Raises UserError if the folder holds none or its code cannot be imported."""
+    file = run_dir / "config.json"
+    if not file.is_file():
+        near = [path.parent.name for path in run_dir.parent.glob("*/config.json")]
+        raise UserError(f"{str(run_dir)!r} holds no run (no config.json){nearest(run_dir.name, near)}")
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        folders, encoded = record["import_from"], record["config"]
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{file} is not a record of a run: {error}") from error
+    for folder in map(Path, folders):
+        if not folder.resolve().is_relative_to(run_dir.resolve()):  # nothing is imported from a run folder
+            add_to_path(folder)
+    return dataclasses.replace(decode(encoded), run_dir=str(run_dir))
+
+
+# ---- from the command line
+
+
+def load_config_file(name: str) -> Config:
+    """Import a config file as a module and return its `config`. Raises UserError."""
+    file = Path(name)
+    if not file.is_file():
+        choices = sorted(str(path) for path in file.parent.glob("*.py")) if file.parent.is_dir() else []
+        raise UserError(f"config file {name!r} does not exist{nearest(name, choices)}; found: {', '.join(choices) or 'none'}")
+    file = file.resolve()
+    # As `configs.mrpc` where the folder above is on the path (the root of the project), else as `mrpc`.
+    package = file.parent.name.isidentifier() and any(file.parent.parent == Path(entry).resolve() for entry in sys.path)
+    module = f"{file.parent.name}.{file.stem}" if package else file.stem
+    if not file.stem.isidentifier():
+        raise UserError(f"config file {name!r}: its name is no Python identifier, so a run could not be rebuilt from it")
+    add_to_path(file.parent.parent if package else file.parent)
+    try:
+        loaded = importlib.import_module(module)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a config file does wrong: its line says more than our traceback
+        line = error.lineno if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)[-1].lineno
+        raise UserError(f"config file {name!r}, line {line}: {type(error).__name__}: {error}") from error
+    if Path(loaded.__file__ or "").resolve() != file:
+        raise UserError(f"config file {name!r}: a module named {module} exists already ({loaded.__file__}): rename the file")
+    config = getattr(loaded, "config", None)
+    if not isinstance(config, Config):
+        raise UserError(f"config file {name!r} sets no variable `config` that is an ftloop.Config")
+    return config
+
+
+def add_to_path(folder: Path) -> None:
+    """Make modules of a folder importable, also in worker processes, which inherit sys.path."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+def from_command_line(words: list[str]) -> Config:
+    """`configs/mrpc.py --learning-rate 3e-5` -> Config. Exits with 2 and tyro's explanation for an unknown option."""
+    config = load_config_file(words[0])
+    return tyro.cli(type(config), default=config, args=words[1:], prog=f"train.py {words[0]}")

@@ -1,0 +1,57 @@
+"""From row ids to batches: the DataLoaders. Both kinds go through `accelerator.prepare` with `even_batches=False`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ftloop.data.order import EvaluationOrder, TrainOrder, mix, seeded
+
+
+class Rows(Dataset):
+    """Rows by their keys (epoch, row); an empty seat `~row` shows the row it repeats."""
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], list[dict]]:
+        rows = [row if row >= 0 else ~row for _, row in keys]
+        if hasattr(self.dataset, "__getitems__"):  # one read of the Arrow table for the whole micro-batch
+            return keys, self.dataset.__getitems__(rows)
+        return keys, [self.dataset[row] for row in rows]
+
+
+class Collate:
+    """Calls the task's collate and adds "rows", the ids (int64; negative: an empty seat that counts nowhere).
+
+    What a collator draws at random (masking, cropping) is seeded by (seed, epoch, first row of the micro-batch), in
+    whatever worker it runs: the cost is 50 microseconds a micro-batch.
+    """
+
+    def __init__(self, collate: Callable[[list[dict]], dict[str, torch.Tensor]], seed: int):
+        self.collate, self.seed = collate, seed
+
+    def __call__(self, keys_and_examples: tuple[list[tuple[int, int]], list[dict]]) -> dict[str, torch.Tensor]:
+        keys, examples = keys_and_examples
+        with seeded(mix(self.seed, "collate", *keys[0])):
+            batch = dict(self.collate(examples))
+        return {**batch, "rows": torch.tensor([row for _, row in keys])}
+
+
+def build_loader(
+    dataset: Any, order: TrainOrder | EvaluationOrder, collate: Callable, seed: int = 0, workers: int = 0
+) -> DataLoader:
+    """A DataLoader over `dataset` in the given order. Workers change the speed, never the batches."""
+    return DataLoader(
+        Rows(dataset),
+        batch_sampler=order,
+        collate_fn=Collate(collate, seed),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        # iter(loader) draws a base seed; from a generator of its own, it leaves the global stream alone.
+        generator=torch.Generator(),
+    )

@@ -1,0 +1,130 @@
+"""In what order rows are served: pure functions of (seed, epoch), and the samplers that deal rows to the processes.
+
+Nothing here has a state worth saving. The order of an epoch, the dropout of a micro-batch and the random choices of a
+collator are functions of counters, so the position (epoch, window) is all that a checkpoint needs to go on exactly.
+"""
+
+import contextlib
+import functools
+import hashlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy
+import torch
+
+if TYPE_CHECKING:
+    from ftloop.checkpoint import TrainState
+
+
+def mix(*counters: int | str) -> int:
+    """A 63-bit seed from any counters: `mix(seed, "order", epoch)`. Near counters give unrelated seeds."""
+    return int.from_bytes(hashlib.blake2b(repr(counters).encode(), digest_size=8).digest(), "little") >> 1
+
+
+def seed_all(seed: int) -> None:
+    """Seed torch (every device), random and numpy."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    numpy.random.seed(seed & 0xFFFFFFFF)
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed all within the block and put the caller's states back: without workers, the caller is the training itself."""
+    states = torch.get_rng_state(), random.getstate(), numpy.random.get_state()
+    # Not seed_all: it would also seed the GPU, whose state belongs to dropout and is not put back here.
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    numpy.random.seed(seed & 0xFFFFFFFF)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        numpy.random.set_state(states[2])
+
+
+@functools.lru_cache(maxsize=2)  # the sampler and the loop both ask; at an epoch's end the sampler is one epoch ahead
+def epoch_order(rows: int, seed: int, epoch: int) -> torch.Tensor:
+    """The row ids of an epoch in the order of training: a permutation, int64 of shape (rows,)."""
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(mix(seed, "order", epoch)))
+
+
+def deal(rows: list[int], micro_batch_size: int, processes: int) -> Iterator[list[int]]:
+    """Deal rows out as micro-batches: process 0, process 1, ..., process 0, ..., always whole rounds.
+
+    Within a round every process gets equally many seats, so that what is computed from them can be gathered as it is.
+    A seat that stays empty holds `~row` (a negative number): the row is computed again, and counts nowhere.
+    """
+    for start in range(0, len(rows), micro_batch_size * processes):
+        served = rows[start : start + micro_batch_size * processes]
+        seats = -(-len(served) // processes)
+        served = served + [~served[0]] * (seats * processes - len(served))
+        for process in range(processes):
+            yield served[process * seats : (process + 1) * seats]
+
+
+@dataclass(frozen=True)
+class Window:
+    """The rows of one optimizer step over all processes and micro-batches."""
+
+    epoch: int  # from 0
+    index: int  # of the window in its epoch, from 0
+    rows: list[int]  # row ids; their number is what the loss is divided by
+    ends_epoch: bool
+
+
+# The samplers have no attribute `batch_size` on purpose: accelerate deals out the micro-batches of such a sampler
+# one by one, as they come, to process 0, 1, ... (with even_batches=False). With that attribute it would re-cut them.
+
+
+@dataclass
+class TrainOrder:
+    """Batch sampler of a whole training: yields the micro-batches of all processes in turn, as keys (epoch, row).
+
+    It begins at the position of `state`: seeking costs one permutation, whatever the position.
+    """
+
+    rows: int
+    batch_size: int  # rows of an optimizer step over all processes
+    micro_batch_size: int  # rows of one process in one forward pass
+    processes: int
+    total_steps: int
+    seed: int
+    state: "TrainState"
+
+    def windows(self) -> Iterator[Window]:
+        """The windows from the position of `state` to the last step."""
+        epoch, index = self.state.epoch, self.state.window
+        for _ in range(self.state.step, self.total_steps):
+            start = index * self.batch_size
+            rows = epoch_order(self.rows, self.seed, epoch)[start : start + self.batch_size].tolist()
+            ends_epoch = start + self.batch_size >= self.rows
+            yield Window(epoch, index, rows, ends_epoch)
+            epoch, index = (epoch + 1, 0) if ends_epoch else (epoch, index + 1)
+
+    def rounds(self, window: Window) -> int:
+        """How many micro-batches of the window each process gets."""
+        return -(-len(window.rows) // (self.micro_batch_size * self.processes))
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for window in self.windows():
+            for seats in deal(window.rows, self.micro_batch_size, self.processes):
+                yield [(window.epoch, row) for row in seats]
+
+
+@dataclass
+class EvaluationOrder:
+    """Batch sampler of a split: every row once, as keys (0, row), long rows first (least padding, early out-of-memory)."""
+
+    lengths: list[int]  # one per row, in any unit
+    batch_size: int  # rows of one process in one forward pass
+    processes: int
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        rows = sorted(range(len(self.lengths)), key=self.lengths.__getitem__, reverse=True)
+        for seats in deal(rows, self.batch_size, self.processes):
+            yield [(0, row) for row in seats]

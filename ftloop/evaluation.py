@@ -1,0 +1,135 @@
+"""The exact pass over a split: every row once, whatever the batch size and the number of processes. And what a finished
+run can do: be evaluated, and predict.
+
+Per-row values are gathered together with their row ids, empty seats are dropped, and the ids are counted. The loss is
+summed in float64 by row id, so that it does not depend on the order in which rows were served.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from ftloop import metrics, tracking
+from ftloop.config import read_record
+from ftloop.data.loader import build_loader
+from ftloop.data.order import EvaluationOrder
+from ftloop.devices import start_accelerator
+from ftloop.errors import UserError, nearest
+from ftloop.task import Task
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from datasets import Dataset
+    from transformers import PreTrainedModel
+
+
+def evaluation_loader(rows: Any, task: Task, accelerator: "Accelerator", batch_size: int, workers: int = 0) -> DataLoader:
+    """A prepared loader over all `rows` of a split, long ones first where they have a "length"."""
+    lengths = rows["length"][:] if "length" in rows.column_names else [0] * len(rows)
+    order = EvaluationOrder(lengths, batch_size, accelerator.num_processes)
+    return accelerator.prepare(build_loader(rows, order, task.collate, workers=workers))
+
+
+@torch.no_grad()
+def evaluate_split(model: torch.nn.Module, loader: DataLoader, task: Task, accelerator: "Accelerator") -> dict[str, float]:
+    """The scores of a prepared model on a split: "loss", the mean of the per-row losses, and the task's metrics.
+
+    Called by all processes, and the same on all of them: the main process streams batches into the metrics and tells
+    the others. Raises RuntimeError unless every row was seen exactly once.
+    """
+    scorers = task.build_metrics() if accelerator.is_main_process else []
+    losses = torch.zeros(len(loader.dataset), dtype=torch.float64)
+    for values in outputs_by_row(model, loader, task, accelerator):
+        losses[values["rows"]] = values.pop("losses").double()
+        for scorer in scorers:
+            metrics.add(scorer, values)
+    scores = {"loss": losses.mean().item()}
+    for scorer in scorers:
+        scores |= scorer.compute()
+    return _from_main(scores, accelerator)
+
+
+@torch.no_grad()
+def outputs_by_row(
+    model: torch.nn.Module, loader: DataLoader, task: Task, accelerator: "Accelerator"
+) -> Iterator[dict[str, torch.Tensor]]:
+    """What `task.predict` makes of each batch, on the CPU of the main process, with "rows" (the ids, in no order), and
+    for labelled rows "references" and "losses". Other processes take part and yield nothing."""
+    model.eval()
+    seen = torch.zeros(len(loader.dataset), dtype=torch.int64)
+    for batch in loader:
+        values, targets = {"rows": batch.pop("rows")}, batch.pop("labels", None)
+        outputs = model(**batch)
+        values |= task.predict(outputs)
+        if targets is not None:
+            values |= {"references": targets, "losses": task.losses(outputs, targets)}
+        values = accelerator.gather(values)  # whole rounds of equal seats: nothing is padded, nothing repeated
+        if accelerator.is_main_process:
+            real = values["rows"] >= 0
+            # Here the device is waited for: metrics live on the CPU.
+            values = {name: value[real].cpu() for name, value in values.items()}
+            seen[values["rows"]] += 1
+            yield values
+    model.train()
+    if accelerator.is_main_process and not bool((seen == 1).all()):
+        raise RuntimeError(f"{int((seen != 1).sum())} of {len(seen)} rows were not evaluated exactly once")
+
+
+def _from_main(value: Any, accelerator: "Accelerator") -> Any:
+    """The main process's value, on every process."""
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0] if accelerator.num_processes > 1 else value
+
+
+# ---- a finished run
+
+
+def load_run(run_dir: str | Path) -> tuple[Task, "PreTrainedModel"]:
+    """The task and the kept model of a finished run, with the labels it was trained with. Raises UserError."""
+    config = read_record(Path(run_dir))
+    folder = Path(run_dir) / "model"
+    if not folder.is_dir():
+        raise UserError(f"{str(run_dir)!r} has no model/ yet: its training is not finished (run the same command again)")
+    task = config.task.of_run(str(folder))
+    return task, task.build_model()
+
+
+def evaluate(run_dir: str | Path, split: str | None = None, batch_size: int | None = None) -> dict[str, float]:
+    """The scores of a finished run on a split of its data: the same numbers as its training printed for that split.
+
+    `split`: train, validation or test; left out, test where the data has it, else validation. `batch_size`: rows per
+    process and forward pass; left out, that of the run. Raises UserError.
+    """
+    config = read_record(Path(run_dir))
+    accelerator = start_accelerator(config.precision)
+    tracking.set_up_logging(accelerator.is_main_process)
+    task, model = load_run(run_dir)
+    with accelerator.local_main_process_first():
+        data = task.load()
+    split = split or ("test" if "test" in data else "validation")
+    if split not in data:
+        raise UserError(f"--split {split!r} is not in the data{nearest(split, data)}; the splits are {', '.join(data)}")
+    loader = evaluation_loader(data[split], task, accelerator, batch_size or config.eval_batch_size)
+    return evaluate_split(accelerator.prepare_model(model, evaluation_mode=True), loader, task, accelerator)
+
+
+def predict(run_dir: str | Path, rows: "Dataset", batch_size: int = 64) -> list[dict[str, Any]]:
+    """What a finished run says of new rows, in their order: dictionaries as `task.describe` makes them.
+
+    `rows` has the columns that the task reads (`task.input_columns`); labels are not needed. Runs in one process.
+    """
+    accelerator = start_accelerator(read_record(Path(run_dir)).precision)
+    tracking.set_up_logging(accelerator.is_main_process)
+    task, model = load_run(run_dir)
+    loader = evaluation_loader(task.prepare_new(rows), task, accelerator, batch_size)
+    model = accelerator.prepare_model(model, evaluation_mode=True)
+    described: list[Any] = [None] * len(rows)
+    for values in outputs_by_row(model, loader, task, accelerator):
+        ids = values.pop("rows").tolist()
+        for row, description in zip(ids, task.describe(values), strict=True):
+            described[row] = description
+    return described

@@ -1,0 +1,325 @@
+"""What is learned: Task, the six methods that the loop calls, and Classification, the half that text and image share.
+
+The task computes, the loop drives: no method here knows of devices, precision, accumulation, processes or checkpoints.
+A task is a frozen dataclass whose fields are its options on the command line (`--task.max-length 64`), each explained by
+the comment beside it. What is expensive to derive from them (rows, labels, tokenizer) is a cached property.
+
+torch and the libraries are imported where they are used: `--help` and a mistyped option answer in about a second.
+"""
+
+import logging
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from ftloop import metrics
+from ftloop.data import Data, labels
+from ftloop.data.labels import Labels, ProblemType
+from ftloop.data.source import cut_splits, require_columns, root_cause
+from ftloop.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset, DatasetDict
+    from transformers import PretrainedConfig, PreTrainedModel
+
+logger = logging.getLogger("ftloop")
+
+Batch = dict[str, "torch.Tensor"]
+
+
+class Task:
+    """The protocol between a task and the loop. A fork may write all six methods, or inherit and change one."""
+
+    def check(self) -> None:
+        """Raise UserError for options that contradict each other: called before anything is read or written."""
+
+    def load(self) -> "DatasetDict":
+        """The splits "train", "validation" and maybe "test": rows as `collate` takes them, with a column "length"
+        (any unit of cost) where rows differ in it."""
+        raise NotImplementedError
+
+    def build_model(self) -> "PreTrainedModel":
+        """The model to train, in float32, on the CPU: from a Hub id, a folder, or from scratch."""
+        raise NotImplementedError
+
+    def collate(self, examples: list[dict[str, Any]]) -> Batch:
+        """Rows to one batch: "labels", and the model's inputs under the names of its `forward`."""
+        raise NotImplementedError
+
+    def losses(self, outputs: Any, targets: "torch.Tensor") -> "torch.Tensor":
+        """One loss per row, shape (rows,), not reduced, from what the model returned and the batch's "labels"."""
+        raise NotImplementedError
+
+    def predict(self, outputs: Any) -> Batch:
+        """What metrics compare, one entry per row: "predictions", and "prediction_scores" for those that rank."""
+        raise NotImplementedError
+
+    def build_metrics(self) -> list[Any]:
+        """`evaluate.Metric` objects (add_batch, compute), fed by the names of their features; called on one process."""
+        raise NotImplementedError
+
+    def score_names(self) -> tuple[str, ...]:
+        """The scores that `best_metric` may name, besides "loss"."""
+        return ()
+
+    def of_run(self, model: str) -> "Task":
+        """This task with the weights of a finished run (the folder `model`) instead of those it began with."""
+        return replace(self, model=model)
+
+    @property
+    def processor(self) -> Any:
+        """The tokenizer or image processor that is saved beside the model."""
+        raise NotImplementedError
+
+    # For predict.py alone:
+
+    def prepare_new(self, rows: "Dataset") -> "Dataset":
+        """Rows without labels, as `collate` takes them."""
+        raise NotImplementedError
+
+    def describe(self, values: Batch) -> list[dict[str, Any]]:
+        """What `predict` gave for some rows, in words: one dictionary a row."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """Labels of any kind on rows of any modality: single-label, multi-label and regression heads, their losses,
+    predictions and metrics. A modality adds `processor`, `prepare` (rows to model inputs) and `collate`."""
+
+    model: str = ""  # a Hub id or a folder that from_pretrained reads
+    init: Literal["pretrained", "random"] = "pretrained"  # random: only the architecture and the tokenizer are taken
+    data: Data = field(default_factory=Data)
+    label_column: tuple[str, ...] = ("label",)  # one column; or several columns of 0/1, one per label (multi-label)
+    label_separator: str | None = None  # splits the text of the label column into several labels: ","
+    label_names: tuple[str, ...] = ()  # in the order of the ids, or one file with a name a line; left out: from train
+    problem_type: ProblemType | None = None  # left out: lists are multi-label, decimals regression, the rest single-label
+    dropout: float | None = None  # sets every dropout probability of the model; left out: the model's own
+    metrics: tuple[str, ...] = ()  # names of ftloop/metrics.py, or hub:NAME; left out: the usual ones of the problem type
+    threshold: float = 0.5  # probability from which a label of a multi-label task is predicted
+
+    model_class: ClassVar[Any] = None  # builds the model with its head: a class, or the name of one in transformers
+    input_option: ClassVar[str]  # how the command line names `input_columns`
+
+    def __post_init__(self) -> None:
+        for option in fields(self):  # label_column="label" in a config file means ("label",)
+            if str(option.type).startswith("tuple") and isinstance(getattr(self, option.name), str):
+                object.__setattr__(self, option.name, (getattr(self, option.name),))
+
+    def check(self) -> None:
+        if not self.model:
+            raise UserError("--task.model is missing: a Hub id or a folder that from_pretrained reads")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise UserError(f"--task.dropout {self.dropout}: a probability from 0 to below 1 is needed")
+        if not 0 < self.threshold < 1:
+            raise UserError(f"--task.threshold {self.threshold}: a probability between 0 and 1 is needed")
+        if not self.label_column:
+            raise UserError("--task.label-column: name at least one column")
+
+    def of_run(self, model: str) -> "Classification":
+        """With the labels of the run's model: what its logits mean is not decided a second time."""
+        from transformers import AutoConfig
+
+        try:
+            config = AutoConfig.from_pretrained(model)
+        except Exception as error:
+            raise UserError(f"the model of the run, {model!r}, cannot be read: {root_cause(error)}") from error
+        regression = config.problem_type == "regression"
+        names = () if regression else tuple(config.id2label[number] for number in range(config.num_labels))
+        return replace(
+            self, model=model, init="pretrained", dropout=None, problem_type=config.problem_type, label_names=names
+        )
+
+    # ---- data
+
+    @property
+    def input_columns(self) -> tuple[str, ...]:
+        """The columns of the source that hold what the model sees."""
+        raise NotImplementedError
+
+    def prepare(self, rows: "Dataset") -> "Dataset":
+        """Rows of the source to rows with the model's inputs (and "length") alone."""
+        raise NotImplementedError
+
+    @cached_property
+    def rows(self) -> "DatasetDict":
+        """The rows of the source, by split: checked, cleaned, with all their columns, in the order that row ids count."""
+        data = self.data.read()
+        require_columns(data, self.input_columns, self.input_option)
+        data = type(data)({split: rows for split, rows in data.items() if split != "test" or self._labelled(rows)})
+        require_columns(data, self.label_column, "--task.label-column")
+        data = type(data)({split: self._without_empty(split, rows) for split, rows in data.items()})
+        single = len(self.label_column) == 1 and self.label_separator is None
+        classes = labels.cells(data["train"], self.label_column, None) if single else None
+        if classes and (isinstance(classes[0], list | float) or self.problem_type == "regression"):
+            classes = None
+        data = cut_splits(data, self.data, classes)
+        if "validation" not in data:
+            logger.info("data: no validation split: nothing is evaluated while training, and the last weights are kept")
+        return data
+
+    @cached_property
+    def labels(self) -> Labels:
+        """Decided once: by the options (those of a finished run are complete), else from train."""
+        names = self.label_names
+        if len(names) == 1:
+            from pathlib import Path
+
+            file = Path(names[0]).expanduser()
+            if not file.is_file():
+                raise UserError(f"--task.label-names {names[0]!r}: give all names, or an existing file with a name a line")
+            names = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+        if self.problem_type is not None and (names or self.problem_type == "regression"):
+            return Labels(self.problem_type, names)
+        return labels.decide(self.rows["train"], self.label_column, self.label_separator, self.problem_type, names)
+
+    def load(self) -> "DatasetDict":
+        self.check_metrics()
+        encoded = {
+            split: labels.encode(rows, self.label_column, self.label_separator, self.labels, split)
+            for split, rows in self.rows.items()
+        }
+        labels.log_labels(self.labels, encoded)
+        # Labels are joined after the cached preparation: another label option does not prepare the inputs again.
+        prepared = {split: self.prepare(rows).add_column("labels", encoded[split]) for split, rows in self.rows.items()}
+        return type(self.rows)(prepared)
+
+    def prepare_new(self, rows: "Dataset") -> "Dataset":
+        require_columns({"new": rows}, self.input_columns, self.input_option)
+        for column in self.input_columns:
+            empty = [row for row, cell in enumerate(rows[column]) if cell is None]
+            if empty:
+                raise UserError(f"{len(empty)} row(s) have no {column!r}, counted from 0: {', '.join(map(str, empty[:10]))}")
+        return self.prepare(rows)
+
+    def _labelled(self, rows: "Dataset") -> bool:
+        """False for a test split without labels (no column, or no row with one), as the Hub's benchmarks have."""
+        known = set(self.label_column) <= set(rows.column_names) and not all(
+            labels.missing(cell) or cell == -1 for cell in labels.cells(rows, self.label_column, self.label_separator)
+        )
+        if not known:
+            logger.info("data: test has no labels, so it is not scored (%d rows)", len(rows))
+        return known
+
+    def _without_empty(self, split: str, rows: "Dataset") -> "Dataset":
+        empty = {
+            row
+            for column in self.input_columns
+            for row, cell in enumerate(rows[column])
+            if cell is None or (isinstance(cell, str) and not cell.strip())
+        }
+        found = labels.cells(rows, self.label_column, self.label_separator)
+        unlabelled = {row for row, cell in enumerate(found) if labels.missing(cell)} - empty
+        if not empty and not unlabelled:
+            return rows
+        counts = [
+            f"{len(bad)} {what} (rows {', '.join(map(str, sorted(bad)[:10]))}{', ...' if len(bad) > 10 else ''})"
+            for bad, what in ((empty, f"empty {' or '.join(self.input_columns)}"), (unlabelled, "missing label"))
+            if bad
+        ]
+        if not self.data.drop_empty:
+            raise UserError(
+                f"--task.data: the split {split!r} has {' and '.join(counts)}, counted from 0; "
+                "mend the file, or leave these rows out by --task.data.drop-empty"
+            )
+        logger.warning("data: %s: dropped %s", split, " and ".join(counts))
+        kept = [row for row in range(len(rows)) if row not in empty | unlabelled]
+        if not kept:
+            raise UserError(f"--task.data: the split {split!r} is empty without its empty rows")
+        return rows.select(kept)
+
+    # ---- model
+
+    def configure(self, config: "PretrainedConfig") -> None:
+        """Change the model's configuration before it is built."""
+        names = self.labels.names
+        config.problem_type = self.labels.problem_type
+        config.num_labels = self.labels.outputs
+        if names:
+            config.id2label = dict(enumerate(names))
+            config.label2id = {name: number for number, name in enumerate(names)}
+        if self.dropout is not None:
+            # "classifier_dropout", "attn_pdrop", "drop_path_rate": every architecture has its own names.
+            probabilities = [name for name in vars(config) if "drop" in name and not isinstance(getattr(config, name), bool)]
+            for name in probabilities:
+                setattr(config, name, self.dropout)
+
+    def build_model(self) -> "PreTrainedModel":
+        import torch
+        import transformers
+
+        made_by = getattr(transformers, self.model_class) if isinstance(self.model_class, str) else self.model_class
+        verbosity = transformers.logging.get_verbosity()
+        transformers.logging.set_verbosity_error()  # its table of new weights is replaced by the lines below
+        try:
+            config = transformers.AutoConfig.from_pretrained(self.model)
+            self.configure(config)
+            if self.init == "random":
+                logger.info("model: %s with random weights, %s", type(config).__name__.removesuffix("Config"), self.model)
+                return made_by.from_config(config) if hasattr(made_by, "from_config") else made_by(config)
+            model, found = made_by.from_pretrained(
+                self.model,
+                config=config,
+                dtype=torch.float32,  # a checkpoint in half precision would else be trained in it
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+        except Exception as error:  # hub, file, json, safetensors and torch errors: all mean an unreadable model
+            raise UserError(f"--task.model {self.model!r} cannot be loaded: {root_cause(error)}") from error
+        finally:
+            transformers.logging.set_verbosity(verbosity)
+        resized = sorted(key[0] if isinstance(key, tuple) else key for key in found["mismatched_keys"])
+        missing = sorted(set(found["missing_keys"]) - set(resized))
+        logger.info("model: %s, %.1f million parameters", self.model, sum(p.numel() for p in model.parameters()) / 1e6)
+        if resized:
+            logger.info("model: of another size in the checkpoint, so new and random: %s", ", ".join(resized))
+        if missing:
+            shown = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")
+            logger.info("model: not in the checkpoint, so new and random: %s", shown)
+        return model
+
+    # ---- learning and scoring
+
+    def losses(self, outputs: Any, targets: "torch.Tensor") -> "torch.Tensor":
+        """Cross-entropy; binary cross-entropy, averaged over the labels of a row; squared error."""
+        import torch.nn.functional as F
+
+        logits = outputs.logits.float()
+        if self.labels.multi:
+            return F.binary_cross_entropy_with_logits(logits, targets.float(), reduction="none").mean(dim=-1)
+        if self.labels.problem_type == "regression":
+            return F.mse_loss(logits.squeeze(-1), targets.float(), reduction="none")
+        return F.cross_entropy(logits, targets, reduction="none")
+
+    def predict(self, outputs: Any) -> Batch:
+        """ids (rows,) and probabilities (rows, labels); 0/1 and probabilities (rows, labels); values (rows,)."""
+        logits = outputs.logits.float()
+        if self.labels.multi:
+            probabilities = logits.sigmoid()
+            return {"predictions": (probabilities >= self.threshold).long(), "prediction_scores": probabilities}
+        if self.labels.problem_type == "regression":
+            return {"predictions": logits.squeeze(-1)}
+        return {"predictions": logits.argmax(dim=-1), "prediction_scores": logits.softmax(dim=-1)}
+
+    def describe(self, values: Batch) -> list[dict[str, Any]]:
+        """{"label", "probability", "probabilities"}; {"labels", "probabilities"}; {"value"}."""
+        if self.labels.problem_type == "regression":
+            return [{"value": value} for value in values["predictions"].tolist()]
+        names, described = self.labels.names, []
+        for found, scores in zip(values["predictions"].tolist(), values["prediction_scores"].tolist(), strict=True):
+            if self.labels.multi:
+                answer = {"labels": [name for name, present in zip(names, found, strict=True) if present]}
+            else:
+                answer = {"label": names[found], "probability": scores[found]}
+            described.append({**answer, "probabilities": dict(zip(names, scores, strict=True))})
+        return described
+
+    def score_names(self) -> tuple[str, ...]:
+        return self.metrics or metrics.DEFAULTS[self.labels.problem_type]
+
+    def check_metrics(self) -> None:
+        metrics.check(self.score_names(), self.labels.problem_type, self.labels.names)
+
+    def build_metrics(self) -> list[Any]:
+        return [metrics.build(name, self.labels.problem_type, self.labels.names) for name in self.score_names()]

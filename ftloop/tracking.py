@@ -1,0 +1,157 @@
+"""What a run says while it trains: metrics.jsonl, the progress bar, lines on the terminal."""
+
+import json
+import logging
+import math
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm.auto import tqdm
+
+from ftloop.errors import TrainingError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+logger = logging.getLogger("ftloop")
+
+
+class _Terminal(logging.Handler):
+    """Log lines on standard error, above a progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        tqdm.write(prefix + self.format(record), file=sys.stderr)
+
+
+def set_up_logging(is_main_process: bool) -> None:
+    """Let the logger "ftloop" speak on the main process only. A program that has set up the logger itself keeps it."""
+    if not logger.handlers:
+        logger.addHandler(_Terminal())
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    if not is_main_process:
+        logger.setLevel(logging.CRITICAL)
+    if not sys.stderr.isatty():  # in a pipe their bars are thousands of lines
+        import datasets
+        import transformers
+
+        datasets.disable_progress_bars()
+        transformers.logging.disable_progress_bar()
+
+
+class MetricLog:
+    """Appends to metrics.jsonl: one line per value, with step, epoch, split, name, value, time, items_per_second."""
+
+    def __init__(self, file: Path, keep_bytes: int):
+        """Cut the log to what the resumed step had written (`keep_bytes`; 0 for a new run) and append from there."""
+        self.stream = file.open("ab")
+        self.stream.truncate(keep_bytes)
+
+    def write(self, step: int, epoch: float, split: str, scores: dict[str, float], items_per_second: float) -> None:
+        now = round(time.time(), 3)
+        for name, value in scores.items():
+            line = {"step": step, "epoch": round(epoch, 6), "split": split, "name": name, "value": value}
+            line |= {"time": now, "items_per_second": round(items_per_second, 2)}
+            self.stream.write(json.dumps(line).encode() + b"\n")
+        self.stream.flush()
+
+    def durable(self) -> int:
+        """Wait until the disk has all lines; the length of the log in bytes, for the checkpoint."""
+        os.fsync(self.stream.fileno())
+        return self.stream.tell()
+
+    def close(self) -> None:
+        self.stream.close()
+
+
+class NoMetricLog:
+    """Takes the place of the log on all processes but the main one."""
+
+    def write(self, *_: Any) -> None:
+        """Nothing: the main process writes."""
+
+    def durable(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@dataclass
+class Step:
+    """What one optimizer step leaves behind, still on the device."""
+
+    number: int
+    epoch: float
+    items: int  # rows of the step over all processes
+    losses: list[tuple[torch.Tensor, torch.Tensor]]  # of this process: row ids and their losses, per micro-batch
+    gradient_norm: torch.Tensor
+    learning_rate: float
+
+
+class StepLog:
+    """Holds steps back until `flush`, the only place in training where the device is waited for."""
+
+    def __init__(self, log: MetricLog | NoMetricLog, bar: tqdm, accelerator: "Accelerator"):
+        self.log, self.bar, self.accelerator = log, bar, accelerator
+        self.pending: list[Step] = []
+        self.started = time.perf_counter()
+
+    def add(self, step: Step) -> None:
+        self.pending.append(step)
+
+    def flush(self) -> None:
+        """Write loss, learning rate and gradient norm of the pending steps. Raises TrainingError for NaN and infinity."""
+        if not self.pending:
+            return
+        # Summed as in the gradient: over the rows of all processes, divided once.
+        sums = torch.stack([sum(losses.sum() for _, losses in step.losses) for step in self.pending])
+        sums = self.accelerator.reduce(sums, "sum").tolist()
+        norms = torch.stack([step.gradient_norm for step in self.pending]).tolist()
+        seconds = time.perf_counter() - self.started
+        rate = sum(step.items for step in self.pending) / seconds
+        for step, total, norm in zip(self.pending, sums, norms, strict=True):
+            # Under fp16 an infinite norm is the gradient scaler's business: it skips the step and lowers its scale.
+            if not math.isfinite(total) or not (math.isfinite(norm) or self.accelerator.scaler is not None):
+                self._stop(step, total, norm)
+            scores = {"loss": total / step.items, "learning_rate": step.learning_rate, "gradient_norm": norm}
+            self.log.write(step.number, step.epoch, "train", scores, rate)
+        newest, mean = self.pending[-1], sum(sums) / sum(step.items for step in self.pending)
+        self.bar.set_postfix(epoch=f"{newest.epoch:.2f}", loss=f"{mean:.4f}", rows_per_s=f"{rate:.0f}", refresh=False)
+        self.bar.update(newest.number - self.bar.n)
+        self.pending.clear()
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leave out of items_per_second what was not training: an evaluation, a checkpoint."""
+        self.started = time.perf_counter()
+
+    def _stop(self, step: Step, total: float, norm: float) -> None:
+        from accelerate.utils import gather_object
+
+        bad = [row for rows, losses in step.losses for row in rows[~losses.isfinite()].tolist() if row >= 0]
+        bad = sorted(gather_object(bad))
+        which = f"rows {', '.join(map(str, bad[:20]))} of train (counted from 0)" if bad else "the gradient, not a row's loss"
+        raise TrainingError(
+            f"step {step.number}: the loss is {total / step.items}, the gradient norm {norm}, from {which}. "
+            "The last checkpoint is from before. A smaller --learning-rate, --max-grad-norm, or another --precision may help"
+        )
+
+
+def progress_bar(total: int, done: int, is_main_process: bool) -> tqdm:
+    """A bar over optimizer steps; in a pipe it is drawn once in ten seconds."""
+    wait = 0.1 if sys.stderr.isatty() else 10
+    return tqdm(
+        total=total, initial=done, unit="step", disable=not is_main_process, mininterval=wait, dynamic_ncols=True, smoothing=0.05
+    )
+
+
+def shown(scores: dict[str, float]) -> str:
+    """Scores for a person: "loss 0.3121  accuracy 0.8912"."""
+    return "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
