@@ -48,7 +48,7 @@ def evaluate_split(model: torch.nn.Module, loader: DataLoader, task: Task, accel
             metrics.add(scorer, values)
     scores = {"loss": losses.mean().item()}
     for scorer in scorers:
-        scores |= scorer.compute()
+        scores |= metrics.compute(scorer)
     return _from_main(scores, accelerator)
 
 

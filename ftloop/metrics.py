@@ -9,15 +9,14 @@ whole NumPy columns:
     multi-label    references bool [rows, labels]; predictions bool or scores float, of the same shape
     regression     references and predictions float [rows]
 
-The scores are those of scikit-learn and SciPy, to 1e-12 in the tests, but counted here: scikit-learn infers the problem
-from the values it is given, so that an absent class changes the mean and a single column of labels is scored for its
-zeros. A ratio of nothing is 0 (its `zero_division=0`). A score that has no value (one class only, a constant, a NaN) is
-NaN with one logged line: training goes on.
+scikit-learn and SciPy compute them, over all classes of the task, whether a split holds them or not; a ratio of nothing
+is 0. A score that has no value (one class only, a constant, a NaN) is NaN with one logged line: training goes on.
 """
 
 import functools
 import logging
 import numbers
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -48,98 +47,66 @@ class Score:
     binary: bool = False  # for exactly two classes, of which id 1 is the positive one
 
 
-def _ratio(part, whole):
-    return part / np.maximum(whole, 1)  # of counts, where a part is 0 whenever its whole is
+def _sklearn(name: str, **options: Any) -> Callable[..., Any]:
+    """A function of sklearn.metrics by its name: scikit-learn is imported when the first score is computed."""
 
+    def score(references: np.ndarray, compared: np.ndarray, labels: int) -> Any:
+        import sklearn.metrics
 
-RATIOS = {
-    "precision": lambda hits, predicted, actual: _ratio(hits, predicted),
-    "recall": lambda hits, predicted, actual: _ratio(hits, actual),
-    "f1": lambda hits, predicted, actual: _ratio(2 * hits, predicted + actual),
-}
-
-
-def _counts(references, predictions, labels):
-    """How often each label is rightly predicted, predicted, and true: three int arrays [labels]."""
-    if references.ndim == 1:
-        hits = references[references == predictions]
-        return [np.bincount(ids, minlength=labels) for ids in (hits, predictions, references)]
-    return [cells.sum(axis=0) for cells in (references & predictions, predictions, references)]
-
-
-def _averaged(ratio, average):
-    def score(references, predictions, labels):
-        if average == "samples":
-            references, predictions = references.T, predictions.T
-        counts = _counts(references, predictions, labels)
-        if average == "micro":
-            counts = [count.sum() for count in counts]
-        values, support = ratio(*counts), counts[-1]
-        if average == "binary":
-            return values[1]
-        if average == "weighted":
-            return _ratio(values @ support, support.sum())
-        return values if average == "per_class" else np.mean(values)
+        return getattr(sklearn.metrics, name)(references, compared, **options)
 
     return score
 
 
-def _matthews(references, predictions, labels):
-    """The correlation of two partitions, of any number of classes (Gorodkin 2004); 0 when one is constant."""
-    hits, predicted, actual = (count.astype(float) for count in _counts(references, predictions, labels))
-    rows = float(len(references))
-    spread = (rows**2 - predicted @ predicted) * (rows**2 - actual @ actual)
-    return (hits.sum() * rows - predicted @ actual) / np.sqrt(spread) if spread else 0.0
+def _averaged(name: str, average: str | None) -> Callable[..., Any]:
+    """Precision, recall or F1. Naming all labels keeps absent classes in the mean."""
+
+    def score(references: np.ndarray, predictions: np.ndarray, labels: int) -> Any:
+        counted: list[int] = [1] if average == "binary" else list(range(labels))
+        if references.ndim == 2 and labels == 1:  # scikit-learn takes one column for two classes, and scores its zeros
+            references, predictions, counted = references[:, 0], predictions[:, 0], [1]
+        how = {"average": average, "zero_division": 0} | ({} if average in ("binary", "samples") else {"labels": counted})
+        return _sklearn(name, **how)(references, predictions, labels)
+
+    return score
 
 
-def _roc_auc(references, scores, labels):
-    """The chance that a positive row outranks a negative one (Hanley and McNeil 1982); the mean over classes."""
-    from scipy.stats import rankdata
-
+def _roc_auc(references: np.ndarray, scores: np.ndarray, labels: int) -> float:
+    """One class (or label) against the rest; the mean over them."""
     if references.ndim < scores.ndim:
         references = references[:, None] == np.arange(labels)
-    positives = references.sum(axis=0)
-    wins = (rankdata(scores, axis=0) * references).sum(axis=0) - positives * (positives + 1) / 2
-    return np.mean(wins / (positives * (len(references) - positives)))
+    return _sklearn("roc_auc_score", average="macro")(references, scores, labels)
 
 
-def _pearson(references, predictions, labels):
-    if np.ptp(references) == 0 or np.ptp(predictions) == 0:
-        return np.nan  # rounding in the mean would make a constant correlate with anything
-    references, predictions = references - references.mean(), predictions - predictions.mean()
-    return (references / np.linalg.norm(references)) @ (predictions / np.linalg.norm(predictions))
+def _correlation(name: str) -> Callable[..., float]:
+    def score(references: np.ndarray, predictions: np.ndarray, labels: int) -> float:
+        from scipy import stats
+
+        return getattr(stats, name)(references, predictions).statistic if len(references) > 1 else np.nan
+
+    return score
 
 
-def _spearman(references, predictions, labels):
-    from scipy.stats import rankdata
-
-    return _pearson(rankdata(references), rankdata(predictions), labels)
-
-
-def _r2(references, predictions, labels):
-    spread = np.sum((references - references.mean()) ** 2) if np.ptp(references) else np.nan
-    return 1 - np.sum((references - predictions) ** 2) / spread
-
-
+RATIOS = {"precision": "precision_score", "recall": "recall_score", "f1": "f1_score"}
 SCORES = {
-    "accuracy": Score(lambda truth, guess, labels: np.mean(truth == guess), (SINGLE,)),
-    **{name: Score(_averaged(ratio, "binary"), (SINGLE,), binary=True) for name, ratio in RATIOS.items()},
+    "accuracy": Score(_sklearn("accuracy_score"), (SINGLE,)),
+    **{name: Score(_averaged(function, "binary"), (SINGLE,), binary=True) for name, function in RATIOS.items()},
     **{
-        f"{name}_{average}": Score(_averaged(ratio, average), (SINGLE, MULTI))
-        for name, ratio in RATIOS.items()
+        f"{name}_{average}": Score(_averaged(function, None if average == "per_class" else average), (SINGLE, MULTI))
+        for name, function in RATIOS.items()
         for average in ("macro", "weighted", "micro", "per_class")
     },
-    "f1_samples": Score(_averaged(RATIOS["f1"], "samples"), (MULTI,)),
-    "matthews_correlation": Score(_matthews, (SINGLE,)),
+    "f1_samples": Score(_averaged("f1_score", "samples"), (MULTI,)),
+    "matthews_correlation": Score(_sklearn("matthews_corrcoef"), (SINGLE,)),
     "roc_auc": Score(_roc_auc, (SINGLE, MULTI), column="prediction_scores"),
-    "subset_accuracy": Score(lambda truth, guess, labels: np.mean((truth == guess).all(axis=1)), (MULTI,)),
-    "hamming_loss": Score(lambda truth, guess, labels: np.mean(truth != guess), (MULTI,), "min"),
-    "pearson": Score(_pearson, (REGRESSION,)),
-    "spearman": Score(_spearman, (REGRESSION,)),
-    "mse": Score(lambda truth, guess, labels: np.mean((truth - guess) ** 2), (REGRESSION,), "min"),
-    "rmse": Score(lambda truth, guess, labels: np.sqrt(np.mean((truth - guess) ** 2)), (REGRESSION,), "min"),
-    "mae": Score(lambda truth, guess, labels: np.mean(np.abs(truth - guess)), (REGRESSION,), "min"),
-    "r2": Score(_r2, (REGRESSION,)),
+    "subset_accuracy": Score(_sklearn("accuracy_score"), (MULTI,)),
+    "hamming_loss": Score(_sklearn("hamming_loss"), (MULTI,), "min"),
+    "pearson": Score(_correlation("pearsonr"), (REGRESSION,)),
+    "spearman": Score(_correlation("spearmanr"), (REGRESSION,)),
+    "mse": Score(_sklearn("mean_squared_error"), (REGRESSION,), "min"),
+    "rmse": Score(_sklearn("root_mean_squared_error"), (REGRESSION,), "min"),
+    "mae": Score(_sklearn("mean_absolute_error"), (REGRESSION,), "min"),
+    "r2": Score(_sklearn("r2_score"), (REGRESSION,)),
 }
 
 
@@ -205,8 +172,12 @@ def _metric_class():
             if self.problem_type != REGRESSION:
                 references = self._ids(references)
                 compared = self._ids(compared) if self.score.column == "predictions" else compared
-            with np.errstate(all="ignore"):  # 0 / 0 and a diverged model's inf become the NaN that is logged below
-                value = self.score.function(references, compared, len(self.labels))
+            if not np.isfinite(compared).all():  # of a model that diverged; scikit-learn would refuse it
+                value = np.nan
+            else:
+                with warnings.catch_warnings():  # an undefined score becomes the NaN that is logged below
+                    warnings.simplefilter("ignore")
+                    value = self.score.function(references, compared, len(self.labels))
             if np.ndim(value):
                 ratio = self.name.removesuffix("_per_class")
                 return {f"{ratio}[{label}]": float(one) for label, one in zip(self.labels, value, strict=True)}

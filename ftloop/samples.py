@@ -162,7 +162,7 @@ def _build() -> dict[str, list[dict[str, str]]]:
 
 def _share(library: str, package: str, novelty: Novelty) -> dict[str, list[dict[str, str]]] | None:
     """One library's rows of each split, or None when it has too few. Stops reading files once it has them."""
-    root = Path(importlib.util.find_spec(package).origin).parent
+    root = Path(importlib.util.find_spec(package).submodule_search_locations[0])
     paths = (path.relative_to(root.parent) for path in root.rglob("*.py"))
     files = iter(sorted((path.as_posix() for path in paths if UNREAD.isdisjoint(path.parts)), key=_digest))
     share = {}

@@ -265,6 +265,8 @@ class Classification(Task):
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
+        except UserError:
+            raise
         except Exception as error:  # hub, file, json, safetensors and torch errors: all mean an unreadable model
             raise UserError(f"--task.model {self.model!r} cannot be loaded: {root_cause(error)}") from error
         finally:
@@ -293,21 +295,28 @@ class Classification(Task):
         return F.cross_entropy(logits, targets, reduction="none")
 
     def predict(self, outputs: Any) -> Batch:
-        """ids (rows,) and probabilities (rows, labels); 0/1 and probabilities (rows, labels); values (rows,)."""
+        """ids (rows,) and probabilities (rows, labels); 0/1 and probabilities (rows, labels); values (rows,).
+
+        "prediction_scores" are the probabilities as `evaluate`'s metrics want them: of class 1 alone, where there are two.
+        """
         logits = outputs.logits.float()
-        if self.labels.multi:
-            probabilities = logits.sigmoid()
-            return {"predictions": (probabilities >= self.threshold).long(), "prediction_scores": probabilities}
         if self.labels.problem_type == "regression":
             return {"predictions": logits.squeeze(-1)}
-        return {"predictions": logits.argmax(dim=-1), "prediction_scores": logits.softmax(dim=-1)}
+        if self.labels.multi:
+            scores = probabilities = logits.sigmoid()
+            predictions = (probabilities >= self.threshold).long()
+        else:
+            probabilities = logits.softmax(dim=-1)
+            scores = probabilities[:, 1] if len(self.labels.names) == 2 else probabilities
+            predictions = logits.argmax(dim=-1)
+        return {"predictions": predictions, "prediction_scores": scores, "probabilities": probabilities}
 
     def describe(self, values: Batch) -> list[dict[str, Any]]:
         """{"label", "probability", "probabilities"}; {"labels", "probabilities"}; {"value"}."""
         if self.labels.problem_type == "regression":
             return [{"value": value} for value in values["predictions"].tolist()]
         names, described = self.labels.names, []
-        for found, scores in zip(values["predictions"].tolist(), values["prediction_scores"].tolist(), strict=True):
+        for found, scores in zip(values["predictions"].tolist(), values["probabilities"].tolist(), strict=True):
             if self.labels.multi:
                 answer = {"labels": [name for name, present in zip(names, found, strict=True) if present]}
             else:

@@ -37,12 +37,12 @@ def set_up_logging(is_main_process: bool) -> None:
         logger.propagate = False
     if not is_main_process:
         logger.setLevel(logging.CRITICAL)
-    if not sys.stderr.isatty():  # in a pipe their bars are thousands of lines
-        import datasets
-        import transformers
+    import datasets
+    import transformers
 
+    transformers.logging.disable_progress_bar()  # for a second of reading weights
+    if not sys.stderr.isatty():  # in a pipe, tokenising would fill the log
         datasets.disable_progress_bars()
-        transformers.logging.disable_progress_bar()
 
 
 class MetricLog:

@@ -151,12 +151,12 @@ def test_the_default_cache_is_the_users(monkeypatch, tmp_path):
 
 
 def test_a_library_with_too_few_docstrings_is_left_out(monkeypatch, caplog):
-    monkeypatch.setattr(samples, "LIBRARIES", {"networkx": "networkx", "evaluate": "evaluate"})
-    monkeypatch.setattr(samples, "ROWS", {"test": 5, "train": 300})
+    monkeypatch.setattr(samples, "LIBRARIES", {"networkx": "networkx", "tqdm": "tqdm"})
+    monkeypatch.setattr(samples, "ROWS", {"test": 5, "train": 150})
     with caplog.at_level(logging.INFO, logger="ftloop"):
         splits = samples._build()
     assert {row["library"] for row in splits["train"]} == {"networkx"}
-    assert "evaluate has too few" in caplog.text
+    assert "tqdm has too few" in caplog.text
     assert "near-duplicates dropped" in caplog.text
 
 

@@ -1,0 +1,169 @@
+"""Tiny models, tiny tables, and commands run as a user types them. No test reaches a network."""
+
+import os
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+import csv
+import io
+import random
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+COLOURS = ("red", "green", "blue")
+WORDS = [*COLOURS, *"the a this that sky grass sea rose is was looks seems very quite so not never deep pale bright".split()]
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "bert": SIZES,
+    "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64},
+    "roberta": SIZES,
+    "electra": {**SIZES, "embedding_size": 32},
+    "modernbert": {**SIZES, "global_attn_every_n_layers": 2, "local_attention": 8},
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def caches(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The caches of the libraries, in a folder of this session: a test sees nothing of an earlier one."""
+    import datasets
+
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["HF_DATASETS_CACHE"] = str(folder)
+    datasets.config.HF_DATASETS_CACHE = folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """`tiny("bert")`: a folder with a random two-layer model of that architecture and a tokenizer of a few words."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = {word: number for number, word in enumerate([*specials, *WORDS])}
+    home = tmp_path_factory.mktemp("models")
+
+    def make(architecture: str) -> str:
+        folder = home / architecture
+        if folder.exists():
+            return str(folder)
+        words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+        words.pre_tokenizer = pre_tokenizers.Whitespace()
+        words.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]",
+            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+            special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
+        )
+        segments = ["token_type_ids"] if architecture in ("bert", "electra") else []
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=words,
+            pad_token="[PAD]",
+            unk_token="[UNK]",
+            cls_token="[CLS]",
+            sep_token="[SEP]",
+            mask_token="[MASK]",
+            model_input_names=["input_ids", *segments, "attention_mask"],
+            model_max_length=64,
+        )
+        tokenizer.save_pretrained(folder)
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(
+            architecture,
+            vocab_size=len(vocabulary),
+            max_position_embeddings=80,
+            pad_token_id=0,
+            bos_token_id=2,
+            eos_token_id=3,
+            cls_token_id=2,
+            sep_token_id=3,
+            **ARCHITECTURES[architecture],
+        )
+        AutoModel.from_config(config).save_pretrained(folder)
+        return str(folder)
+
+    return make
+
+
+def sentences(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows with a text of 3 to 12 words, the colour in it as `colour`, its number as `number`, and a decimal `tone`."""
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        colour = draw.choice(COLOURS)
+        words = [draw.choice(WORDS[3:]) for _ in range(draw.randint(2, 11))]
+        words.insert(draw.randint(0, len(words)), colour)
+        number = COLOURS.index(colour)
+        rows.append({"text": " ".join(words), "colour": colour, "number": number, "tone": number + len(words) / 20 + 0.01})
+    return rows
+
+
+def write_csv(file: Path, rows: list[dict[str, Any]]) -> str:
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return str(file)
+
+
+@pytest.fixture
+def colours(tmp_path: Path) -> list[str]:
+    """Options for `configs/text.py`: 43 + 11 + 11 rows that a tiny model learns, and sizes to match."""
+    files = {split: write_csv(tmp_path / f"{split}.csv", sentences(count, seed)) for seed, (split, count) in enumerate(
+        {"train": 43, "validation": 11, "test": 11}.items()
+    )}
+    return [
+        *("--task.data.files", *(word for pair in files.items() for word in pair)),
+        *("--task.label-column", "colour", "--task.max-length", "32"),
+        *("--batch-size", "8", "--learning-rate", "1e-3", "--epochs", "2"),
+        *("--run-dir", str(tmp_path / "run")),
+    ]
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+def run_script(script: str, *words: str) -> Result:
+    """Run a root script in this process, as `python SCRIPT WORDS` would: seconds quicker than a new process."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = [str(ROOT / script), *map(str, words)]
+    for state in (AcceleratorState, GradientState, PartialState):  # they outlive an Accelerator: each run is its own
+        state._reset_state()
+    code = 0
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+    except SystemExit as leaving:
+        code = leaving.code or 0
+    finally:
+        sys.argv = argv
+    return Result(code, out.getvalue(), err.getvalue())
+
+
+def run_command(*words: str, timeout: int = 240, **environment: str) -> Result:
+    """Run a command in a new process at the root of the project; `python` is the one of the tests."""
+    command = [sys.executable if word == "python" else str(word) for word in words]
+    result = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=timeout
+    )
+    return Result(result.returncode, result.stdout, result.stderr)
+
+
+def torchrun(processes: int, *words: str, **environment: str) -> Result:
+    """`torchrun --nproc_per_node PROCESSES WORDS`, one thread each."""
+    launcher = ("python", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes))
+    return run_command(*launcher, *words, OMP_NUM_THREADS="1", **environment)
