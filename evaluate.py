@@ -1,9 +1,9 @@
 """Score a finished run on any split of its data.
 
-    python evaluate.py runs/quickstart                       test, or validation where there is no test
-    python evaluate.py runs/quickstart --split validation    the same numbers as training printed
-    python evaluate.py runs/quickstart --json                one line for machines
-    accelerate launch evaluate.py runs/quickstart            on many devices: the same numbers
+python evaluate.py runs/quickstart                       test, or validation where there is no test
+python evaluate.py runs/quickstart --split validation    the same numbers as training printed
+python evaluate.py runs/quickstart --json                one line for machines
+accelerate launch evaluate.py runs/quickstart            on many devices: the same numbers
 """
 
 import sys

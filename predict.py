@@ -1,9 +1,9 @@
 """Label new rows with a finished run.
 
-    python predict.py runs/quickstart "Return the mean of an array along an axis."
-    python predict.py runs/mrpc "He left." "He went away."                          a pair task takes two texts a row
-    python predict.py runs/quickstart --file new.csv --out labelled.csv             any format that training reads
-    python predict.py runs/quickstart --file new.jsonl.gz --out labelled.jsonl
+python predict.py runs/quickstart "Return the mean of an array along an axis."
+python predict.py runs/mrpc "He left." "He went away."                          a pair task takes two texts a row
+python predict.py runs/quickstart --file new.csv --out labelled.csv             any format that training reads
+python predict.py runs/quickstart --file new.jsonl.gz --out labelled.jsonl
 """
 
 import csv
@@ -50,8 +50,12 @@ def main() -> None:
     else:
         columns = read_record(Path(options.run)).task.input_columns
         if len(options.texts) % len(columns):
-            raise UserError(f"{len(options.texts)} text(s), but the run reads {len(columns)} a row: {', '.join(columns)}")
-        rows = Dataset.from_dict({name: list(options.texts[place :: len(columns)]) for place, name in enumerate(columns)})
+            raise UserError(
+                f"{len(options.texts)} text(s), but the run reads {len(columns)} a row: {', '.join(columns)}"
+            )
+        rows = Dataset.from_dict(
+            {name: list(options.texts[place :: len(columns)]) for place, name in enumerate(columns)}
+        )
     predictions = predict(options.run, rows, options.batch_size)
     labelled = [{**row, **prediction} for row, prediction in zip(rows, predictions, strict=True)]
     if options.out is None:
@@ -73,7 +77,10 @@ def write_csv(rows: list[dict[str, Any]], stream: TextIO) -> None:
     for row in rows:
         probabilities = {f"probability_{name}": value for name, value in row.get("probabilities", {}).items()}
         kept = {name: value for name, value in row.items() if name != "probabilities"}
-        flat.append({name: ",".join(value) if isinstance(value, list) else value for name, value in kept.items()} | probabilities)
+        flat.append(
+            {name: ",".join(value) if isinstance(value, list) else value for name, value in kept.items()}
+            | probabilities
+        )
     writer = csv.DictWriter(stream, fieldnames=list(flat[0]))
     writer.writeheader()
     writer.writerows(flat)

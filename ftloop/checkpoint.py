@@ -51,7 +51,9 @@ class TrainState:
     def judge(self, scores: dict[str, float], metric: str, direction: str) -> None:
         """Take the scores of an evaluation, and see whether `metric` is the best so far ("min" or "max"; ties: the first)."""
         if metric not in scores:
-            raise UserError(f"--best-metric {metric!r} was not computed{nearest(metric, scores)}; there are {', '.join(scores)}")
+            raise UserError(
+                f"--best-metric {metric!r} was not computed{nearest(metric, scores)}; there are {', '.join(scores)}"
+            )
         self.scores = scores
         best = math.nan if self.best_scores is None else self.best_scores[metric]
         # Nothing is better than NaN but a number.
@@ -133,7 +135,9 @@ def prune(folder: Path, keep_last: int, keep_best: int, metric: str, direction: 
     """Delete all checkpoints but the newest `keep_last` and the `keep_best` with the best `metric` (ties: the older)."""
     checkpoints = find(folder)
     scores = {checkpoint: load_state(checkpoint).scores for checkpoint in checkpoints}
-    scored = [checkpoint for checkpoint in checkpoints if scores[checkpoint] and not math.isnan(scores[checkpoint][metric])]
+    scored = [
+        checkpoint for checkpoint in checkpoints if scores[checkpoint] and not math.isnan(scores[checkpoint][metric])
+    ]
     best = sorted(scored, key=lambda checkpoint: scores[checkpoint][metric] * (-1 if direction == "max" else 1))
     for checkpoint in checkpoints[:-keep_last]:
         if checkpoint not in best[:keep_best]:

@@ -58,7 +58,9 @@ def function_option(metavar: str, *, names: bool) -> Any:
         metavar=metavar,
         instance_from_str=lambda words: words[0] if names and ":" not in words[0] else import_name(words[0]),
         is_instance=lambda value: callable(value) or (names and isinstance(value, str)),
-        str_from_instance=lambda value: [value if isinstance(value, str) else str(encode(value).get("function", value))],
+        str_from_instance=lambda value: [
+            value if isinstance(value, str) else str(encode(value).get("function", value))
+        ],
     )
 
 
@@ -76,7 +78,9 @@ class Config:
     epochs: int = 3  # passes over the train split
     max_steps: int | None = None  # optimizer steps; given, it decides instead of epochs
     batch_size: int = 32  # rows per optimizer step, over all processes
-    micro_batch_size: int | None = None  # rows per process and forward pass; accumulation follows; left out: all at once
+    micro_batch_size: int | None = (
+        None  # rows per process and forward pass; accumulation follows; left out: all at once
+    )
     seed: int = 42  # of the order of rows, the new weights, dropout, random collators
 
     learning_rate: float = 5e-5  # after warmup
@@ -88,7 +92,9 @@ class Config:
     max_grad_norm: float = 1.0  # gradients of a greater norm are scaled down to it; 0: no clipping
 
     precision: Literal["fp32", "bf16", "fp16"] | None = None  # left out: as accelerate launch was told, else fp32
-    gradient_checkpointing: bool = False  # compute activations twice instead of storing them: a third slower, less memory
+    gradient_checkpointing: bool = (
+        False  # compute activations twice instead of storing them: a third slower, less memory
+    )
     workers: int = 0  # processes that load and collate; 0: the training process does
 
     eval_every: int | Literal["epoch"] = "epoch"  # optimizer steps between evaluations on validation; always at the end
@@ -197,7 +203,9 @@ def encode(value: Any) -> Any:
         return str(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise UserError(f"a config cannot hold {value!r} ({type(value).__name__}): the record keeps values and named functions")
+    raise UserError(
+        f"a config cannot hold {value!r} ({type(value).__name__}): the record keeps values and named functions"
+    )
 
 
 def decode(value: Any) -> Any:
@@ -281,13 +289,17 @@ def load_config_file(name: str) -> Config:
     file = Path(name)
     if not file.is_file():
         choices = sorted(str(path) for path in file.parent.glob("*.py")) if file.parent.is_dir() else []
-        raise UserError(f"config file {name!r} does not exist{nearest(name, choices)}; found: {', '.join(choices) or 'none'}")
+        raise UserError(
+            f"config file {name!r} does not exist{nearest(name, choices)}; found: {', '.join(choices) or 'none'}"
+        )
     file = file.resolve()
     # As `configs.mrpc` where the folder above is on the path (the root of the project), else as `mrpc`.
     package = file.parent.name.isidentifier() and any(file.parent.parent == Path(entry).resolve() for entry in sys.path)
     module = f"{file.parent.name}.{file.stem}" if package else file.stem
     if not file.stem.isidentifier():
-        raise UserError(f"config file {name!r}: its name is no Python identifier, so a run could not be rebuilt from it")
+        raise UserError(
+            f"config file {name!r}: its name is no Python identifier, so a run could not be rebuilt from it"
+        )
     add_to_path(file.parent.parent if package else file.parent)
     try:
         loaded = importlib.import_module(module)
@@ -297,7 +309,9 @@ def load_config_file(name: str) -> Config:
         line = error.lineno if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)[-1].lineno
         raise UserError(f"config file {name!r}, line {line}: {type(error).__name__}: {error}") from error
     if Path(loaded.__file__ or "").resolve() != file:
-        raise UserError(f"config file {name!r}: a module named {module} exists already ({loaded.__file__}): rename the file")
+        raise UserError(
+            f"config file {name!r}: a module named {module} exists already ({loaded.__file__}): rename the file"
+        )
     config = getattr(loaded, "config", None)
     if not isinstance(config, Config):
         raise UserError(f"config file {name!r} sets no variable `config` that is an ftloop.Config")

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def evaluation_loader(rows: Any, task: Task, accelerator: "Accelerator", batch_size: int, workers: int = 0) -> DataLoader:
+def evaluation_loader(
+    rows: Any, task: Task, accelerator: "Accelerator", batch_size: int, workers: int = 0
+) -> DataLoader:
     """A prepared loader over all `rows` of a split, long ones first where they have a "length"."""
     lengths = rows["length"][:] if "length" in rows.column_names else [0] * len(rows)
     order = EvaluationOrder(lengths, batch_size, accelerator.num_processes)
@@ -34,7 +36,9 @@ def evaluation_loader(rows: Any, task: Task, accelerator: "Accelerator", batch_s
 
 
 @torch.no_grad()
-def evaluate_split(model: torch.nn.Module, loader: DataLoader, task: Task, accelerator: "Accelerator") -> dict[str, float]:
+def evaluate_split(
+    model: torch.nn.Module, loader: DataLoader, task: Task, accelerator: "Accelerator"
+) -> dict[str, float]:
     """The scores of a prepared model on a split: "loss", the mean of the per-row losses, and the task's metrics.
 
     Called by all processes, and the same on all of them: the main process streams batches into the metrics and tells
@@ -93,7 +97,9 @@ def load_run(run_dir: str | Path) -> tuple[Task, "PreTrainedModel"]:
     config = read_record(Path(run_dir))
     folder = Path(run_dir) / "model"
     if not folder.is_dir():
-        raise UserError(f"{str(run_dir)!r} has no model/ yet: its training is not finished (run the same command again)")
+        raise UserError(
+            f"{str(run_dir)!r} has no model/ yet: its training is not finished (run the same command again)"
+        )
     task = config.task.of_run(str(folder))
     return task, task.build_model()
 

@@ -112,7 +112,9 @@ def train(config: Config) -> Scores:
             epoch = window.epoch + min(1.0, (window.index + 1) * config.batch_size / rows)
             steps.add(tracking.Step(state.step, epoch, len(window.rows), losses, gradient_norm, learning_rate))
             ends = state.step == total_steps
-            evaluates = ends or (window.ends_epoch if config.eval_every == "epoch" else state.step % config.eval_every == 0)
+            evaluates = ends or (
+                window.ends_epoch if config.eval_every == "epoch" else state.step % config.eval_every == 0
+            )
             saves = evaluates or (config.save_every is not None and state.step % config.save_every == 0)
             if saves or state.step % config.log_every == 0:
                 steps.flush()
@@ -143,17 +145,23 @@ def find_run(config: Config) -> Path | None:
                 raise UserError(f"--resume {config.resume!r} is no intact checkpoint: {problem}")
             source = source.parent.parent
         if not (source / "config.json").is_file():
-            raise UserError(f"--resume {config.resume!r}: no run there; give auto, none, or the path of a checkpoint or run")
+            raise UserError(
+                f"--resume {config.resume!r}: no run there; give auto, none, or the path of a checkpoint or run"
+            )
     for place in {source, folder}:
         if not (place / "config.json").is_file():
             if place.exists() and (not place.is_dir() or any(place.iterdir())):
                 raise UserError(f"--run-dir {str(place)!r} is not empty and holds no run: choose another")
             continue
         if config.resume == "none":
-            raise UserError(f"--run-dir {str(place)!r} holds a run already, and --resume none starts anew: choose another")
+            raise UserError(
+                f"--run-dir {str(place)!r} holds a run already, and --resume none starts anew: choose another"
+            )
         changed = differences(json.loads((place / "config.json").read_text())["config"], encode(config))
         if changed:
-            raise UserError(f"--run-dir {str(place)!r} holds another run, with {'; '.join(changed)}: choose another --run-dir")
+            raise UserError(
+                f"--run-dir {str(place)!r} holds another run, with {'; '.join(changed)}: choose another --run-dir"
+            )
     if Path(config.resume).name.startswith("step-"):
         return Path(config.resume)
     return checkpoint.newest_intact(source / "checkpoints")

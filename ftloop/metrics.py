@@ -65,7 +65,9 @@ def _averaged(name: str, average: str | None) -> Callable[..., Any]:
         counted: list[int] = [1] if average == "binary" else list(range(labels))
         if references.ndim == 2 and labels == 1:  # scikit-learn takes one column for two classes, and scores its zeros
             references, predictions, counted = references[:, 0], predictions[:, 0], [1]
-        how = {"average": average, "zero_division": 0} | ({} if average in ("binary", "samples") else {"labels": counted})
+        how = {"average": average, "zero_division": 0} | (
+            {} if average in ("binary", "samples") else {"labels": counted}
+        )
         return _sklearn(name, **how)(references, predictions, labels)
 
     return score

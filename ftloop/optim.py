@@ -64,7 +64,9 @@ def build_schedule(optimizer: "torch.optim.Optimizer", config: Any, total_steps:
     try:
         return get_scheduler(config.schedule, optimizer, warmup, total_steps, dict(config.schedule_options))
     except (TypeError, ValueError) as error:
-        raise UserError(f"--schedule {config.schedule} with --schedule-options {config.schedule_options}: {error}") from error
+        raise UserError(
+            f"--schedule {config.schedule} with --schedule-options {config.schedule_options}: {error}"
+        ) from error
 
 
 def check_schedule(name: Any) -> None:

@@ -94,9 +94,13 @@ class Classification(Task):
     label_column: tuple[str, ...] = ("label",)  # one column; or several columns of 0/1, one per label (multi-label)
     label_separator: str | None = None  # splits the text of the label column into several labels: ","
     label_names: tuple[str, ...] = ()  # in the order of the ids, or one file with a name a line; left out: from train
-    problem_type: ProblemType | None = None  # left out: lists are multi-label, decimals regression, the rest single-label
+    problem_type: ProblemType | None = (
+        None  # left out: lists are multi-label, decimals regression, the rest single-label
+    )
     dropout: float | None = None  # sets every dropout probability of the model; left out: the model's own
-    metrics: tuple[str, ...] = ()  # names of ftloop/metrics.py, or hub:NAME; left out: the usual ones of the problem type
+    metrics: tuple[
+        str, ...
+    ] = ()  # names of ftloop/metrics.py, or hub:NAME; left out: the usual ones of the problem type
     threshold: float = 0.5  # probability from which a label of a multi-label task is predicted
 
     model_class: ClassVar[Any] = None  # builds the model with its head: a class, or the name of one in transformers
@@ -168,7 +172,9 @@ class Classification(Task):
 
             file = Path(names[0]).expanduser()
             if not file.is_file():
-                raise UserError(f"--task.label-names {names[0]!r}: give all names, or an existing file with a name a line")
+                raise UserError(
+                    f"--task.label-names {names[0]!r}: give all names, or an existing file with a name a line"
+                )
             names = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
         if self.problem_type is not None and (names or self.problem_type == "regression"):
             return Labels(self.problem_type, names)
@@ -190,7 +196,9 @@ class Classification(Task):
         for column in self.input_columns:
             empty = [row for row, cell in enumerate(rows[column]) if cell is None]
             if empty:
-                raise UserError(f"{len(empty)} row(s) have no {column!r}, counted from 0: {', '.join(map(str, empty[:10]))}")
+                raise UserError(
+                    f"{len(empty)} row(s) have no {column!r}, counted from 0: {', '.join(map(str, empty[:10]))}"
+                )
         return self.prepare(rows)
 
     def _labelled(self, rows: "Dataset") -> bool:
@@ -241,7 +249,9 @@ class Classification(Task):
             config.label2id = {name: number for number, name in enumerate(names)}
         if self.dropout is not None:
             # "classifier_dropout", "attn_pdrop", "drop_path_rate": every architecture has its own names.
-            probabilities = [name for name in vars(config) if "drop" in name and not isinstance(getattr(config, name), bool)]
+            probabilities = [
+                name for name in vars(config) if "drop" in name and not isinstance(getattr(config, name), bool)
+            ]
             for name in probabilities:
                 setattr(config, name, self.dropout)
 
@@ -256,7 +266,9 @@ class Classification(Task):
             config = transformers.AutoConfig.from_pretrained(self.model)
             self.configure(config)
             if self.init == "random":
-                logger.info("model: %s with random weights, %s", type(config).__name__.removesuffix("Config"), self.model)
+                logger.info(
+                    "model: %s with random weights, %s", type(config).__name__.removesuffix("Config"), self.model
+                )
                 return made_by.from_config(config) if hasattr(made_by, "from_config") else made_by(config)
             model, found = made_by.from_pretrained(
                 self.model,

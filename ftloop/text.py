@@ -46,7 +46,9 @@ class TextClassification(Classification):
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.model)
         except Exception as error:  # hub, file, json and conversion errors: all mean an unreadable tokenizer
-            raise UserError(f"--task.model {self.model!r}: its tokenizer cannot be loaded: {root_cause(error)}") from error
+            raise UserError(
+                f"--task.model {self.model!r}: its tokenizer cannot be loaded: {root_cause(error)}"
+            ) from error
         if tokenizer.pad_token is None:
             if tokenizer.eos_token is None:
                 raise UserError(f"--task.model {self.model!r}: its tokenizer has no token to pad with")
@@ -62,7 +64,9 @@ class TextClassification(Classification):
         # RoBERTa counts its positions from the padding id on: 514 of them hold 512 tokens.
         limit = min(positions or self.max_length, self.processor.model_max_length)
         if self.max_length > limit:
-            raise UserError(f"--task.max-length {self.max_length}: the model {self.model!r} takes {limit} tokens at most")
+            raise UserError(
+                f"--task.max-length {self.max_length}: the model {self.model!r} takes {limit} tokens at most"
+            )
 
     def prepare(self, rows: "Dataset") -> "Dataset":
         for column in self.text_columns:
@@ -72,10 +76,17 @@ class TextClassification(Classification):
         # would differ between a run that tokenises and the next one, which finds the first split in the cache.
         tokenize({column: ["a"] for column in self.text_columns}, self.processor, self.text_columns, self.max_length)
         arguments = {"tokenizer": self.processor, "text_columns": self.text_columns, "max_length": self.max_length}
-        rows = rows.map(tokenize, batched=True, fn_kwargs=arguments, remove_columns=rows.column_names, desc="tokenising")
+        rows = rows.map(
+            tokenize, batched=True, fn_kwargs=arguments, remove_columns=rows.column_names, desc="tokenising"
+        )
         cut = sum(rows["truncated"])
         if cut:
-            logger.warning("data: %d of %d texts are longer than --task.max-length %d and were cut", cut, len(rows), self.max_length)
+            logger.warning(
+                "data: %d of %d texts are longer than --task.max-length %d and were cut",
+                cut,
+                len(rows),
+                self.max_length,
+            )
         return rows.remove_columns("truncated")
 
     @cached_property

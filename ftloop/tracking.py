@@ -137,7 +137,11 @@ class StepLog:
 
         bad = [row for rows, losses in step.losses for row in rows[~losses.isfinite()].tolist() if row >= 0]
         bad = sorted(gather_object(bad))
-        which = f"rows {', '.join(map(str, bad[:20]))} of train (counted from 0)" if bad else "the gradient, not a row's loss"
+        which = (
+            f"rows {', '.join(map(str, bad[:20]))} of train (counted from 0)"
+            if bad
+            else "the gradient, not a row's loss"
+        )
         raise TrainingError(
             f"step {step.number}: the loss is {total / step.items}, the gradient norm {norm}, from {which}. "
             "The last checkpoint is from before. A smaller --learning-rate, --max-grad-norm, or another --precision may help"
@@ -148,7 +152,13 @@ def progress_bar(total: int, done: int, is_main_process: bool) -> tqdm:
     """A bar over optimizer steps; in a pipe it is drawn once in ten seconds."""
     wait = 0.1 if sys.stderr.isatty() else 10
     return tqdm(
-        total=total, initial=done, unit="step", disable=not is_main_process, mininterval=wait, dynamic_ncols=True, smoothing=0.05
+        total=total,
+        initial=done,
+        unit="step",
+        disable=not is_main_process,
+        mininterval=wait,
+        dynamic_ncols=True,
+        smoothing=0.05,
     )
 
 

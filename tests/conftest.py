@@ -20,8 +20,17 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 COLOURS = ("red", "green", "blue")
-WORDS = [*COLOURS, *"the a this that sky grass sea rose is was looks seems very quite so not never deep pale bright".split()]
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+WORDS = [
+    *COLOURS,
+    *"the a this that sky grass sea rose is was looks seems very quite so not never deep pale bright".split(),
+]
+SIZES = {
+    "initializer_range": 0.1,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "bert": SIZES,
     "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64},
@@ -102,7 +111,9 @@ def sentences(count: int, seed: int = 0) -> list[dict[str, Any]]:
         words = [draw.choice(WORDS[3:]) for _ in range(draw.randint(2, 11))]
         words.insert(draw.randint(0, len(words)), colour)
         number = COLOURS.index(colour)
-        rows.append({"text": " ".join(words), "colour": colour, "number": number, "tone": number + len(words) / 20 + 0.01})
+        rows.append(
+            {"text": " ".join(words), "colour": colour, "number": number, "tone": number + len(words) / 20 + 0.01}
+        )
     return rows
 
 
@@ -117,13 +128,14 @@ def write_csv(file: Path, rows: list[dict[str, Any]]) -> str:
 @pytest.fixture
 def colours(tmp_path: Path) -> list[str]:
     """Options for `configs/text.py`: 43 + 11 + 11 rows that a tiny model learns, and sizes to match."""
-    files = {split: write_csv(tmp_path / f"{split}.csv", sentences(count, seed)) for seed, (split, count) in enumerate(
-        {"train": 43, "validation": 11, "test": 11}.items()
-    )}
+    files = {
+        split: write_csv(tmp_path / f"{split}.csv", sentences(count, seed))
+        for seed, (split, count) in enumerate({"train": 43, "validation": 11, "test": 11}.items())
+    }
     return [
         *("--task.data.files", *(word for pair in files.items() for word in pair)),
         *("--task.label-column", "colour", "--task.max-length", "32"),
-        *("--batch-size", "8", "--learning-rate", "1e-3", "--epochs", "2"),
+        *("--batch-size", "8", "--learning-rate", "5e-3", "--epochs", "2"),
         *("--run-dir", str(tmp_path / "run")),
     ]
 

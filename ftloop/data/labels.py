@@ -49,7 +49,10 @@ def cells(rows: "Dataset", columns: tuple[str, ...], separator: str | None) -> l
     if isinstance(getattr(feature, "feature", None), ClassLabel):
         return [None if value is None else [feature.feature.names[part] for part in value] for value in values]
     if separator is not None:
-        return [None if text is None else [part.strip() for part in str(text).split(separator) if part.strip()] for text in values]
+        return [
+            None if text is None else [part.strip() for part in str(text).split(separator) if part.strip()]
+            for text in values
+        ]
     return values
 
 
@@ -105,7 +108,9 @@ def decide(
         else:
             names = _sorted_names({_text(part) for cell in found for part in (cell if lists else [cell])})
     if len(names) < 2 and problem_type == "single_label_classification":
-        raise UserError(f"--task.label-column {columns[0]!r}: train has one class only, {names[0]!r}; nothing to tell apart")
+        raise UserError(
+            f"--task.label-column {columns[0]!r}: train has one class only, {names[0]!r}; nothing to tell apart"
+        )
     if len(set(names)) < len(names):
         raise UserError("--task.label-names: a name occurs twice")
     return Labels(problem_type, tuple(names))
@@ -127,7 +132,9 @@ def encode(rows: "Dataset", columns: tuple[str, ...], separator: str | None, lab
         for column, cells_of_column in zip(columns, zip(*values, strict=True), strict=True):
             odd = {cell for cell in cells_of_column if str(cell) not in ("0", "1", "0.0", "1.0", "False", "True")}
             if odd:
-                raise UserError(f"--task.label-column {column!r}: {split} holds {sorted(map(str, odd))[:3]}; 0 or 1 is needed")
+                raise UserError(
+                    f"--task.label-column {column!r}: {split} holds {sorted(map(str, odd))[:3]}; 0 or 1 is needed"
+                )
         return [[float(cell) for cell in row] for row in values]
     ids = {name: number for number, name in enumerate(labels.names)}
     found = {part for value in values for part in (value if labels.multi else [value])}
@@ -163,7 +170,9 @@ def log_labels(labels: Labels, encoded: dict[str, list[Any]]) -> None:
     sizes = sorted(zip(counts, labels.names, strict=True), reverse=True)
     kind = "labels, several a row" if labels.multi else "classes"
     shown = ", ".join(f"{name} {count}" for count, name in (sizes if len(sizes) <= 6 else sizes[:3] + sizes[-2:]))
-    logger.info("labels: %d %s; rows of train: %s%s", len(sizes), kind, shown, "" if len(sizes) <= 6 else " (largest, smallest)")
+    logger.info(
+        "labels: %d %s; rows of train: %s%s", len(sizes), kind, shown, "" if len(sizes) <= 6 else " (largest, smallest)"
+    )
     absent = [name for count, name in sizes if count == 0]
     if absent:
         logger.warning("labels: train has no row of %s", ", ".join(map(repr, absent)))

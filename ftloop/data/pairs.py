@@ -32,7 +32,9 @@ def parse_value(text: str) -> Any:
 
 def write_pairs(pairs: dict[str, Any]) -> list[str]:
     """The words for a dictionary: what --help shows as the default."""
-    return [f"{key}={value}" if isinstance(value, str) else f"{key}={json.dumps(value)}" for key, value in pairs.items()]
+    return [
+        f"{key}={value}" if isinstance(value, str) else f"{key}={json.dumps(value)}" for key, value in pairs.items()
+    ]
 
 
 Pairs = Annotated[

@@ -86,7 +86,9 @@ def local_files(path: str) -> dict[str, str]:
         split = SPLIT_NAMES.get(file.name.split(".")[0], file.name.split(".")[0])
         if split in SPLITS and format_of(file) in READERS:
             if split in found:
-                raise UserError(f"--task.data.path {path!r} holds two files for {split!r}: name them by --task.data.files")
+                raise UserError(
+                    f"--task.data.path {path!r} holds two files for {split!r}: name them by --task.data.files"
+                )
             found[split] = str(file)
     if not found:
         raise UserError(f"--task.data.path {path!r} holds no train.csv, .tsv, .json, .jsonl or .parquet")
@@ -136,9 +138,13 @@ def rename_splits(data: "DatasetDict", chosen: dict[str, str]) -> "DatasetDict":
     if chosen:
         for split, name in chosen.items():
             if split not in SPLITS:
-                raise UserError(f"--task.data.splits: {split!r} is not one of {', '.join(SPLITS)}{nearest(split, SPLITS)}")
+                raise UserError(
+                    f"--task.data.splits: {split!r} is not one of {', '.join(SPLITS)}{nearest(split, SPLITS)}"
+                )
             if name not in data:
-                raise UserError(f"--task.data.splits: the source has no {name!r}{nearest(name, data)}; it has {', '.join(data)}")
+                raise UserError(
+                    f"--task.data.splits: the source has no {name!r}{nearest(name, data)}; it has {', '.join(data)}"
+                )
         named = {split: data[name] for split, name in chosen.items()}
     else:
         named = {SPLIT_NAMES.get(name, name): rows for name, rows in data.items()}
@@ -159,7 +165,9 @@ def cut_splits(data: "DatasetDict", source: Data, classes: list[Any] | None) -> 
             continue
         count = round(wanted * len(original)) if wanted < 1 else int(wanted)
         if not 0 < count < len(rows):
-            raise UserError(f"--task.data.{split} {wanted}: {count} rows cannot be cut from the {len(rows)} rows of train")
+            raise UserError(
+                f"--task.data.{split} {wanted}: {count} rows cannot be cut from the {len(rows)} rows of train"
+            )
         rows, cut = _cut(rows, count, classes if source.stratify else None, source.split_seed)
         data[split] = original.select(cut)
         how = "stratified" if source.stratify and classes is not None else "at random"
@@ -184,7 +192,9 @@ def _cut(rows: list[int], count: int, classes: list[Any] | None, seed: int) -> t
     try:
         _, cut = train_test_split(divisible, test_size=count, random_state=seed, stratify=keys)
     except ValueError as error:
-        raise UserError(f"cannot cut {count} rows stratified from train: {error} (--task.data.no-stratify cuts at random)") from error
+        raise UserError(
+            f"cannot cut {count} rows stratified from train: {error} (--task.data.no-stratify cuts at random)"
+        ) from error
     chosen = set(cut)
     return [row for row in rows if row not in chosen], sorted(cut)
 
