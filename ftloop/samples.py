@@ -18,9 +18,15 @@ import re
 import tempfile
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ftloop.data import Data
 from ftloop.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
 
 logger = logging.getLogger("ftloop")
 
@@ -70,6 +76,15 @@ CLEANERS = [  # in this order
     (re.compile(rf"{GIVE_AWAY}(?:\.\w+(?=\.\w))*"), "LIB"),
     (re.compile(r"LIB(?:[-_. ]LIB)+"), "LIB"),  # or huggingface_hub and hf_hub would be known by their two halves
 ]
+
+
+@dataclass(frozen=True)
+class Docstrings(Data):
+    """The docstrings as a source of rows, unless `path` or `files` name another: columns "text" and "library"."""
+
+    def read(self) -> "DatasetDict":
+        own = self.path or self.files
+        return Data.read(self if own else replace(self, path=str(docstrings())))
 
 
 def docstrings(cache: Path | None = None) -> Path:
