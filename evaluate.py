@@ -34,7 +34,7 @@ def main() -> None:
     import tyro
 
     def options(
-        run: Annotated[str, tyro.conf.Positional],
+        run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
         split: Literal["train", "validation", "test"] | None = None,
         batch_size: int | None = None,
         json: bool = False,
@@ -53,8 +53,11 @@ def main() -> None:
     from accelerate import PartialState
 
     from ftloop import evaluate
+    from ftloop.errors import UserError
     from ftloop.tracking import shown
 
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"--batch-size {batch_size}: at least 1 is needed")
     scores = evaluate(run, split, batch_size)
     if PartialState().is_main_process:
         print(json.dumps(scores) if as_json else shown(scores))

@@ -11,20 +11,26 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import tyro
 
 from ftloop.data.pairs import Pairs
 from ftloop.errors import UserError, exit_code_of
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+RunFolder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+Texts = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[TEXT ...]")]
+
 
 @dataclass(frozen=True)
 class Options:
     """Label new rows with a finished run: texts of the command line to the terminal, or a file to a file."""
 
-    run: Annotated[str, tyro.conf.Positional]  # folder of the run
-    texts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # one per row; two per row for sentence pairs
+    run: RunFolder  # folder of the run
+    texts: Texts = ()  # one per row; two per row for sentence pairs
     file: str | None = None  # rows in any format that training reads, with the columns of the task
     format: str | None = None  # of the file; left out: by its ending
     options: Pairs = field(default_factory=dict)  # for the reader of the file: sep ; quoting 3
@@ -38,15 +44,18 @@ def main() -> None:
         raise UserError("give texts, or a file by --file, one of the two")
     if options.out is not None and not options.out.endswith((".csv", ".jsonl")):
         raise UserError(f"--out {options.out!r}: its ending must be .csv or .jsonl")
+    if options.out is not None and not Path(options.out).absolute().parent.is_dir():
+        raise UserError(f"--out {options.out!r}: there is no folder {str(Path(options.out).parent)!r}")
+    if options.batch_size < 1:
+        raise UserError(f"--batch-size {options.batch_size}: at least 1 is needed")
 
     from datasets import Dataset
 
     from ftloop import predict
     from ftloop.config import read_record
-    from ftloop.data.source import read_files
 
     if options.file:
-        rows = read_files({"new": options.file}, options.format, options.options)["new"]
+        rows = read_rows(options)
     else:
         columns = read_record(Path(options.run)).task.input_columns
         if len(options.texts) % len(columns):
@@ -57,6 +66,9 @@ def main() -> None:
             {name: list(options.texts[place :: len(columns)]) for place, name in enumerate(columns)}
         )
     predictions = predict(options.run, rows, options.batch_size)
+    replaced = sorted(set(rows.column_names) & predictions[0].keys())
+    if replaced:
+        print(f"of the file, {', '.join(map(repr, replaced))} gave way to the prediction", file=sys.stderr)
     labelled = [{**row, **prediction} for row, prediction in zip(rows, predictions, strict=True)]
     if options.out is None:
         write_jsonl(labelled, sys.stdout)
@@ -64,6 +76,20 @@ def main() -> None:
     with open(options.out, "w", encoding="utf-8", newline="") as stream:
         (write_csv if options.out.endswith(".csv") else write_jsonl)(labelled, stream)
     print(f"{len(labelled)} rows labelled in {options.out}", file=sys.stderr)
+
+
+def read_rows(options: Options) -> "Dataset":
+    """The rows of the file. Raises UserError."""
+    from ftloop.data.source import read_files
+
+    try:
+        rows = read_files({"new": options.file}, options.format, options.options)["new"]
+    except UserError as error:  # the reader names the options of training
+        text = str(error).replace("--task.data.files", "--file").replace("--task.data:", "--file:")
+        raise UserError(text.replace("--task.data.", "--")) from error
+    if len(rows) == 0:
+        raise UserError(f"--file {options.file!r} has no rows")
+    return rows
 
 
 def write_jsonl(rows: list[dict[str, Any]], stream: TextIO) -> None:
@@ -78,7 +104,7 @@ def write_csv(rows: list[dict[str, Any]], stream: TextIO) -> None:
         probabilities = {f"probability_{name}": value for name, value in row.get("probabilities", {}).items()}
         kept = {name: value for name, value in row.items() if name != "probabilities"}
         flat.append(
-            {name: ",".join(value) if isinstance(value, list) else value for name, value in kept.items()}
+            {name: ",".join(map(str, value)) if isinstance(value, list) else value for name, value in kept.items()}
             | probabilities
         )
     writer = csv.DictWriter(stream, fieldnames=list(flat[0]))

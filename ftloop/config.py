@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,7 +27,7 @@ from ftloop.task import Task
 
 
 def name_of(value: Any) -> str:
-    """The qualified name of a function or class, "package.module:name"; for a schedule that is a name already, itself."""
+    """The qualified name of a function or class, "package.module:name"; a schedule's name is itself."""
     if isinstance(value, str):
         return value
     if "<" in getattr(value, "__qualname__", "<"):
@@ -34,9 +35,9 @@ def name_of(value: Any) -> str:
             f"{value!r} has no name to record it by: define it at the top of the config's module "
             "(functools.partial of such a function works too)"
         )
-    module = value.__module__
-    if module == "__main__" and hasattr(sys.modules["__main__"], "__file__"):  # a script: the next process imports it
-        module = Path(sys.modules["__main__"].__file__).stem
+    module, main = value.__module__, sys.modules["__main__"]
+    if module == "__main__" and hasattr(main, "__file__"):  # a script, or `python -m`: the next process imports it
+        module = main.__spec__.name if main.__spec__ else Path(main.__file__).stem
     return f"{module}:{value.__qualname__}"
 
 
@@ -70,7 +71,7 @@ Schedule = Annotated[str | Callable[..., Any], function_option("NAME|MODULE:NAME
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run. A fork adds fields in a subclass; its optimizer, schedule and task can read them."""
+    """Everything that decides a run. A fork adds fields in a subclass; its optimizer can read them."""
 
     task: Task  # what is learned, and from which data
     run_dir: str  # the run's folder: record, metric log, checkpoints, model
@@ -78,9 +79,7 @@ class Config:
     epochs: int = 3  # passes over the train split
     max_steps: int | None = None  # optimizer steps; given, it decides instead of epochs
     batch_size: int = 32  # rows per optimizer step, over all processes
-    micro_batch_size: int | None = (
-        None  # rows per process and forward pass; accumulation follows; left out: all at once
-    )
+    micro_batch_size: int | None = None  # rows per process and forward pass; left out: all at once, no accumulation
     seed: int = 42  # of the order of rows, the new weights, dropout, random collators
 
     learning_rate: float = 5e-5  # after warmup
@@ -92,9 +91,7 @@ class Config:
     max_grad_norm: float = 1.0  # gradients of a greater norm are scaled down to it; 0: no clipping
 
     precision: Literal["fp32", "bf16", "fp16"] | None = None  # left out: as accelerate launch was told, else fp32
-    gradient_checkpointing: bool = (
-        False  # compute activations twice instead of storing them: a third slower, less memory
-    )
+    gradient_checkpointing: bool = False  # compute activations twice, not store them: a third slower, less memory
     workers: int = 0  # processes that load and collate; 0: the training process does
 
     eval_every: int | Literal["epoch"] = "epoch"  # optimizer steps between evaluations on validation; always at the end
@@ -250,18 +247,39 @@ def write_record(config: Config, file: Path) -> None:
     file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
+def modules_of(encoded: Any) -> set[str]:
+    """The modules of the classes and functions that an encoded config names, those of ftloop aside."""
+    if isinstance(encoded, list):
+        return {module for item in encoded for module in modules_of(item)}
+    if not isinstance(encoded, dict):
+        return set()
+    found = {module for item in encoded.values() for module in modules_of(item)}
+    module = (encoded.get("class") or encoded.get("function") or "ftloop").partition(":")[0]
+    return found if module.partition(".")[0] == "ftloop" else {*found, module}
+
+
 def import_folders(encoded: Any) -> list[str]:
     """The folders that must be on sys.path for the names in an encoded config, those of ftloop aside."""
-    if isinstance(encoded, list):
-        return sorted({folder for item in encoded for folder in import_folders(item)})
-    if not isinstance(encoded, dict):
-        return []
-    folders = {folder for item in encoded.values() for folder in import_folders(item)}
-    module = (encoded.get("class") or encoded.get("function") or "ftloop").partition(":")[0]
-    file = getattr(sys.modules.get(module) or sys.modules["__main__"], "__file__", None)
-    if module.partition(".")[0] != "ftloop" and file is not None:
-        folders.add(str(Path(file).resolve().parents[module.count(".")]))
+    folders = set()
+    for module in modules_of(encoded):
+        file = getattr(sys.modules.get(module) or sys.modules["__main__"], "__file__", None)
+        if file is not None:
+            place = Path(file).resolve()
+            folders.add(str(place.parents[module.count(".") + (place.stem == "__init__")]))
     return sorted(folders)
+
+
+def executes_file_of(folder: Path, module: str) -> bool:
+    """Whether importing a module would execute a file in a folder: `runs.mrpc.task` would one of runs/mrpc."""
+    places = None  # first sys.path, then the folders of each package
+    for part in module.split("."):
+        spec = PathFinder.find_spec(part, places)  # finds, and imports nothing
+        if spec is None:
+            return False
+        if spec.origin is not None and Path(spec.origin).resolve().is_relative_to(folder.resolve()):
+            return True
+        places = spec.submodule_search_locations
+    return False
 
 
 def read_record(run_dir: Path) -> Config:
@@ -276,8 +294,11 @@ def read_record(run_dir: Path) -> Config:
     except (ValueError, KeyError) as error:
         raise UserError(f"{file} is not a record of a run: {error}") from error
     for folder in map(Path, folders):
-        if not folder.resolve().is_relative_to(run_dir.resolve()):  # nothing is imported from a run folder
+        if not folder.resolve().is_relative_to(run_dir.resolve()):
             add_to_path(folder)
+    for module in modules_of(encoded):
+        if executes_file_of(run_dir, module):
+            raise UserError(f"{file} names {module}, which is a file of the run folder: none of those is executed")
     return dataclasses.replace(decode(encoded), run_dir=str(run_dir))
 
 
@@ -296,9 +317,9 @@ def load_config_file(name: str) -> Config:
     # As `configs.mrpc` where the folder above is on the path (the root of the project), else as `mrpc`.
     package = file.parent.name.isidentifier() and any(file.parent.parent == Path(entry).resolve() for entry in sys.path)
     module = f"{file.parent.name}.{file.stem}" if package else file.stem
-    if not file.stem.isidentifier():
+    if file.suffix != ".py" or not file.stem.isidentifier():
         raise UserError(
-            f"config file {name!r}: its name is no Python identifier, so a run could not be rebuilt from it"
+            f"config file {name!r}: a Python identifier with the ending .py is needed, or no run is rebuilt from it"
         )
     add_to_path(file.parent.parent if package else file.parent)
     try:
@@ -306,7 +327,9 @@ def load_config_file(name: str) -> Config:
     except UserError:
         raise
     except Exception as error:  # whatever a config file does wrong: its line says more than our traceback
-        line = error.lineno if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)[-1].lineno
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == file]
+        line = lines[-1] if lines else getattr(error, "lineno", None)  # none of its lines runs if its syntax is wrong
         raise UserError(f"config file {name!r}, line {line}: {type(error).__name__}: {error}") from error
     if Path(loaded.__file__ or "").resolve() != file:
         raise UserError(

@@ -5,14 +5,13 @@ cut into micro-batches and processes; order and dropout are functions of the see
 weights, the optimizer and the schedule are all there is to save.
 """
 
-import itertools
 import json
 import logging
 import math
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +75,7 @@ def train(config: Config) -> Scores:
     }
     if resumed is not None:
         restore(resumed, state, model, optimizer, schedule, accelerator)
-    log = open_run(config, accelerator, state)
+    log = open_run(config, accelerator, state, resumed)
     logger.info(
         "train: %d rows, %d steps of %d rows = %d process(es) x %d micro-batch(es) x %d, %s on %s, into %s",
         *(rows, total_steps, config.batch_size, processes, order.rounds(Window(0, 0, [0] * config.batch_size, False))),
@@ -84,7 +83,7 @@ def train(config: Config) -> Scores:
     )
 
     model.train()
-    with tracking.progress_bar(total_steps, state.step, accelerator.is_main_process) as bar:
+    with closing(log), tracking.progress_bar(total_steps, state.step, accelerator.is_main_process) as bar:
         steps = tracking.StepLog(log, bar, accelerator)
         for window, micro_batches in windows(loader, order):
             if config.patience is not None and state.evaluations_since_best >= config.patience:
@@ -130,7 +129,8 @@ def train(config: Config) -> Scores:
                 save(config, state, model, optimizer, schedule, accelerator, log)
                 steps.restart_clock()
 
-    return finish(config, state, model, loaders, accelerator, log)
+        bar.close()
+        return finish(config, state, model, loaders, accelerator, log)
 
 
 def find_run(config: Config) -> Path | None:
@@ -181,13 +181,21 @@ def restore(
     logger.info("resume: from %s", found)
 
 
-def open_run(config: Config, accelerator: Accelerator, state: TrainState) -> tracking.MetricLog | tracking.NoMetricLog:
+def open_run(
+    config: Config, accelerator: Accelerator, state: TrainState, resumed: Path | None
+) -> tracking.MetricLog | tracking.NoMetricLog:
     """Write the record, and open the metric log at the position of `state`."""
     if not accelerator.is_main_process:
         return tracking.NoMetricLog()
     folder = Path(config.run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     write_record(config, folder / "config.json")
+    if resumed is not None and resumed.parent.resolve() != (folder / "checkpoints").resolve():
+        # By --resume PATH from another folder: what this run will need of the other comes along.
+        for step in {state.step, state.best_step or state.step}:
+            name = f"step-{step:06d}"
+            shutil.copytree(resumed.parent / name, folder / "checkpoints" / name, dirs_exist_ok=True)
+        shutil.copy(resumed.parent.parent / "metrics.jsonl", folder / "metrics.jsonl")
     return tracking.MetricLog(folder / "metrics.jsonl", state.log_bytes)
 
 
@@ -195,7 +203,7 @@ def windows(loader: Any, order: TrainOrder) -> Iterator[tuple[Window, Iterator[d
     """Each optimizer step with this process's micro-batches of it, from the position of the state to the last step."""
     batches = iter(loader)
     for window in order.windows():
-        yield window, itertools.islice(batches, order.rounds(window))
+        yield window, (next(batches) for _ in range(order.rounds(window)))  # a missing batch is a RuntimeError
 
 
 def save(
@@ -228,7 +236,6 @@ def finish(
         scores["test"] = evaluate_split(model, loaders["test"], task, accelerator)
         rate = len(loaders["test"].dataset) / (time.perf_counter() - began)
         log.write(state.step, float(state.epoch), "test", scores["test"], rate)
-    log.close()
     if accelerator.is_main_process:
         aside = folder / "model.tmp"
         shutil.rmtree(aside, ignore_errors=True)

@@ -1,11 +1,10 @@
 """Parameter groups, optimizers and schedules: plain functions, to be copied, changed and passed by a config.
 
-An optimizer is `f(model, config) -> torch.optim.Optimizer`; a schedule `f(step, total_steps, warmup_steps) -> factor` of
-the learning rate. Both may read a fork's own fields of `config`.
+An optimizer is `f(model, config) -> torch.optim.Optimizer`, and may read a fork's own fields of `config`; a schedule is
+`f(step, total_steps, warmup_steps) -> factor` of the learning rate.
 """
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ftloop.errors import UserError, nearest
@@ -13,8 +12,9 @@ from ftloop.errors import UserError, nearest
 if TYPE_CHECKING:
     import torch
 
-# transformers.get_scheduler has one more, reduce_lr_on_plateau: it follows the scores, not the step, so that the
-# learning rate would no longer be a function of the position.
+# transformers.get_scheduler has two more. They follow the scores, not the step: with them, the learning rate would no
+# longer be a function of the position.
+FOLLOW_SCORES = ("reduce_lr_on_plateau", "greedy")
 SCHEDULES = (
     "linear",
     "cosine",
@@ -73,9 +73,9 @@ def check_schedule(name: Any) -> None:
     """Raise UserError for a name that is no schedule."""
     if callable(name) or name in SCHEDULES:
         return
-    if name == "reduce_lr_on_plateau":
+    if name in FOLLOW_SCORES:
         raise UserError(
-            "--schedule reduce_lr_on_plateau follows the scores, and here a schedule is a function of the step; "
+            f"--schedule {name} follows the scores, and here a schedule is a function of the step; "
             f"choose one of {', '.join(SCHEDULES)}, or a function MODULE:NAME"
         )
     raise UserError(

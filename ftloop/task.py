@@ -120,6 +120,7 @@ class Classification(Task):
             raise UserError(f"--task.threshold {self.threshold}: a probability between 0 and 1 is needed")
         if not self.label_column:
             raise UserError("--task.label-column: name at least one column")
+        self.data.check()
 
     def of_run(self, model: str) -> "Classification":
         """With the labels of the run's model: what its logits mean is not decided a second time."""
@@ -131,9 +132,9 @@ class Classification(Task):
             raise UserError(f"the model of the run, {model!r}, cannot be read: {root_cause(error)}") from error
         regression = config.problem_type == "regression"
         names = () if regression else tuple(config.id2label[number] for number in range(config.num_labels))
-        return replace(
-            self, model=model, init="pretrained", dropout=None, problem_type=config.problem_type, label_names=names
-        )
+        task = replace(self, model=model, init="pretrained", dropout=None)
+        vars(task)["labels"] = Labels(config.problem_type, names)  # the cached property is decided
+        return task
 
     # ---- data
 
@@ -156,7 +157,8 @@ class Classification(Task):
         data = type(data)({split: self._without_empty(split, rows) for split, rows in data.items()})
         single = len(self.label_column) == 1 and self.label_separator is None
         classes = labels.cells(data["train"], self.label_column, None) if single else None
-        if classes and (isinstance(classes[0], list | float) or self.problem_type == "regression"):
+        kind = self.problem_type or ("regression" if classes and isinstance(classes[0], float) else None)
+        if classes and (isinstance(classes[0], list) or kind == "regression"):
             classes = None
         data = cut_splits(data, self.data, classes)
         if "validation" not in data:
@@ -165,7 +167,7 @@ class Classification(Task):
 
     @cached_property
     def labels(self) -> Labels:
-        """Decided once: by the options (those of a finished run are complete), else from train."""
+        """Decided once, from train and the options; those of a finished run are its model's (see `of_run`)."""
         names = self.label_names
         if len(names) == 1:
             from pathlib import Path
@@ -176,8 +178,6 @@ class Classification(Task):
                     f"--task.label-names {names[0]!r}: give all names, or an existing file with a name a line"
                 )
             names = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
-        if self.problem_type is not None and (names or self.problem_type == "regression"):
-            return Labels(self.problem_type, names)
         return labels.decide(self.rows["train"], self.label_column, self.label_separator, self.problem_type, names)
 
     def load(self) -> "DatasetDict":

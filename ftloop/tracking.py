@@ -51,7 +51,7 @@ class MetricLog:
     def __init__(self, file: Path, keep_bytes: int):
         """Cut the log to what the resumed step had written (`keep_bytes`; 0 for a new run) and append from there."""
         self.stream = file.open("ab")
-        self.stream.truncate(keep_bytes)
+        self.stream.truncate(min(keep_bytes, file.stat().st_size))
 
     def write(self, step: int, epoch: float, split: str, scores: dict[str, float], items_per_second: float) -> None:
         now = round(time.time(), 3)

@@ -5,6 +5,8 @@ run is evaluated with the names of its model, never with a second decision.
 """
 
 import logging
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ftloop")
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+BITS = {"0": 0.0, "0.0": 0.0, "false": 0.0, "1": 1.0, "1.0": 1.0, "true": 1.0}  # cells of several 0/1 columns, as text
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,11 @@ class Labels:
 
     problem_type: ProblemType
     names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        twice = [name for name, count in Counter(self.names).items() if count > 1]
+        if twice:
+            raise UserError(f"--task.label-names: {twice[0]!r} occurs twice")
 
     @property
     def outputs(self) -> int:
@@ -37,7 +45,7 @@ class Labels:
 
 
 def cells(rows: "Dataset", columns: tuple[str, ...], separator: str | None) -> list[Any]:
-    """The label of each row: a value, a list of values, or a list of 0/1 cells (several columns). ClassLabels are named."""
+    """The label of each row: a value, a list of values, a list of 0/1 cells (several columns); a ClassLabel's name."""
     from datasets import ClassLabel
 
     if len(columns) > 1:
@@ -47,7 +55,10 @@ def cells(rows: "Dataset", columns: tuple[str, ...], separator: str | None) -> l
     if isinstance(feature, ClassLabel):  # -1 is the Hub's sign for "not labelled"
         return [feature.names[value] if value is not None and value >= 0 else None for value in values]
     if isinstance(getattr(feature, "feature", None), ClassLabel):
-        return [None if value is None else [feature.feature.names[part] for part in value] for value in values]
+        names = feature.feature.names
+        return [
+            None if value is None else [None if part is None else names[part] for part in value] for value in values
+        ]
     if separator is not None:
         return [
             None if text is None else [part.strip() for part in str(text).split(separator) if part.strip()]
@@ -77,6 +88,12 @@ def decide(
     if not found:
         raise UserError(f"--task.label-column: no row of train has a label in {', '.join(columns)}")
     lists = isinstance(found[0], list)
+    parts = [part for cell in found for part in cell] if lists else found
+    odd = next((part for part in parts if not isinstance(part, str | int | float)), None)
+    if odd is not None:
+        raise UserError(
+            f"--task.label-column {columns[0]!r} holds {odd!r}, which is no name, id, number or list of them"
+        )
     floats = any(isinstance(cell, float) for cell in found)
     if problem_type is None:
         if lists:
@@ -88,16 +105,22 @@ def decide(
             )
         else:
             problem_type = "regression" if floats else "single_label_classification"
-    if lists != (problem_type == "multi_label_classification"):
-        holds = "lists" if lists else "single values"
-        raise UserError(
-            f"--task.problem-type {problem_type} does not fit the label column {', '.join(columns)}, which holds {holds}"
-            + ("" if lists else " (--task.label-separator splits a text into labels)")
-        )
+    check_lists(lists, columns, problem_type)
     if problem_type == "regression":
         if isinstance(found[0], str):
             raise UserError(f"--task.label-column {columns[0]!r} holds texts ({found[0]!r}): regression needs numbers")
         return Labels("regression", ())
+    texts = {_text(part) for part in parts}
+    if not lists and len(texts) == 1:
+        raise UserError(
+            f"--task.label-column {columns[0]!r}: train has one class only, {_text(parts[0])!r}; nothing to tell apart"
+        )
+    # One cell a label, as in [0, 1, 1], would pass for the ids 0 and 1.
+    if lists and len(columns) == 1 and texts <= {"0", "1"} and any(len(set(cell)) < len(cell) for cell in found):
+        raise UserError(
+            f"--task.label-column {columns[0]!r} holds lists of 0 and 1 ({found[0]}): "
+            "give lists of names or ids, or one column of 0 and 1 for each label"
+        )
     if not names:
         feature = rows.features[columns[0]]
         feature = getattr(feature, "feature", feature)
@@ -106,44 +129,57 @@ def decide(
         elif isinstance(feature, ClassLabel):
             names = feature.names
         else:
-            names = _sorted_names({_text(part) for cell in found for part in (cell if lists else [cell])})
-    if len(names) < 2 and problem_type == "single_label_classification":
+            names = _sorted_names(texts)
+    if len(columns) > 1 and len(names) != len(columns):
+        raise UserError(f"--task.label-names: {len(names)} names for the {len(columns)} columns of --task.label-column")
+    return Labels(problem_type, tuple(name.strip() for name in names))
+
+
+def check_lists(lists: bool, columns: tuple[str, ...], problem_type: ProblemType) -> None:
+    """Raise UserError unless label cells that are lists, or none, fit the problem type."""
+    if lists != (problem_type == "multi_label_classification"):
         raise UserError(
-            f"--task.label-column {columns[0]!r}: train has one class only, {names[0]!r}; nothing to tell apart"
+            f"--task.problem-type {problem_type} does not fit the label column {', '.join(columns)}, "
+            + ("which holds lists" if lists else "which holds single values (--task.label-separator splits texts)")
         )
-    if len(set(names)) < len(names):
-        raise UserError("--task.label-names: a name occurs twice")
-    return Labels(problem_type, tuple(names))
 
 
 def encode(rows: "Dataset", columns: tuple[str, ...], separator: str | None, labels: Labels, split: str) -> list[Any]:
     """The labels as numbers: an id per row; for multi-label a list of 0.0 / 1.0 per label; for regression a float.
 
-    A value is a name if all values of the split are names; else, if they are whole numbers in range, it is an id.
-    Raises UserError for a label that `labels` does not have.
+    A value is a name if all values of the split are names; else, if they are whole numbers in range, and no name is a
+    number, it is an id. Raises UserError for a label that `labels` does not have.
     """
     values = cells(rows, columns, separator)
+    check_lists(isinstance(values[0], list), columns, labels.problem_type)
     if labels.problem_type == "regression":
         try:
-            return [float(value) for value in values]
+            numbers = [float(value) for value in values]
         except ValueError as error:
             raise UserError(f"--task.label-column: {split} holds a label that is not a number: {error}") from error
+        infinite = [row for row, number in enumerate(numbers) if not math.isfinite(number)]
+        if infinite:
+            raise UserError(
+                f"--task.label-column: {split} holds {numbers[infinite[0]]} in row {infinite[0]}, counted from 0"
+            )
+        return numbers
     if len(columns) > 1:
         for column, cells_of_column in zip(columns, zip(*values, strict=True), strict=True):
-            odd = {cell for cell in cells_of_column if str(cell) not in ("0", "1", "0.0", "1.0", "False", "True")}
+            odd = {str(cell) for cell in cells_of_column if str(cell).lower() not in BITS}
             if odd:
-                raise UserError(
-                    f"--task.label-column {column!r}: {split} holds {sorted(map(str, odd))[:3]}; 0 or 1 is needed"
-                )
-        return [[float(cell) for cell in row] for row in values]
+                raise UserError(f"--task.label-column {column!r}: {split} holds {sorted(odd)[:3]}; 0 or 1 is needed")
+        return [[BITS[str(cell).lower()] for cell in row] for row in values]
     ids = {name: number for number, name in enumerate(labels.names)}
-    found = {part for value in values for part in (value if labels.multi else [value])}
-    unknown = sorted({_text(value) for value in found} - ids.keys())
-    if unknown and all(_text(value).isdecimal() and int(_text(value)) < len(ids) for value in found):
+    found = {_text(part) for value in values for part in (value if labels.multi else [value])}
+    unknown = sorted(found - ids.keys())
+    # Where names are numbers, such as 1, 2, 3, a 0 is a label that train lacks, and no id.
+    named_by_number = any(map(_is_number, ids))
+    if unknown and not named_by_number and all(part.isdecimal() and int(part) < len(ids) for part in found):
         ids, unknown = {str(number): number for number in range(len(labels.names))}, []
     if unknown:
+        lacking = "--task.label-names lacks" if split == "train" else "train lacks"
         raise UserError(
-            f"--task.label-column {columns[0]!r}: {split} has {len(unknown)} label(s) that train lacks: "
+            f"--task.label-column {columns[0]!r}: {split} has {len(unknown)} label(s) that {lacking}: "
             f"{', '.join(map(repr, unknown[:5]))}{nearest(unknown[0], ids)}; the labels are "
             f"{', '.join(map(repr, labels.names[:10]))}{', ...' if len(labels.names) > 10 else ''}"
         )
@@ -187,4 +223,9 @@ def _text(value: Any) -> str:
 
 def _sorted_names(names: set[str]) -> list[str]:
     """By number if all are whole numbers, else by name."""
-    return sorted(names, key=int) if all(name.lstrip("-").isdecimal() for name in names) else sorted(names)
+    return sorted(names, key=int) if all(map(_is_number, names)) else sorted(names)
+
+
+def _is_number(name: str) -> bool:
+    """Whether a label's name is a whole number, as ids are."""
+    return name.removeprefix("-").isdecimal()

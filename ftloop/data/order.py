@@ -89,7 +89,7 @@ class TrainOrder:
     """
 
     rows: int
-    batch_size: int  # rows of an optimizer step over all processes
+    step_size: int  # rows of an optimizer step over all processes
     micro_batch_size: int  # rows of one process in one forward pass
     processes: int
     total_steps: int
@@ -100,9 +100,9 @@ class TrainOrder:
         """The windows from the position of `state` to the last step."""
         epoch, index = self.state.epoch, self.state.window
         for _ in range(self.state.step, self.total_steps):
-            start = index * self.batch_size
-            rows = epoch_order(self.rows, self.seed, epoch)[start : start + self.batch_size].tolist()
-            ends_epoch = start + self.batch_size >= self.rows
+            start = index * self.step_size
+            rows = epoch_order(self.rows, self.seed, epoch)[start : start + self.step_size].tolist()
+            ends_epoch = start + self.step_size >= self.rows
             yield Window(epoch, index, rows, ends_epoch)
             epoch, index = (epoch + 1, 0) if ends_epoch else (epoch, index + 1)
 
@@ -121,10 +121,10 @@ class EvaluationOrder:
     """Batch sampler of a split: every row once, as keys (0, row), long rows first (least padding, early out-of-memory)."""
 
     lengths: list[int]  # one per row, in any unit
-    batch_size: int  # rows of one process in one forward pass
+    micro_batch_size: int  # rows of one process in one forward pass
     processes: int
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         rows = sorted(range(len(self.lengths)), key=self.lengths.__getitem__, reverse=True)
-        for seats in deal(rows, self.batch_size, self.processes):
+        for seats in deal(rows, self.micro_batch_size, self.processes):
             yield [(0, row) for row in seats]

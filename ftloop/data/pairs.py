@@ -16,6 +16,8 @@ def parse_pairs(words: list[str]) -> dict[str, Any]:
             if not words:
                 raise ValueError(f"{key!r} has no value: give KEY VALUE pairs or KEY=VALUE")
             value = words.pop(0)
+        if key in pairs:
+            raise ValueError(f"{key!r} is given twice")
         pairs[key] = parse_value(value)
     return pairs
 
@@ -25,7 +27,7 @@ def parse_value(text: str) -> Any:
     for read in (json.loads, ast.literal_eval):
         try:
             return read(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError):
             continue
     return text.replace("\\t", "\t")
 

@@ -3,7 +3,9 @@
 A source of another kind is a subclass that overrides `read`: see `ftloop/samples.py` for one.
 """
 
+import glob
 import logging
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +29,12 @@ READERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "validation"}
 SPLITS = ("train", "validation", "test")
+# What the readers say of a file without rows, and what helps against their other complaints.
+NO_ROWS = ("corresponds to no data", "No columns to parse", "StopIteration")
+HINTS = {
+    "UnicodeDecodeError": "--task.data.options encoding=latin-1 names another encoding",
+    "ParserError": "--task.data.options sep=';' names another separator, quoting=3 takes quotes as ordinary characters",
+}
 
 
 @dataclass(frozen=True)
@@ -46,30 +54,53 @@ class Data:
     split_seed: int = 42  # of the cut; another seed cuts other rows
     drop_empty: bool = False  # drop rows with empty texts or missing labels, and say how many
 
+    def check(self) -> None:
+        """Raise UserError for options that cannot work, before anything is read."""
+        for name, value in (("validation", self.validation), ("test", self.test)):
+            if not math.isfinite(value) or value < 0 or (value >= 1 and value != int(value)):
+                raise UserError(f"--task.data.{name} {value}: a share below 1, or whole rows; 0 cuts nothing")
+        if self.format is not None and self.format not in READERS:
+            raise UserError(
+                f"--task.data.format {self.format!r} is unknown{nearest(self.format, READERS)}; "
+                f"choose one of {', '.join(READERS)}"
+            )
+        known = (*SPLITS, *SPLIT_NAMES)
+        for split in self.files:
+            if split not in known and not self.splits:
+                raise UserError(
+                    f"--task.data.files: {split!r} is no split{nearest(split, known)}; give {', '.join(SPLITS)}"
+                )
+
     def read(self) -> "DatasetDict":
         """The rows as the source has them, by split. Raises UserError if they cannot be read."""
         if bool(self.path) == bool(self.files):
             raise UserError("give the data by --task.data.path or by --task.data.files, one of the two")
         files = self.files or local_files(self.path)
         data = read_files(files, self.format, self.options) if files else self._read_hub()
+        found = ", ".join(data)
         data = rename_splits(data, self.splits)
-        if not (data.keys() & {"train"}):
-            raise UserError(f"--task.data: there is no split 'train'; the source has {', '.join(data)}")
+        if "train" not in data:
+            raise UserError(
+                f"--task.data: there is no split 'train' (--task.data.splits may name it); the source has {found}"
+            )
         for split, rows in data.items():
             if len(rows) == 0:
                 raise UserError(f"--task.data: the split {split!r} is empty")
         return data
 
     def _read_hub(self) -> "DatasetDict":
-        from datasets import load_dataset
+        from datasets import DatasetDict, load_dataset
 
         try:
-            return load_dataset(self.path, self.name, revision=self.revision, **self.options)
+            data = load_dataset(self.path, self.name, revision=self.revision, **self.options)
         except Exception as error:  # the Hub's client raises dozens of kinds, some bare
             raise UserError(
                 f"--task.data.path {self.path!r} is no file or folder here, and as a data set of the Hub "
                 f"it could not be read: {root_cause(error)}"
             ) from error
+        if not isinstance(data, DatasetDict):
+            raise UserError(f"--task.data.options {self.options}: all splits are needed, with rows that can be counted")
+        return data
 
 
 def local_files(path: str) -> dict[str, str]:
@@ -105,7 +136,7 @@ def format_of(file: Path) -> str:
 
 def read_files(files: dict[str, str], format: str | None, options: dict[str, Any]) -> "DatasetDict":
     """Read one file per split by `datasets`, which keeps them as memory-mapped Arrow tables in its cache."""
-    from datasets import DatasetDict, load_dataset
+    import datasets
 
     data = {}
     for split, name in files.items():
@@ -119,20 +150,46 @@ def read_files(files: dict[str, str], format: str | None, options: dict[str, Any
             )
         if file.stat().st_size == 0:
             raise UserError(f"--task.data: {split} file {str(file)!r} is empty")
+        if kind == "parquet" and file.suffix.lower() == ".gz":
+            raise UserError(f"--task.data: {split} file {str(file)!r}: Parquet is compressed inside; gunzip it first")
         reader, defaults = READERS[kind]
         arguments = {**defaults, **options}
         for option in ("names", "usecols"):  # lists for pandas; on the command line, words with commas
             if isinstance(arguments.get(option), str):
                 arguments[option] = arguments[option].split(",")
+        verbosity = datasets.logging.get_verbosity()
+        datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs each error before it raises it
         try:
-            data[split] = load_dataset(reader, data_files=str(file), split="train", **arguments)
+            # Escaped, for data_files are patterns: a file may be named "rows[1].csv".
+            data[split] = datasets.load_dataset(reader, data_files=glob.escape(str(file)), split="train", **arguments)
         except Exception as error:  # pandas, pyarrow and datasets each have their own
-            raise UserError(f"--task.data: cannot read {split} file {str(file)!r}: {root_cause(error)}") from error
-    return DatasetDict(data)
+            cause = root_cause(error)
+            if any(sign in cause for sign in NO_ROWS):
+                raise UserError(f"--task.data: the split {split!r} is empty: no rows in {str(file)!r}") from error
+            hint = HINTS.get(cause.partition(":")[0])
+            raise UserError(
+                f"--task.data: cannot read {split} file {str(file)!r}: {cause}" + (f" ({hint})" if hint else "")
+            ) from error
+        finally:
+            datasets.logging.set_verbosity(verbosity)
+        if kind == "tsv" and "quoting" not in options:
+            warn_of_joined_rows(split, data[split])
+    return datasets.DatasetDict(data)
+
+
+def warn_of_joined_rows(split: str, rows: "Dataset") -> None:
+    """TSV files often have quotes that are ordinary characters, as MRPC's: two of them swallow the rows between."""
+    joined = {row for name in rows.column_names for row, cell in enumerate(rows[name]) if "\n" in str(cell)}
+    if joined:
+        logger.warning(
+            "data: %s: %d row(s) hold a line break between quotes, the first is row %d; if quotes are ordinary "
+            "characters in this file, rows were joined: --task.data.options quoting=3",
+            *(split, len(joined), min(joined)),
+        )
 
 
 def rename_splits(data: "DatasetDict", chosen: dict[str, str]) -> "DatasetDict":
-    """Our names for the source's splits: as chosen, else by their usual names. Further splits are left out, and said."""
+    """Our names for the source's splits: as chosen, else by their usual names. Others are left out, and said."""
     from datasets import DatasetDict
 
     if chosen:
@@ -147,7 +204,12 @@ def rename_splits(data: "DatasetDict", chosen: dict[str, str]) -> "DatasetDict":
                 )
         named = {split: data[name] for split, name in chosen.items()}
     else:
-        named = {SPLIT_NAMES.get(name, name): rows for name, rows in data.items()}
+        named = {}
+        for name, rows in data.items():
+            split = SPLIT_NAMES.get(name, name)
+            if split in named:
+                raise UserError(f"--task.data: the source has two splits for {split!r}: choose by --task.data.splits")
+            named[split] = rows
         unused = sorted(named.keys() - set(SPLITS))
         if unused:
             logger.info("data: the splits %s are not used (choose by --task.data.splits)", ", ".join(unused))
@@ -155,7 +217,7 @@ def rename_splits(data: "DatasetDict", chosen: dict[str, str]) -> "DatasetDict":
 
 
 def cut_splits(data: "DatasetDict", source: Data, classes: list[Any] | None) -> "DatasetDict":
-    """Cut the splits that the source lacks from train. `classes`: one value per row of train to stratify by, or None."""
+    """Cut the splits that the source lacks from train. `classes`: a value per row of train to stratify by, or None."""
     from datasets import DatasetDict
 
     data, rows = dict(data), list(range(len(data["train"])))
@@ -168,7 +230,13 @@ def cut_splits(data: "DatasetDict", source: Data, classes: list[Any] | None) -> 
             raise UserError(
                 f"--task.data.{split} {wanted}: {count} rows cannot be cut from the {len(rows)} rows of train"
             )
-        rows, cut = _cut(rows, count, classes if source.stratify else None, source.split_seed)
+        try:
+            rows, cut = _cut(rows, count, classes if source.stratify else None, source.split_seed)
+        except ValueError as error:
+            raise UserError(
+                f"--task.data.{split} {wanted}: cannot keep the shares of the classes: {error} "
+                "(--task.data.no-stratify cuts at random)"
+            ) from error
         data[split] = original.select(cut)
         how = "stratified" if source.stratify and classes is not None else "at random"
         logger.info("data: %s is %d rows cut from train, %s (seed %d)", split, count, how, source.split_seed)
@@ -189,12 +257,7 @@ def _cut(rows: list[int], count: int, classes: list[Any] | None, seed: int) -> t
         lone = {row for row in rows if sizes[classes[row]] == 1}
     divisible = [row for row in rows if row not in lone]
     keys = [classes[row] for row in divisible] if classes is not None else None
-    try:
-        _, cut = train_test_split(divisible, test_size=count, random_state=seed, stratify=keys)
-    except ValueError as error:
-        raise UserError(
-            f"cannot cut {count} rows stratified from train: {error} (--task.data.no-stratify cuts at random)"
-        ) from error
+    _, cut = train_test_split(divisible, test_size=count, random_state=seed, stratify=keys)
     chosen = set(cut)
     return [row for row in rows if row not in chosen], sorted(cut)
 

@@ -1,0 +1,136 @@
+"""The order of rows: pure functions of (seed, epoch), the same rows in each step however it is divided."""
+
+import random
+
+import numpy
+import pytest
+import torch
+
+from ftloop.checkpoint import TrainState
+from ftloop.data.loader import build_loader
+from ftloop.data.order import EvaluationOrder, TrainOrder, deal, epoch_order, mix, seeded
+
+ROWS, BATCH = 43, 8
+
+
+def train_order(micro_batch_size: int = 8, processes: int = 1, state: TrainState | None = None, steps: int = 18) -> TrainOrder:
+    return TrainOrder(ROWS, BATCH, micro_batch_size, processes, steps, seed=3, state=state or TrainState())
+
+
+def test_each_epoch_is_another_permutation_and_a_function_of_seed_and_epoch():
+    orders = [epoch_order(ROWS, 3, epoch).tolist() for epoch in range(3)]
+    assert all(sorted(order) == list(range(ROWS)) for order in orders)
+    assert orders[0] != orders[1] != orders[2]
+    epoch_order.cache_clear()
+    torch.manual_seed(99)
+    assert epoch_order(ROWS, 3, 1).tolist() == orders[1]
+    assert epoch_order(ROWS, 4, 1).tolist() != orders[1]
+
+
+def test_seeds_of_near_counters_are_unrelated():
+    seeds = {mix(seed, purpose, step) for seed in range(10) for purpose in ("order", "dropout") for step in range(100)}
+    assert len(seeds) == 2000
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+@pytest.mark.parametrize("micro_batch_size", [1, 3, 5, 8])
+def test_dealing_gives_whole_rounds_of_equal_seats_and_every_row_once(micro_batch_size, processes):
+    for count in range(1, 20):
+        dealt = list(deal(list(range(count)), micro_batch_size, processes))
+        assert len(dealt) % processes == 0
+        for start in range(0, len(dealt), processes):
+            assert len({len(seats) for seats in dealt[start : start + processes]}) == 1
+            assert 1 <= len(dealt[start]) <= micro_batch_size
+        assert sorted(row for seats in dealt for row in seats if row >= 0) == list(range(count))
+        # An empty seat repeats a row of its own round, and there are fewer of them than processes.
+        assert sum(row < 0 for seats in dealt for row in seats) < processes
+        assert all(~row in range(count) for seats in dealt for row in seats if row < 0)
+
+
+@pytest.mark.parametrize(("micro_batch_size", "processes"), [(8, 1), (4, 1), (3, 1), (5, 1), (4, 2), (2, 2), (1, 3), (8, 4)])
+def test_every_division_serves_the_same_rows_in_each_step(micro_batch_size, processes):
+    order, whole = train_order(micro_batch_size, processes), train_order()
+    dealt = iter(order)
+    for window, expected in zip(order.windows(), whole.windows(), strict=True):
+        assert window == expected
+        served = [next(dealt) for _ in range(order.rounds(window) * processes)]
+        assert sorted(row for seats in served for _, row in seats if row >= 0) == sorted(window.rows)
+        assert {epoch for seats in served for epoch, _ in seats} == {window.epoch}
+    assert next(dealt, None) is None
+
+
+def test_an_epoch_serves_every_row_once_and_ends_with_the_ragged_window():
+    windows = list(train_order().windows())
+    assert [len(window.rows) for window in windows] == [8, 8, 8, 8, 8, 3] * 3
+    assert [window.ends_epoch for window in windows] == [False] * 5 + [True] + ([False] * 5 + [True]) * 2
+    for epoch in range(3):
+        assert sorted(row for window in windows if window.epoch == epoch for row in window.rows) == list(range(ROWS))
+
+
+def test_the_order_goes_on_from_any_position():
+    whole, state = list(train_order().windows()), TrainState()
+    for step, window in enumerate(whole):
+        assert list(train_order(state=state).windows()) == whole[step:]
+        state.advance(window)
+
+
+def test_seeking_does_not_depend_on_the_position():
+    late = TrainState(step=5_000_000, epoch=15, window=312_500 // 2)
+    order = TrainOrder(10_000_000, 32, 32, 1, total_steps=5_000_001, seed=1, state=late)
+    assert len(list(order.windows())) == 1
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("rows", [1, 2, 7, 16])
+def test_evaluation_serves_every_row_once_long_rows_first(rows, processes):
+    lengths = [(row * 7) % 5 for row in range(rows)]
+    served = [row for seats in EvaluationOrder(lengths, 4, processes) for _, row in seats if row >= 0]
+    assert sorted(served) == list(range(rows))
+    assert [lengths[row] for row in served] == sorted(lengths, reverse=True)
+
+
+def test_the_samplers_have_no_attribute_by_which_accelerate_would_cut_their_batches_anew():
+    assert not hasattr(train_order(), "batch_size")
+    assert not hasattr(EvaluationOrder([1], 4, 1), "batch_size")
+
+
+def test_seeding_a_block_leaves_the_callers_streams_as_they_were():
+    def draw() -> list[float]:
+        return [torch.rand(1).item(), random.random(), numpy.random.rand()]
+
+    torch.manual_seed(1)
+    random.seed(1)
+    numpy.random.seed(1)
+    expected = draw() + draw()
+    torch.manual_seed(1)
+    random.seed(1)
+    numpy.random.seed(1)
+    first = draw()
+    with seeded(5):
+        inside = draw()
+    assert first + draw() == expected
+    with seeded(5):
+        assert draw() == inside
+
+
+def noisy_collate(examples: list[dict]) -> dict[str, torch.Tensor]:
+    """A collator that draws, as random masking does."""
+    noise = [random.random() + numpy.random.rand() for _ in examples]
+    return {"inputs": torch.rand(len(examples)) + torch.tensor(noise), "labels": torch.tensor([row["x"] for row in examples])}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_random_collators_draw_the_same_in_any_worker_and_after_any_resume(workers):
+    dataset = [{"x": row} for row in range(ROWS)]
+
+    def batches(workers: int, state: TrainState) -> list[dict[str, torch.Tensor]]:
+        return list(build_loader(dataset, train_order(state=state), noisy_collate, seed=3, workers=workers))
+
+    whole = batches(0, TrainState())
+    for got, expected in zip(batches(workers, TrainState()), whole, strict=True):
+        assert all(torch.equal(got[name], expected[name]) for name in expected)
+    resumed = batches(0, TrainState(step=8, epoch=1, window=2))
+    for got, expected in zip(resumed, whole[8:], strict=True):
+        assert all(torch.equal(got[name], expected[name]) for name in expected)
+    assert not torch.equal(whole[0]["inputs"], whole[6]["inputs"])
