@@ -291,7 +291,7 @@ def read_record(run_dir: Path) -> Config:
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         folders, encoded = record["import_from"], record["config"]
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is not a record of a run: {error}") from error
     for folder in map(Path, folders):
         if not folder.resolve().is_relative_to(run_dir.resolve()):

@@ -10,6 +10,7 @@ torch and the libraries are imported where they are used: `--help` and a mistype
 import logging
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ftloop import metrics
@@ -114,6 +115,11 @@ class Classification(Task):
     def check(self) -> None:
         if not self.model:
             raise UserError("--task.model is missing: a Hub id or a folder that from_pretrained reads")
+        folder = Path(self.model)
+        if folder.is_dir() and not (folder / "config.json").is_file():
+            raise UserError(f"--task.model {self.model!r} holds no config.json: it is no folder of a pretrained model")
+        if not folder.is_dir() and (self.model.startswith((".", "/", "~")) or self.model.count("/") > 1):
+            raise UserError(f"--task.model {self.model!r}: no such folder")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise UserError(f"--task.dropout {self.dropout}: a probability from 0 to below 1 is needed")
         if not 0 < self.threshold < 1:
@@ -152,8 +158,9 @@ class Classification(Task):
         """The rows of the source, by split: checked, cleaned, with all their columns, in the order that row ids count."""
         data = self.data.read()
         require_columns(data, self.input_columns, self.input_option)
+        learned = {split: rows for split, rows in data.items() if split != "test"}
+        require_columns(learned, self.label_column, "--task.label-column")
         data = type(data)({split: rows for split, rows in data.items() if split != "test" or self._labelled(rows)})
-        require_columns(data, self.label_column, "--task.label-column")
         data = type(data)({split: self._without_empty(split, rows) for split, rows in data.items()})
         single = len(self.label_column) == 1 and self.label_separator is None
         classes = labels.cells(data["train"], self.label_column, None) if single else None
@@ -170,8 +177,6 @@ class Classification(Task):
         """Decided once, from train and the options; those of a finished run are its model's (see `of_run`)."""
         names = self.label_names
         if len(names) == 1:
-            from pathlib import Path
-
             file = Path(names[0]).expanduser()
             if not file.is_file():
                 raise UserError(
@@ -341,6 +346,8 @@ class Classification(Task):
 
     def check_metrics(self) -> None:
         metrics.check(self.score_names(), self.labels.problem_type, self.labels.names)
+        if any(name.startswith(metrics.HUB) for name in self.score_names()):
+            self.build_metrics()  # without the Hub, the first evaluation would be too late to say so
 
     def build_metrics(self) -> list[Any]:
         return [metrics.build(name, self.labels.problem_type, self.labels.names) for name in self.score_names()]

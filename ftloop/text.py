@@ -49,6 +49,8 @@ class TextClassification(Classification):
             raise UserError(
                 f"--task.model {self.model!r}: its tokenizer cannot be loaded: {root_cause(error)}"
             ) from error
+        if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # from_pretrained makes up an empty one
+            raise UserError(f"--task.model {self.model!r}: its tokenizer knows no words; are its files missing?")
         if tokenizer.pad_token is None:
             if tokenizer.eos_token is None:
                 raise UserError(f"--task.model {self.model!r}: its tokenizer has no token to pad with")

@@ -97,6 +97,7 @@ def test_a_gzipped_parquet_file_is_refused_with_the_way_out(tmp_path):
         ("sep ; encoding latin-1", {"delimiter": ";", "encoding": "latin-1"}),
         ("sep=| quotechar='", {"delimiter": "|", "quotechar": "'"}),
         ("names text,label header null", {"header": False}),
+        ("engine python", {}),
         (r"sep \t", {"delimiter": "\t"}),
     ],
 )
@@ -133,6 +134,12 @@ def test_a_changed_file_is_read_anew(tmp_path):
     for ending in ("csv", "jsonl.gz"):
         for rows in (ROWS[:4], ROWS[4:8]):
             assert train_rows(path=str(write(tmp_path / f"rows.{ending}", rows))) == rows
+
+
+def test_the_whole_file_decides_what_a_column_holds(tmp_path):
+    """Not the first 10 000 rows, which `datasets` would cast the others to."""
+    rows = [{"text": "1", "label": "2"}] * 10_000 + [{"text": "NA", "label": ""}, {"text": "sky", "label": "x"}]
+    assert train_rows(path=str(write(tmp_path / "rows.csv", rows))) == rows
 
 
 def test_words_of_the_command_line_become_pairs():

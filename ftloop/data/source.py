@@ -18,22 +18,26 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ftloop")
 
-# What `datasets` calls the reader of each ending, with the options that keep it from changing the data:
-# without keep_default_na=False, the texts "NA", "null" and "None" would become missing values.
+# For pandas. Without the first, the texts "NA", "null" and "None" would become missing values. With the second, 100 000
+# rows decide what a column holds, and not the first 10 000, as in datasets: a later row of another type is an error.
+CSV = {"keep_default_na": False, "chunksize": 100_000}
+# What `datasets` calls the reader of each ending, with options that keep it from changing the data.
 READERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "csv": ("csv", {"keep_default_na": False}),
-    "tsv": ("csv", {"keep_default_na": False, "sep": "\t"}),
+    "csv": ("csv", CSV),
+    "tsv": ("csv", {**CSV, "sep": "\t"}),
     "json": ("json", {}),
     "jsonl": ("json", {}),
     "parquet": ("parquet", {}),
 }
 SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "validation"}
 SPLITS = ("train", "validation", "test")
-# What the readers say of a file without rows, and what helps against their other complaints.
+# Parts of what the readers say of a file without rows, and of other complaints, with what helps against these.
 NO_ROWS = ("corresponds to no data", "No columns to parse", "StopIteration")
 HINTS = {
     "UnicodeDecodeError": "--task.data.options encoding=latin-1 names another encoding",
     "ParserError": "--task.data.options sep=';' names another separator, quoting=3 takes quotes as ordinary characters",
+    "as a scalar of type": "a column of numbers holds something else in a later row",
+    "unexpected keyword argument": "--task.data.options takes the options of pandas.read_csv, for other formats few",
 }
 
 
@@ -166,10 +170,8 @@ def read_files(files: dict[str, str], format: str | None, options: dict[str, Any
             cause = root_cause(error)
             if any(sign in cause for sign in NO_ROWS):
                 raise UserError(f"--task.data: the split {split!r} is empty: no rows in {str(file)!r}") from error
-            hint = HINTS.get(cause.partition(":")[0])
-            raise UserError(
-                f"--task.data: cannot read {split} file {str(file)!r}: {cause}" + (f" ({hint})" if hint else "")
-            ) from error
+            hints = "".join(f" ({hint})" for sign, hint in HINTS.items() if sign in cause)
+            raise UserError(f"--task.data: cannot read {split} file {str(file)!r}: {cause}{hints}") from error
         finally:
             datasets.logging.set_verbosity(verbosity)
         if kind == "tsv" and "quoting" not in options:

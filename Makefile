@@ -1,0 +1,25 @@
+# The two commands of the README, and what they are made of. A fresh machine needs Linux, Python 3.11 or later, and make.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test lint clean
+
+quickstart: .venv/requirements  ## fine-tune a pretrained MiniLM on docstrings: no model hub, about 3 minutes of training
+	$(BIN)/python train.py configs/quickstart_text.py
+
+test: .venv/requirements-dev  ## the whole test suite
+	$(BIN)/python -m pytest
+
+lint: .venv/requirements-dev  ## style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.venv/%: %.txt requirements.txt constraints.txt
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("ftloop needs Python 3.11 or later: make PYTHON=python3.12")'
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $< -c constraints.txt
+	touch $@
+
+clean:  ## remove the environment and the runs
+	rm -rf .venv runs
