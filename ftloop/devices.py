@@ -26,8 +26,9 @@ def start_accelerator(precision: Literal["fp32", "bf16", "fp16"] | None = None) 
             # The schedule steps where the loop says so; accelerate would step it once per process.
             step_scheduler_with_optimizer=False,
         )
-    except ValueError as error:  # fp16 on a CPU, say
-        raise UserError(f"--precision {precision}: {error}") from error
+    except ValueError as error:  # fp16 on a CPU, or a launch without an address
+        asked_for = f"--precision {precision}: " if precision else ""
+        raise UserError(f"{asked_for}accelerate cannot start: {error}") from error
     if accelerator.num_processes != asked:
         raise UserError(f"{asked} processes were started (WORLD_SIZE), but accelerate sees {accelerator.num_processes}")
     return accelerator

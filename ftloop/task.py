@@ -126,6 +126,13 @@ class Classification(Task):
             raise UserError(f"--task.threshold {self.threshold}: a probability between 0 and 1 is needed")
         if not self.label_column:
             raise UserError("--task.label-column: name at least one column")
+        seen = sorted(set(self.label_column) & set(self.input_columns))
+        if seen:
+            raise UserError(
+                f"--task.label-column {seen[0]} is in {self.input_option} too: the model would read the answer"
+            )
+        if self.label_separator == "":
+            raise UserError("--task.label-separator is empty: give the text between two labels")
         self.data.check()
 
     def of_run(self, model: str) -> "Classification":
@@ -304,11 +311,11 @@ class Classification(Task):
         """Cross-entropy; binary cross-entropy, averaged over the labels of a row; squared error."""
         import torch.nn.functional as F
 
-        logits = outputs.logits.float()
+        logits = outputs.logits  # in float32, whatever the precision: accelerate converts what a model returns
         if self.labels.multi:
-            return F.binary_cross_entropy_with_logits(logits, targets.float(), reduction="none").mean(dim=-1)
+            return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none").mean(dim=-1)
         if self.labels.problem_type == "regression":
-            return F.mse_loss(logits.squeeze(-1), targets.float(), reduction="none")
+            return F.mse_loss(logits.squeeze(-1), targets.to(logits.dtype), reduction="none")
         return F.cross_entropy(logits, targets, reduction="none")
 
     def predict(self, outputs: Any) -> Batch:
@@ -316,7 +323,7 @@ class Classification(Task):
 
         "prediction_scores" are the probabilities as `evaluate`'s metrics want them: of class 1 alone, where there are two.
         """
-        logits = outputs.logits.float()
+        logits = outputs.logits
         if self.labels.problem_type == "regression":
             return {"predictions": logits.squeeze(-1)}
         if self.labels.multi:

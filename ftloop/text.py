@@ -36,6 +36,10 @@ class TextClassification(Classification):
         super().check()
         if not 1 <= len(self.text_columns) <= 2:
             raise UserError(f"--task.text-columns {' '.join(self.text_columns)}: one column, or the two of a pair")
+        if len(set(self.text_columns)) < len(self.text_columns):
+            raise UserError(f"--task.text-columns {' '.join(self.text_columns)}: the same column twice is no pair")
+        if self.pad_to_multiple_of is not None and self.pad_to_multiple_of < 1:
+            raise UserError(f"--task.pad-to-multiple-of {self.pad_to_multiple_of}: at least 1 token is needed")
         if self.max_length < 4:
             raise UserError(f"--task.max-length {self.max_length}: at least 4 tokens are needed")
 

@@ -94,7 +94,12 @@ OPTIONS = {
     "threshold of 2": answer("--task.threshold 2", "--task.threshold 2.0: a probability between 0 and 1"),
     "max-length of 2": answer("--task.max-length 2", "--task.max-length 2: at least 4 tokens"),
     "three text columns": answer("--task.text-columns a b c", "--task.text-columns a b c: one column, or the two of a"),
+    "padding to a multiple of 0": answer("--task.pad-to-multiple-of 0", "--task.pad-to-multiple-of 0: at least 1"),
     # words
+    "one column as a pair": answer("--task.text-columns text text", "--task.text-columns text text: the same column"),
+    "label among the texts": answer("--task.text-columns text colour", "--task.label-column colour is in --task.text"),
+    "no label column": answer("--task.label-column", "--task.label-column: name at least one column"),
+    "empty separator": answer("--task.label-separator=", "--task.label-separator is empty"),
     "keep of nothing": answer("--keep last=0", "--keep 'last=0': write last=N,best=N"),
     "keep of a number": answer("--keep 3", "--keep '3': write last=N,best=N"),
     "keep of a typo": answer("--keep bets=3", "--keep 'bets=3': write last=N,best=N"),
@@ -102,6 +107,9 @@ OPTIONS = {
     "schedule that follows scores": answer("--schedule reduce_lr_on_plateau", "follows the scores", "choose one of"),
     "schedule without its options": answer(
         "--schedule warmup_stable_decay", "--schedule warmup_stable_decay", "num_decay_steps", "--schedule-options"
+    ),
+    "option that the schedule lacks": answer(
+        "--schedule-options num_cycles=2", "--schedule linear with --schedule-options {'num_cycles': 2}"
     ),
     "schedule that cannot be imported": answer("--schedule nowhere:f", "'nowhere:f' cannot be imported"),
     "optimizer that is no name": answer("--optimizer adamw", "'adamw' is no qualified name: MODULE:NAME"),
@@ -141,6 +149,10 @@ TABLES = {
     ),
     "unknown split": answer(
         "--task.data.files train FOLDER/train.csv tset FOLDER/test.csv", "'tset' is no split (did you mean 'test'?)"
+    ),
+    "split that the source lacks": answer(
+        "--task.data.splits train train test tset",
+        "--task.data.splits: the source has no 'tset' (did you mean 'test'?)",
     ),
     "no train split": answer("--task.data.files test FOLDER/test.csv", "there is no split 'train'", "has test"),
     "missing text column": answer(
@@ -190,6 +202,9 @@ TABLES = {
     ),
     "nothing left without empty rows": answer(
         "--task.data.drop-empty", "the split 'validation' is empty without its", validation_csv="text,colour\n,red\n"
+    ),
+    "texts as 0 and 1": answer(
+        "--task.label-column colour number", "'colour': train holds ['blue'", "0 or 1 is needed"
     ),
     "one class": answer(
         "--task.data.files train FOLDER/train.csv",
@@ -259,14 +274,16 @@ TABLES = {
 }
 
 MODELS = {
-    "model that is not there": answer("--task.model MODELS/no", "--task.model 'MODELS/no'"),
+    "model that is not there": answer("--task.model MODELS/no", "--task.model 'MODELS/no': no such folder"),
     "model of the Hub without a hub": answer("--task.model google/bert", "--task.model 'google/bert'"),
-    "empty folder": answer("--task.model MODELS/empty", "--task.model 'MODELS/empty'"),
+    "empty folder": answer("--task.model MODELS/empty", "--task.model 'MODELS/empty' holds no config.json"),
+    "no config.json": answer("--task.model MODELS/unnamed", "--task.model 'MODELS/unnamed' holds no config.json"),
+    "broken config.json": answer("--task.model MODELS/misnamed", "--task.model 'MODELS/misnamed'", "valid JSON"),
     "truncated weights": answer("--task.model MODELS/truncated", "--task.model 'MODELS/truncated' cannot be loaded"),
     "no weights": answer("--task.model MODELS/weightless", "--task.model 'MODELS/weightless' cannot be loaded"),
-    "no tokenizer": answer("--task.model MODELS/speechless", "--task.model 'MODELS/speechless': its tokenizer cannot"),
-    "no config.json": answer("--task.model MODELS/unconfigured", "--task.model 'MODELS/unconfigured'"),
-    "broken config.json": answer("--task.model MODELS/misconfigured", "--task.model 'MODELS/misconfigured'"),
+    "no tokenizer": answer(
+        "--task.model MODELS/speechless", "--task.model 'MODELS/speechless': its tokenizer knows no"
+    ),
 }
 
 
@@ -290,7 +307,7 @@ def assert_one_error(result: Result, *expected: str) -> None:
     assert result.code == 2, result.err
     assert "Traceback" not in result.out + result.err
     lines = [line for line in result.err.splitlines() if line.startswith("error: ")]
-    if "╭" in result.err:  # tyro's answer, in a box
+    if "For full helptext" in result.err:  # tyro's answer, in a box
         assert not lines
         text = " ".join(result.err.replace("│", " ").split())
     else:
@@ -304,15 +321,15 @@ def assert_one_error(result: Result, *expected: str) -> None:
 def models(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders with a model that works ("bert"), and with those that lack something."""
     home = tmp_path_factory.mktemp("broken")
-    for name in ("bert", "truncated", "weightless", "speechless", "unconfigured", "misconfigured"):
+    for name in ("bert", "truncated", "weightless", "speechless", "unnamed", "misnamed"):
         shutil.copytree(tiny("bert"), home / name)
     weights = home / "truncated" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     (home / "weightless" / "model.safetensors").unlink()
     for file in (home / "speechless").glob("tokenizer*"):
         file.unlink()
-    (home / "unconfigured" / "config.json").unlink()
-    (home / "misconfigured" / "config.json").write_text("{")
+    (home / "unnamed" / "config.json").unlink()
+    (home / "misnamed" / "config.json").write_text("{")
     (home / "empty").mkdir()
     return home
 

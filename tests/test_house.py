@@ -38,7 +38,7 @@ def part_of(module: str) -> str:
 
 
 def imports(file: Path, *, for_types: bool = False) -> set[str]:
-    """The parts of ftloop that a file imports, at the top or in a function; with `for_types`, those for types as well."""
+    """The parts of ftloop that a file imports, at the top or in a function; with `for_types`, those for types too."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     typing = {
         child

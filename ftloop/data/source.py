@@ -32,7 +32,7 @@ READERS: dict[str, tuple[str, dict[str, Any]]] = {
 SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "validation"}
 SPLITS = ("train", "validation", "test")
 # Parts of what the readers say of a file without rows, and of other complaints, with what helps against these.
-NO_ROWS = ("corresponds to no data", "No columns to parse", "StopIteration")
+NO_ROWS = ("corresponds to no data", "No columns to parse", "at least one example", "StopIteration")
 HINTS = {
     "UnicodeDecodeError": "--task.data.options encoding=latin-1 names another encoding",
     "ParserError": "--task.data.options sep=';' names another separator, quoting=3 takes quotes as ordinary characters",

@@ -1,0 +1,128 @@
+"""The files of configs/: each is a command that works, and the fork in one file does what its lines say."""
+
+import ast
+import csv
+import json
+import tokenize
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import COLOURS, ROOT, run_script
+from transformers import AutoConfig, AutoTokenizer
+
+from configs import fork_example
+from ftloop.config import from_command_line, load_config_file, validate
+from ftloop.data.order import mix, seed_all
+
+RECIPES = sorted(ROOT.glob("configs/*.py"))
+FORK = ROOT / "configs" / "fork_example.py"
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_a_recipe_is_accepted_and_names_its_command(file):
+    config = load_config_file(str(file))
+    validate(config)
+    docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+    assert f"python train.py configs/{file.name}" in docstring
+    assert docstring.partition("\n")[0].endswith((".", "?"))
+
+
+def test_each_recipe_has_a_run_folder_of_its_own():
+    folders = [load_config_file(str(file)).run_dir for file in RECIPES]
+    assert len(set(folders)) == len(folders)
+    assert all(folder.startswith("runs/") for folder in folders)
+
+
+def test_a_recipe_that_needs_the_hub_says_so():
+    for file in RECIPES:
+        source = load_config_file(str(file)).task.data.path
+        on_hub = source is not None and source.count("/") == 1 and "." not in source
+        assert not on_hub or "Needs the Hub" in file.read_text(encoding="utf-8"), file.name
+
+
+def test_the_commands_in_the_docstrings_are_understood():
+    """With --help behind them, for the options are then read and nothing is run."""
+    for file in RECIPES:
+        for line in ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))).splitlines():
+            if line.strip().startswith("python train.py"):
+                words = line.split("   with the Hub")[0].split()[2:]
+                result = run_script("train.py", str(ROOT / words[0]), *words[1:], "--help")
+                assert (result.code, result.err) == (0, ""), line
+
+
+def test_the_fork_is_twenty_five_lines():
+    tree = ast.parse(FORK.read_text(encoding="utf-8"))
+    docstrings = [
+        node.body[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node)
+    ]
+    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    aside = {number for node in docstrings + imports for number in range(node.lineno, node.end_lineno + 1)}
+    with FORK.open("rb") as stream:
+        code = {
+            number
+            for token in tokenize.tokenize(stream.readline)
+            if token.type in (tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING)
+            for number in range(token.start[0], token.end[0] + 1)
+        }
+    assert len(code - aside) <= 25
+
+
+@pytest.fixture
+def fork(tiny, colours):
+    """The command line of the fork on a tiny model and table; a step takes all 43 rows of train."""
+    return [
+        *(str(FORK), "--task.model", tiny("bert"), "--task.dropout", "0", "--task.gamma", "1.5", *colours),
+        *("--batch-size", "43", "--learning-rate", "0.1", "--epochs", "2"),
+    ]
+
+
+def focal_loss_by_hand(model: torch.nn.Module, folder: str | Path, table: Path, gamma: float) -> float:
+    """Row by row, without padding: the mean of the tokens, and the loss of Lin et al. (2017)."""
+    tokenizer, losses = AutoTokenizer.from_pretrained(folder), []
+    with table.open() as stream, torch.no_grad():
+        for row in csv.DictReader(stream):
+            hidden = model.bert(**tokenizer(row["text"], return_tensors="pt")).last_hidden_state
+            chances = model.classifier(hidden.mean(1)).softmax(-1)[0]
+            chance = chances[model.config.label2id[row["colour"]]]
+            losses.append(-((1 - chance) ** gamma) * chance.log())
+    return torch.stack(losses).mean().item()
+
+
+def test_the_fork_trains_its_loss_its_head_and_its_optimizer(fork, tmp_path):
+    trained = run_script("train.py", *fork)
+    assert trained.code == 0, trained.err
+    run = tmp_path / "run"
+
+    record = json.loads((run / "config.json").read_text())["config"]
+    assert record["optimizer"] == {"function": "configs.fork_example:sgd"}
+    assert record["task"]["class"] == "configs.fork_example:FocalTask"
+    assert record["task"]["gamma"] == 1.5
+    training = torch.load(run / "checkpoints" / "step-000002" / "training.pt")
+    assert all("momentum_buffer" in state for state in training["optimizer"]["state"].values())
+
+    assert AutoConfig.from_pretrained(run / "model").architectures == ["MeanPooled"]
+    kept = fork_example.MeanPooled.from_pretrained(run / "model").eval()
+    assert kept.bert.pooler is None
+    scores = json.loads((run / "scores.json").read_text())
+    assert scores["test"]["loss"] == pytest.approx(focal_loss_by_hand(kept, run / "model", tmp_path / "test.csv", 1.5))
+
+    evaluated = run_script("evaluate.py", run, "--split", "test", "--json")
+    assert evaluated.code == 0, evaluated.err
+    assert json.loads(evaluated.out) == pytest.approx(scores["test"])
+    predicted = run_script("predict.py", run, "the sky is blue")
+    assert predicted.code == 0, predicted.err
+    assert json.loads(predicted.out)["label"] in COLOURS
+
+
+def test_the_loss_of_the_first_step_of_the_fork_is_the_focal_loss_of_the_new_model(fork, tmp_path):
+    result = run_script("train.py", *fork, "--max-steps", "1")
+    assert result.code == 0, result.err
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    (logged,) = [line["value"] for line in lines if (line["split"], line["name"]) == ("train", "loss")]
+    config = from_command_line(fork)
+    seed_all(mix(config.seed, "model"))
+    model = config.task.build_model().eval()
+    assert logged == pytest.approx(focal_loss_by_hand(model, config.task.model, tmp_path / "train.csv", 1.5))
