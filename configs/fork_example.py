@@ -41,5 +41,5 @@ def sgd(model, config):
     return torch.optim.SGD(parameter_groups(model, config.weight_decay), config.learning_rate, momentum=0.9)
 
 
-task = FocalTask(model=minilm(), data=Docstrings(), label_column=("library",), max_length=96)
+task = FocalTask(model=minilm(), data=Docstrings(), label_column=("library",), max_length=64)
 config = Config(task=task, run_dir="runs/fork", epochs=1, learning_rate=0.05, optimizer=sgd)

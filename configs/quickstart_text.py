@@ -15,7 +15,7 @@ config = Config(
         data=Docstrings(),
         text_columns=("text",),
         label_column=("library",),
-        max_length=96,
+        max_length=64,
         metrics=("accuracy", "f1_macro"),
     ),
     run_dir="runs/quickstart",

@@ -25,7 +25,18 @@ _HOME = {
     "Task": "task",
     "TextClassification": "text",
 }
-__all__ = list(_HOME)
+__all__ = [
+    "Classification",
+    "Config",
+    "Data",
+    "Task",
+    "TextClassification",
+    "UserError",
+    "evaluate",
+    "load_run",
+    "predict",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

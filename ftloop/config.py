@@ -12,7 +12,7 @@ import json
 import math
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -161,8 +161,10 @@ def validate(config: Config) -> None:
     config.task.check()
 
 
-def validate_scores(config: Config) -> None:
-    """Raise UserError unless `best_metric` is a score that the evaluation will give. Needs the data's labels."""
+def validate_scores(config: Config, splits: Collection[str]) -> None:
+    """Raise UserError unless `best_metric` is a score that the evaluation will give. Needs the data: splits and labels."""
+    if config.patience is not None and "validation" not in splits:
+        raise UserError("--patience counts evaluations on validation, and the data has no such split")
     names = config.task.score_names()
     hub = [name for name in names if name.startswith("hub:")]
     known = ("loss", *names)

@@ -51,7 +51,7 @@ def train(config: Config) -> Scores:
     # What is learned, and from what. One process of a machine prepares the rows, the others read its cache.
     with accelerator.local_main_process_first():
         data = task.load()
-    validate_scores(config)
+    validate_scores(config, data)
     seed_all(mix(config.seed, "model"))
     model = task.build_model().to(accelerator.device)
     if config.gradient_checkpointing:
@@ -76,11 +76,8 @@ def train(config: Config) -> Scores:
     if resumed is not None:
         restore(resumed, state, model, optimizer, schedule, accelerator)
     log = open_run(config, accelerator, state, resumed)
-    logger.info(
-        "train: %d rows, %d steps of %d rows = %d process(es) x %d micro-batch(es) x %d, %s on %s, into %s",
-        *(rows, total_steps, config.batch_size, processes, order.rounds(Window(0, 0, [0] * config.batch_size, False))),
-        *(micro_batch_size, accelerator.mixed_precision.replace("no", "fp32"), accelerator.device.type, folder),
-    )
+    precision = accelerator.mixed_precision.replace("no", "fp32")
+    logger.info("train: %s, %s on %s, into %s", order, precision, accelerator.device.type, folder)
 
     model.train()
     with closing(log), tracking.progress_bar(total_steps, state.step, accelerator.is_main_process) as bar:
@@ -90,7 +87,7 @@ def train(config: Config) -> Scores:
                 logger.info("stopped early: %d evaluations without a better %s", config.patience, config.best_metric)
                 break
 
-            losses, last = [], order.rounds(window) - 1
+            losses, last = [], order.rounds(len(window.rows)) - 1
             for number, batch in enumerate(micro_batches):
                 seed_all(mix(config.seed, "dropout", state.step, number, accelerator.process_index))
                 ids, targets = batch.pop("rows"), batch.pop("labels")
@@ -108,7 +105,7 @@ def train(config: Config) -> Scores:
             optimizer.zero_grad()
             state.advance(window)
 
-            epoch = window.epoch + min(1.0, (window.index + 1) * config.batch_size / rows)
+            epoch = order.epochs_after(window)
             steps.add(tracking.Step(state.step, epoch, len(window.rows), losses, gradient_norm, learning_rate))
             ends = state.step == total_steps
             evaluates = ends or (
@@ -118,10 +115,7 @@ def train(config: Config) -> Scores:
             if saves or state.step % config.log_every == 0:
                 steps.flush()
             if evaluates and "validation" in loaders:
-                began = time.perf_counter()
-                scores = evaluate_split(model, loaders["validation"], task, accelerator)
-                rate = len(data["validation"]) / (time.perf_counter() - began)
-                log.write(state.step, epoch, "validation", scores, rate)
+                scores = score("validation", epoch, state, model, loaders, task, accelerator, log)
                 state.judge(scores, config.best_metric, config.direction)
                 best = "  (best so far)" if state.best_step == state.step else ""
                 logger.info("step %d, epoch %.2f: validation %s%s", state.step, epoch, tracking.shown(scores), best)
@@ -130,7 +124,7 @@ def train(config: Config) -> Scores:
                 steps.restart_clock()
 
         bar.close()
-        return finish(config, state, model, loaders, accelerator, log)
+        return finish(config, state, order, model, loaders, accelerator, log)
 
 
 def find_run(config: Config) -> Path | None:
@@ -203,7 +197,20 @@ def windows(loader: Any, order: TrainOrder) -> Iterator[tuple[Window, Iterator[d
     """Each optimizer step with this process's micro-batches of it, from the position of the state to the last step."""
     batches = iter(loader)
     for window in order.windows():
-        yield window, (next(batches) for _ in range(order.rounds(window)))  # a missing batch is a RuntimeError
+        yield (
+            window,
+            (next(batches) for _ in range(order.rounds(len(window.rows)))),
+        )  # a missing batch is a RuntimeError
+
+
+def score(
+    split: str, epoch: float, state: TrainState, model: Any, loaders: Any, task: Any, accelerator: Accelerator, log: Any
+) -> dict[str, float]:
+    """Evaluate a split, and log its scores."""
+    began = time.perf_counter()
+    scores = evaluate_split(model, loaders[split], task, accelerator)
+    log.write(state.step, epoch, split, scores, len(loaders[split].dataset) / (time.perf_counter() - began))
+    return scores
 
 
 def save(
@@ -222,7 +229,13 @@ def save(
 
 
 def finish(
-    config: Config, state: TrainState, model: Any, loaders: dict[str, Any], accelerator: Accelerator, log: Any
+    config: Config,
+    state: TrainState,
+    order: TrainOrder,
+    model: Any,
+    loaders: dict[str, Any],
+    accelerator: Accelerator,
+    log: Any,
 ) -> Scores:
     """Take the best weights, score them on test, write model/ and scores.json, and say where everything is."""
     folder, task = Path(config.run_dir), config.task
@@ -232,10 +245,8 @@ def finish(
         bare.load_state_dict(checkpoint.load_weights(folder / "checkpoints" / f"step-{kept:06d}"))
     scores = {"validation": state.best_scores} if state.best_scores else {}
     if "test" in loaders:
-        began = time.perf_counter()
-        scores["test"] = evaluate_split(model, loaders["test"], task, accelerator)
-        rate = len(loaders["test"].dataset) / (time.perf_counter() - began)
-        log.write(state.step, float(state.epoch), "test", scores["test"], rate)
+        epoch = state.epoch + state.window * order.step_size / order.rows
+        scores["test"] = score("test", epoch, state, model, loaders, task, accelerator, log)
     if accelerator.is_main_process:
         aside = folder / "model.tmp"
         shutil.rmtree(aside, ignore_errors=True)

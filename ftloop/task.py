@@ -1,8 +1,8 @@
 """What is learned: Task, the six methods that the loop calls, and Classification, the half that text and image share.
 
 The task computes, the loop drives: no method here knows of devices, precision, accumulation, processes or checkpoints.
-A task is a frozen dataclass whose fields are its options on the command line (`--task.max-length 64`), each explained by
-the comment beside it. What is expensive to derive from them (rows, labels, tokenizer) is a cached property.
+A task is a frozen dataclass whose fields are its options on the command line (`--task.max-length 64`), each explained
+by the comment beside it. What is expensive to derive from them (rows, labels, tokenizer) is a cached property.
 
 torch and the libraries are imported where they are used: `--help` and a mistyped option answer in about a second.
 """
@@ -162,7 +162,7 @@ class Classification(Task):
 
     @cached_property
     def rows(self) -> "DatasetDict":
-        """The rows of the source, by split: checked, cleaned, with all their columns, in the order that row ids count."""
+        """The rows of the source, by split: checked, cleaned, with all their columns, in the order of the row ids."""
         data = self.data.read()
         require_columns(data, self.input_columns, self.input_option)
         learned = {split: rows for split, rows in data.items() if split != "test"}
@@ -321,7 +321,7 @@ class Classification(Task):
     def predict(self, outputs: Any) -> Batch:
         """ids (rows,) and probabilities (rows, labels); 0/1 and probabilities (rows, labels); values (rows,).
 
-        "prediction_scores" are the probabilities as `evaluate`'s metrics want them: of class 1 alone, where there are two.
+        "prediction_scores" are the probabilities as `evaluate`'s metrics want them: of class 1 alone, if there are two.
         """
         logits = outputs.logits
         if self.labels.problem_type == "regression":
@@ -353,6 +353,11 @@ class Classification(Task):
 
     def check_metrics(self) -> None:
         metrics.check(self.score_names(), self.labels.problem_type, self.labels.names)
+        for name in self.score_names():
+            if name.startswith(
+                metrics.HUB
+            ):  # whether the Hub has it shows when it is fetched: now, not at the first evaluation
+                metrics.build(name, self.labels.problem_type, self.labels.names)
         if any(name.startswith(metrics.HUB) for name in self.score_names()):
             self.build_metrics()  # without the Hub, the first evaluation would be too late to say so
 

@@ -106,9 +106,19 @@ class TrainOrder:
             yield Window(epoch, index, rows, ends_epoch)
             epoch, index = (epoch + 1, 0) if ends_epoch else (epoch, index + 1)
 
-    def rounds(self, window: Window) -> int:
-        """How many micro-batches of the window each process gets."""
-        return -(-len(window.rows) // (self.micro_batch_size * self.processes))
+    def rounds(self, rows: int) -> int:
+        """How many micro-batches of a window of so many rows each process gets."""
+        return -(-rows // (self.micro_batch_size * self.processes))
+
+    def __str__(self) -> str:
+        division = (
+            f"{self.processes} process(es) x {self.rounds(self.step_size)} micro-batch(es) x {self.micro_batch_size}"
+        )
+        return f"{self.rows} rows, {self.total_steps} steps of {self.step_size} rows = {division}"
+
+    def epochs_after(self, window: Window) -> float:
+        """How many times train was seen when a window is done."""
+        return window.epoch + min(1.0, (window.index + 1) * self.step_size / self.rows)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for window in self.windows():
