@@ -1,6 +1,6 @@
 """A fork in one file: its own loss, optimizer and model head, and nothing in ftloop/ touched.
 
-    python train.py configs/fork_example.py --task.gamma 1.5
+python train.py configs/fork_example.py --task.gamma 1.5
 """
 
 from dataclasses import dataclass

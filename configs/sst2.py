@@ -2,8 +2,8 @@
 
     python train.py configs/sst2.py
 
-Expected on validation: accuracy about 0.91, as published for distilbert-base-uncased. Needs the Hub, and a GPU to be quick.
-The test split of the Hub has no labels: training says so and leaves it out.
+Expected on validation: accuracy about 0.91, as published for distilbert-base-uncased. Needs the Hub, and a
+GPU to be quick. The test split of the Hub has no labels: training says so and leaves it out.
 """
 
 from ftloop import Config, Data, TextClassification

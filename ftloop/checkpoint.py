@@ -49,7 +49,7 @@ class TrainState:
         self.scores = None
 
     def judge(self, scores: dict[str, float], metric: str, direction: str) -> None:
-        """Take the scores of an evaluation, and see whether `metric` is the best so far ("min" or "max"; ties: the first)."""
+        """Take the scores of an evaluation, and see whether `metric` is the best so far (ties: the first is)."""
         if metric not in scores:
             raise UserError(
                 f"--best-metric {metric!r} was not computed{nearest(metric, scores)}; there are {', '.join(scores)}"
@@ -132,7 +132,7 @@ def load_training(checkpoint: Path) -> dict[str, Any]:
 
 
 def prune(folder: Path, keep_last: int, keep_best: int, metric: str, direction: str) -> None:
-    """Delete all checkpoints but the newest `keep_last` and the `keep_best` with the best `metric` (ties: the older)."""
+    """Delete all checkpoints but the newest `keep_last` and the `keep_best` with the best scores (ties: the older)."""
     checkpoints = find(folder)
     scores = {checkpoint: load_state(checkpoint).scores for checkpoint in checkpoints}
     scored = [

@@ -162,7 +162,7 @@ def validate(config: Config) -> None:
 
 
 def validate_scores(config: Config, splits: Collection[str]) -> None:
-    """Raise UserError unless `best_metric` is a score that the evaluation will give. Needs the data: splits and labels."""
+    """Raise UserError unless `best_metric` is a score that the evaluation will give. Called with the data at hand."""
     if config.patience is not None and "validation" not in splits:
         raise UserError("--patience counts evaluations on validation, and the data has no such split")
     names = config.task.score_names()

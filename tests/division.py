@@ -1,6 +1,6 @@
 """Not a test: what tests/test_division.py runs in one process, and in several by torchrun. Writes JSON to OUT.
 
-    python tests/division.py OUT ROWS.jsonl '{"bert": "FOLDER", ...}'
+python tests/division.py OUT ROWS.jsonl '{"bert": "FOLDER", ...}'
 """
 
 import json
@@ -42,7 +42,9 @@ def main() -> None:
         key = f"{size}x{PROCESSES}"
         options = {"micro_batch_size": size, "epochs": 3, "eval_every": 4, "eval_batch_size": 3, "learning_rate": 1e-3}
         lines = run(f"long-{key}", models["bert"], "colour", Data(files={"train": rows}, validation=19), **options)
-        found["validation"][key] = [line["value"] for line in lines if line["split"] == "validation" and line["name"] == "loss"]
+        found["validation"][key] = [
+            line["value"] for line in lines if line["split"] == "validation" and line["name"] == "loss"
+        ]
     if os.environ.get("RANK", "0") == "0":
         Path(sys.argv[1]).write_text(json.dumps(found))
 

@@ -141,14 +141,13 @@ TABLES = {
     "hub without a hub": answer(
         "--task.data.files --task.data.path nyu-mll/glue", "'nyu-mll/glue' is no file or folder"
     ),
-    "unknown format": answer(
-        "--task.data.format exel", "--task.data.format 'exel' is unknown", "csv, tsv, json, jsonl"
-    ),
+    "unknown format": answer("--task.data.format exel", "--task.data.format 'exel' is none of csv, tsv, json, jsonl"),
     "ending of no format": answer(
         "--task.data.files train FOLDER/rows.xlsx", "cannot tell how to read", "--task.data.format", rows_xlsx="PK"
     ),
     "unknown split": answer(
-        "--task.data.files train FOLDER/train.csv tset FOLDER/test.csv", "'tset' is no split (did you mean 'test'?)"
+        "--task.data.files train FOLDER/train.csv tset FOLDER/test.csv",
+        "'tset' is none of train, validation, test (did you mean 'test'?)",
     ),
     "split that the source lacks": answer(
         "--task.data.splits train train test tset",

@@ -14,14 +14,20 @@ def found(tiny, tmp_path_factory):
     with rows.open("w") as stream:
         for row in sentences(66):
             colours = [colour for colour in COLOURS if colour in row["text"].split()]
-            stream.write(json.dumps({**row, "colours": [*colours, *(["blue"] if "sky" in row["text"].split() else [])]}) + "\n")
+            stream.write(
+                json.dumps({**row, "colours": [*colours, *(["blue"] if "sky" in row["text"].split() else [])]}) + "\n"
+            )
     models = json.dumps({architecture: tiny(architecture) for architecture in ARCHITECTURES})
     results = {}
     for processes in (1, 2, 3):
         # In a new process also for one: the thread count and the state of accelerate are set when torch is imported.
         words = ("tests/division.py", folder / f"{processes}.json", rows, models)
         environment = {"PYTHONPATH": "."}
-        result = torchrun(processes, *words, **environment) if processes > 1 else run_command("python", *words, **environment)
+        result = (
+            torchrun(processes, *words, **environment)
+            if processes > 1
+            else run_command("python", *words, **environment)
+        )
         assert result.code == 0, result.err
         results[processes] = json.loads((folder / f"{processes}.json").read_text())
         assert results[processes]["processes"] == processes
@@ -33,7 +39,10 @@ def found(tiny, tmp_path_factory):
 @pytest.mark.parametrize("what", ["norms", "losses"])
 def test_the_first_step_is_the_same_for_every_division(found, what, architecture, problem):
     values = {
-        key: value for result in found.values() for key, value in result[what].items() if key.startswith(f"{architecture}-{problem}")
+        key: value
+        for result in found.values()
+        for key, value in result[what].items()
+        if key.startswith(f"{architecture}-{problem}")
     }
     assert len(values) == 5
     expected = values[f"{architecture}-{problem}-16x1"]

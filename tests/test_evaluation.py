@@ -20,9 +20,20 @@ def run(tiny, tmp_path_factory):
         for seed, (split, count) in enumerate({"train": 43, "validation": 11, "test": 1}.items())
         for word in (split, write_csv(folder / f"{split}.csv", sentences(count, seed)))
     ]
-    words = ("--task.data.files", *files, "--task.label-column", "colour", "--task.max-length", "32", "--batch-size", "8")
+    words = (
+        "--task.data.files",
+        *files,
+        "--task.label-column",
+        "colour",
+        "--task.max-length",
+        "32",
+        "--batch-size",
+        "8",
+    )
     words = (*words, "--learning-rate", "5e-3", "--task.metrics", "accuracy", "f1_macro", "f1_per_class", "roc_auc")
-    trained = run_script("train.py", "configs/text.py", "--task.model", tiny("bert"), *words, "--run-dir", folder / "run")
+    trained = run_script(
+        "train.py", "configs/text.py", "--task.model", tiny("bert"), *words, "--run-dir", folder / "run"
+    )
     assert trained.code == 0, trained.err
     return folder / "run"
 
@@ -60,7 +71,9 @@ def test_the_loss_is_the_mean_over_rows_of_a_plain_forward_pass(run):
     model.eval()
     with torch.no_grad():
         losses = [
-            task.losses(model(**{name: value for name, value in batch.items() if name != "labels"}), batch["labels"]).item()
+            task.losses(
+                model(**{name: value for name, value in batch.items() if name != "labels"}), batch["labels"]
+            ).item()
             for batch in (task.collate([row]) for row in rows)
         ]
     recorded = json.loads((run / "scores.json").read_text())["validation"]["loss"]
@@ -99,8 +112,19 @@ def test_evaluation_leaves_the_model_in_training_mode_and_draws_nothing(run):
 
 def test_torchrun_trains_in_two_processes_and_says_so(run, tiny, tmp_path):
     train = write_csv(tmp_path / "train.csv", sentences(43))
-    words = ("--task.model", tiny("bert"), "--task.data.path", train, "--task.label-column", "colour", "--max-steps", "2")
-    result = torchrun(2, "train.py", "configs/text.py", *words, "--task.max-length", "32", "--run-dir", tmp_path / "run")
+    words = (
+        "--task.model",
+        tiny("bert"),
+        "--task.data.path",
+        train,
+        "--task.label-column",
+        "colour",
+        "--max-steps",
+        "2",
+    )
+    result = torchrun(
+        2, "train.py", "configs/text.py", *words, "--task.max-length", "32", "--run-dir", tmp_path / "run"
+    )
     assert result.code == 0, result.err
     assert "2 process(es) x 1 micro-batch(es) x 16" in result.err
     assert result.err.count("kept        step 2") == 1

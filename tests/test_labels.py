@@ -241,8 +241,8 @@ def test_lists_of_0_and_1_are_not_taken_for_ids():
         (table([["a"], ["b"]]), {"problem_type": SINGLE, "names": ("a", "b")}, "which holds lists"),
         (table([[0.5], [1.5]]), {"problem_type": REGRESSION}, "regression does not fit .* which holds lists"),
         (table(["a", "b"]), {"problem_type": REGRESSION}, r"holds texts \('a'\): regression needs numbers"),
-        (table([{"id": 1}, {"id": 2}]), {}, r"'label' holds \{'id': 1\}, which is no name, id, number or list of them"),
-        (table([[["a"]], [["b"]]]), {}, r"'label' holds \['a'\], which is no name, id, number"),
+        (table([{"id": 1}, {"id": 2}]), {}, r"'label' holds \{'id': 1\}, which is no name, id or number"),
+        (table([[["a"]], [["b"]]]), {}, r"'label' holds \['a'\], which is no name, id or number"),
     ],
 )
 def test_labels_that_make_no_task_are_refused(rows, options, words):

@@ -13,7 +13,9 @@ from ftloop.data.order import EvaluationOrder, TrainOrder, deal, epoch_order, mi
 ROWS, BATCH = 43, 8
 
 
-def train_order(micro_batch_size: int = 8, processes: int = 1, state: TrainState | None = None, steps: int = 18) -> TrainOrder:
+def train_order(
+    micro_batch_size: int = 8, processes: int = 1, state: TrainState | None = None, steps: int = 18
+) -> TrainOrder:
     return TrainOrder(ROWS, BATCH, micro_batch_size, processes, steps, seed=3, state=state or TrainState())
 
 
@@ -48,7 +50,9 @@ def test_dealing_gives_whole_rounds_of_equal_seats_and_every_row_once(micro_batc
         assert all(~row in range(count) for seats in dealt for row in seats if row < 0)
 
 
-@pytest.mark.parametrize(("micro_batch_size", "processes"), [(8, 1), (4, 1), (3, 1), (5, 1), (4, 2), (2, 2), (1, 3), (8, 4)])
+@pytest.mark.parametrize(
+    ("micro_batch_size", "processes"), [(8, 1), (4, 1), (3, 1), (5, 1), (4, 2), (2, 2), (1, 3), (8, 4)]
+)
 def test_every_division_serves_the_same_rows_in_each_step(micro_batch_size, processes):
     order, whole = train_order(micro_batch_size, processes), train_order()
     dealt = iter(order)
@@ -117,7 +121,10 @@ def test_seeding_a_block_leaves_the_callers_streams_as_they_were():
 def noisy_collate(examples: list[dict]) -> dict[str, torch.Tensor]:
     """A collator that draws, as random masking does."""
     noise = [random.random() + numpy.random.rand() for _ in examples]
-    return {"inputs": torch.rand(len(examples)) + torch.tensor(noise), "labels": torch.tensor([row["x"] for row in examples])}
+    return {
+        "inputs": torch.rand(len(examples)) + torch.tensor(noise),
+        "labels": torch.tensor([row["x"] for row in examples]),
+    }
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -56,7 +56,9 @@ def cut_at(monkeypatch: pytest.MonkeyPatch, what: str, count: int) -> None:
     monkeypatch.setattr(owner, name, counted)
 
 
-@pytest.mark.parametrize(("what", "count"), [("a step", 3), ("a step", 11), ("an evaluation", 2), ("a save", 9), ("pruning", 3)])
+@pytest.mark.parametrize(
+    ("what", "count"), [("a step", 3), ("a step", 11), ("an evaluation", 2), ("a save", 9), ("pruning", 3)]
+)
 def test_a_run_cut_anywhere_and_resumed_is_the_uninterrupted_run(words, tmp_path, monkeypatch, what, count):
     whole, cut = ["--run-dir", str(tmp_path / "whole")], ["--run-dir", str(tmp_path / "cut")]
     assert run_script("train.py", *words, *whole).code == 0
@@ -110,15 +112,27 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(words, tmp_pa
 def test_retention_keeps_the_newest_and_the_best(words, tmp_path, keep):
     assert run_script("train.py", *words, "--keep", keep, "--best-metric", "accuracy").code == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    scores = {line["step"]: line["value"] for line in lines if line["split"] == "validation" and line["name"] == "accuracy"}
+    scores = {
+        line["step"]: line["value"] for line in lines if line["split"] == "validation" and line["name"] == "accuracy"
+    }
     last, best = (int(part[-1]) for part in keep.split(","))
-    expected = set(sorted({4, 6, 8, 12, 16, 18})[-last:]) | set(sorted(scores, key=lambda step: (-scores[step], step))[:best])
+    expected = set(sorted({4, 6, 8, 12, 16, 18})[-last:]) | set(
+        sorted(scores, key=lambda step: (-scores[step], step))[:best]
+    )
     kept = checkpoint.find(tmp_path / "run" / "checkpoints")
     assert [int(path.name.removeprefix("step-")) for path in kept] == sorted(expected)
 
 
 def test_early_stopping_counts_evaluations_without_a_better_score(words, tmp_path):
-    words = [*words, "--learning-rate", "0", "--patience", "2", "--epochs", "5"]  # no step helps: the first evaluation stays the best
+    words = [
+        *words,
+        "--learning-rate",
+        "0",
+        "--patience",
+        "2",
+        "--epochs",
+        "5",
+    ]  # no step helps: the first evaluation stays the best
     stopped = run_script("train.py", *words)
     assert stopped.code == 0, stopped.err
     assert "stopped early: 2 evaluations without a better loss" in stopped.err

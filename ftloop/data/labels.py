@@ -91,9 +91,7 @@ def decide(
     parts = [part for cell in found for part in cell] if lists else found
     odd = next((part for part in parts if not isinstance(part, str | int | float)), None)
     if odd is not None:
-        raise UserError(
-            f"--task.label-column {columns[0]!r} holds {odd!r}, which is no name, id, number or list of them"
-        )
+        raise UserError(f"--task.label-column {columns[0]!r} holds {odd!r}, which is no name, id or number")
     floats = any(isinstance(cell, float) for cell in found)
     if problem_type is None:
         if lists:
@@ -157,11 +155,9 @@ def encode(rows: "Dataset", columns: tuple[str, ...], separator: str | None, lab
             numbers = [float(value) for value in values]
         except ValueError as error:
             raise UserError(f"--task.label-column: {split} holds a label that is not a number: {error}") from error
-        infinite = [row for row, number in enumerate(numbers) if not math.isfinite(number)]
-        if infinite:
-            raise UserError(
-                f"--task.label-column: {split} holds {numbers[infinite[0]]} in row {infinite[0]}, counted from 0"
-            )
+        odd = [row for row, number in enumerate(numbers) if not math.isfinite(number)]
+        if odd:
+            raise UserError(f"--task.label-column: {split} holds {numbers[odd[0]]} in row {odd[0]}, counted from 0")
         return numbers
     if len(columns) > 1:
         for column, cells_of_column in zip(columns, zip(*values, strict=True), strict=True):

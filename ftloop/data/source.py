@@ -64,16 +64,11 @@ class Data:
             if not math.isfinite(value) or value < 0 or (value >= 1 and value != int(value)):
                 raise UserError(f"--task.data.{name} {value}: a share below 1, or whole rows; 0 cuts nothing")
         if self.format is not None and self.format not in READERS:
-            raise UserError(
-                f"--task.data.format {self.format!r} is unknown{nearest(self.format, READERS)}; "
-                f"choose one of {', '.join(READERS)}"
-            )
+            raise UserError(f"--task.data.format {self.format!r} is none of {', '.join(READERS)}")
         known = (*SPLITS, *SPLIT_NAMES)
         for split in self.files:
             if split not in known and not self.splits:
-                raise UserError(
-                    f"--task.data.files: {split!r} is no split{nearest(split, known)}; give {', '.join(SPLITS)}"
-                )
+                raise UserError(f"--task.data.files: {split!r} is none of {', '.join(SPLITS)}{nearest(split, known)}")
 
     def read(self) -> "DatasetDict":
         """The rows as the source has them, by split. Raises UserError if they cannot be read."""
