@@ -30,15 +30,19 @@ def name_of(value: Any) -> str:
     """The qualified name of a function or class, "package.module:name"; a schedule's name is itself."""
     if isinstance(value, str):
         return value
-    if "<" in getattr(value, "__qualname__", "<"):
+    module, path, main = value.__module__, getattr(value, "__qualname__", ""), sys.modules["__main__"]
+    try:
+        found = functools.reduce(getattr, path.split("."), sys.modules[module])
+    except (KeyError, AttributeError):  # a lambda, a function in a function, an object
+        found = None
+    if found != value:  # the name of a method finds no instance
         raise UserError(
             f"{value!r} has no name to record it by: define it at the top of the config's module "
             "(functools.partial of such a function works too)"
         )
-    module, main = value.__module__, sys.modules["__main__"]
     if module == "__main__" and hasattr(main, "__file__"):  # a script, or `python -m`: the next process imports it
         module = main.__spec__.name if main.__spec__ else Path(main.__file__).stem
-    return f"{module}:{value.__qualname__}"
+    return f"{module}:{path}"
 
 
 def import_name(name: str) -> Any:
@@ -284,24 +288,29 @@ def executes_file_of(folder: Path, module: str) -> bool:
     return False
 
 
-def read_record(run_dir: Path) -> Config:
-    """The config of a run. Raises UserError if the folder holds none or its code cannot be imported."""
+def read_encoded(run_dir: Path) -> dict[str, Any]:
+    """What `write_record` wrote. Raises UserError if the folder holds no run."""
     file = run_dir / "config.json"
     if not file.is_file():
         near = [path.parent.name for path in run_dir.parent.glob("*/config.json")]
         raise UserError(f"{str(run_dir)!r} holds no run (no config.json){nearest(run_dir.name, near)}")
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-        folders, encoded = record["import_from"], record["config"]
+        return {"import_from": record["import_from"], "config": record["config"]}
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is not a record of a run: {error}") from error
-    for folder in map(Path, folders):
-        if not folder.resolve().is_relative_to(run_dir.resolve()):
+        raise UserError(f"{file} is not a record of a run: {error!r}") from error
+
+
+def read_record(run_dir: Path) -> Config:
+    """The config of a run. Raises UserError if the folder holds none or its code cannot be imported."""
+    record = read_encoded(run_dir)
+    for folder in map(Path, record["import_from"]):
+        if not folder.resolve().is_relative_to(run_dir.resolve()):  # nothing is imported from a run folder
             add_to_path(folder)
-    for module in modules_of(encoded):
+    for module in modules_of(record["config"]):
         if executes_file_of(run_dir, module):
-            raise UserError(f"{file} names {module}, which is a file of the run folder: none of those is executed")
-    return dataclasses.replace(decode(encoded), run_dir=str(run_dir))
+            raise UserError(f"{run_dir}: its record names {module}, a file of the run folder: none is executed")
+    return dataclasses.replace(decode(record["config"]), run_dir=str(run_dir))
 
 
 # ---- from the command line

@@ -26,7 +26,7 @@ def start_accelerator(precision: Literal["fp32", "bf16", "fp16"] | None = None) 
             # The schedule steps where the loop says so; accelerate would step it once per process.
             step_scheduler_with_optimizer=False,
         )
-    except ValueError as error:  # fp16 on a CPU, or a launch without an address
+    except ValueError as error:  # a precision that the device lacks, or a launch without an address
         asked_for = f"--precision {precision}: " if precision else ""
         raise UserError(f"{asked_for}accelerate cannot start: {error}") from error
     if accelerator.num_processes != asked:

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 
 from ftloop import checkpoint, tracking
 from ftloop.checkpoint import TrainState
-from ftloop.config import Config, differences, encode, validate, validate_scores, write_record
+from ftloop.config import Config, differences, encode, read_encoded, validate, validate_scores, write_record
 from ftloop.data.loader import build_loader
 from ftloop.data.order import TrainOrder, Window, mix, seed_all
 from ftloop.devices import start_accelerator
@@ -55,7 +55,7 @@ def train(config: Config) -> Scores:
     seed_all(mix(config.seed, "model"))
     model = task.build_model().to(accelerator.device)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     optimizer = config.optimizer(model, config)
 
     # In which order, for how long.
@@ -151,7 +151,7 @@ def find_run(config: Config) -> Path | None:
             raise UserError(
                 f"--run-dir {str(place)!r} holds a run already, and --resume none starts anew: choose another"
             )
-        changed = differences(json.loads((place / "config.json").read_text())["config"], encode(config))
+        changed = differences(read_encoded(place)["config"], encode(config))
         if changed:
             raise UserError(
                 f"--run-dir {str(place)!r} holds another run, with {'; '.join(changed)}: choose another --run-dir"
@@ -182,8 +182,11 @@ def open_run(
     if not accelerator.is_main_process:
         return tracking.NoMetricLog()
     folder = Path(config.run_dir)
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    write_record(config, folder / "config.json")
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        write_record(config, folder / "config.json")
+    except OSError as error:
+        raise UserError(f"--run-dir {config.run_dir!r} cannot be written: {error}") from error
     if resumed is not None and resumed.parent.resolve() != (folder / "checkpoints").resolve():
         # By --resume PATH from another folder: what this run will need of the other comes along.
         for step in {state.step, state.best_step or state.step}:

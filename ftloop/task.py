@@ -95,13 +95,9 @@ class Classification(Task):
     label_column: tuple[str, ...] = ("label",)  # one column; or several columns of 0/1, one per label (multi-label)
     label_separator: str | None = None  # splits the text of the label column into several labels: ","
     label_names: tuple[str, ...] = ()  # in the order of the ids, or one file with a name a line; left out: from train
-    problem_type: ProblemType | None = (
-        None  # left out: lists are multi-label, decimals regression, the rest single-label
-    )
+    problem_type: ProblemType | None = None  # left out: multi-label for lists, regression for decimals
     dropout: float | None = None  # sets every dropout probability of the model; left out: the model's own
-    metrics: tuple[
-        str, ...
-    ] = ()  # names of ftloop/metrics.py, or hub:NAME; left out: the usual ones of the problem type
+    metrics: tuple[str, ...] = ()  # of ftloop/metrics.py, or hub:NAME; left out: usual ones
     threshold: float = 0.5  # probability from which a label of a multi-label task is predicted
 
     model_class: ClassVar[Any] = None  # builds the model with its head: a class, or the name of one in transformers

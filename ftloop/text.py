@@ -66,9 +66,10 @@ class TextClassification(Classification):
         super().configure(config)
         if getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = self.processor.pad_token_id
-        positions = getattr(config, "max_position_embeddings", None)
-        # RoBERTa counts its positions from the padding id on: 514 of them hold 512 tokens.
-        limit = min(positions or self.max_length, self.processor.model_max_length)
+        positions = getattr(config, "max_position_embeddings", None) or self.max_length
+        if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
+            positions -= config.pad_token_id + 1  # they count from the padding id on: 514 positions hold 512 tokens
+        limit = min(positions, self.processor.model_max_length)
         if self.max_length > limit:
             raise UserError(
                 f"--task.max-length {self.max_length}: the model {self.model!r} takes {limit} tokens at most"

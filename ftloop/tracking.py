@@ -107,7 +107,7 @@ class StepLog:
         self.pending.append(step)
 
     def flush(self) -> None:
-        """Write loss, learning rate and gradient norm of the pending steps. Raises TrainingError for NaN and infinity."""
+        """Write loss, learning rate and gradient norm of the pending steps. Raises TrainingError for NaN, infinity."""
         if not self.pending:
             return
         # Summed as in the gradient: over the rows of all processes, divided once.
@@ -144,7 +144,7 @@ class StepLog:
         )
         raise TrainingError(
             f"step {step.number}: the loss is {total / step.items}, the gradient norm {norm}, from {which}. "
-            "The last checkpoint is from before. A smaller --learning-rate, --max-grad-norm, or another --precision may help"
+            "The last checkpoint is from before. A smaller --learning-rate or --max-grad-norm may help"
         )
 
 

@@ -23,7 +23,8 @@ ROOT = Path(__file__).parent.parent
 COLOURS = ("red", "green", "blue")
 WORDS = [
     *COLOURS,
-    *"the a this that sky grass sea rose is was looks seems very quite so not never deep pale bright".split(),
+    *("the", "a", "this", "that", "sky", "grass", "sea", "rose", "is", "was", "looks", "seems"),
+    *("very", "quite", "so", "not", "never", "deep", "pale", "bright"),
 ]
 SIZES = {
     "initializer_range": 0.1,

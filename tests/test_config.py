@@ -364,13 +364,29 @@ def test_the_record_keeps_partial_functions_with_their_arguments():
     assert again.args == ()
 
 
-@pytest.mark.parametrize("where", ["lambda", "inner"])
-def test_functions_that_cannot_be_found_again_are_refused(where):
+def inner_function():
     def inner(model, config):
         raise AssertionError
 
+    return inner
+
+
+class Recipe:
+    def optimizer(self, model, config):
+        raise AssertionError
+
+    def __call__(self, model, config):
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda model, config: None, inner_function(), Recipe().optimizer, Recipe(), functools.partial(inner_function())],
+    ids=["lambda", "inner function", "method", "object", "partial of an inner function"],
+)
+def test_functions_that_cannot_be_found_again_are_refused(function):
     with pytest.raises(UserError, match="define it at the top"):
-        encode(replace(BASE, optimizer=inner if where == "inner" else lambda model, config: None))
+        encode(replace(BASE, optimizer=function))
 
 
 def test_values_that_are_no_data_are_refused():

@@ -2,8 +2,8 @@
 
 import importlib.metadata
 import json
-import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from conftest import ROOT, run_command
 STAND_IN = {"__init__.py": "from .loading import load\n", "loading.py": "def load(name):\n    return name\n"}
 
 PROBE = """
-import json, multiprocessing, os
+import json, os
 
 def look():
     import evaluate
@@ -23,17 +23,16 @@ def look():
 """
 CONFIG = PROBE + "look()\nraise SystemExit(0)\n"
 # A module that a run's record names, so that evaluate.py imports it; a spawned process runs evaluate.py once more.
-RECORDED = (
-    PROBE
-    + """
-if multiprocessing.parent_process() is None:
-    look()
-    process = multiprocessing.get_context("spawn").Process(target=look)
-    process.start()
-    process.join()
-    raise SystemExit(process.exitcode)
+RECORDED = """
+import multiprocessing
+from looking import look
+
+look()
+process = multiprocessing.get_context("spawn").Process(target=look)
+process.start()
+process.join()
+raise SystemExit(process.exitcode)
 """
-)
 SPAWNS = (
     PROBE
     + """
@@ -134,6 +133,7 @@ def test_in_train_it_is_the_library(seen, library, config, launcher, processes):
 
 
 def test_in_evaluate_itself_and_its_spawned_processes_it_is_the_library(seen, library, tmp_path):
+    (tmp_path / "looking.py").write_text(PROBE)
     (tmp_path / "recorded.py").write_text(RECORDED)
     run = tmp_path / "run"
     run.mkdir()
@@ -151,7 +151,9 @@ def test_in_spawned_processes_and_workers_it_is_the_library(seen, library, proje
 def test_in_pytest_it_is_the_library(seen, library, project, launcher):
     (project / "tests").mkdir(exist_ok=True)
     (project / "tests" / "test_probe.py").write_text(PYTEST)
-    assert seen(*launcher.split(), "-p", "no:cacheprovider") == [library / "__init__.py"]
+    command, *words = launcher.split()
+    command = Path(sys.executable).with_name(command)  # the one of this environment
+    assert seen(command, *words, "-p", "no:cacheprovider") == [library / "__init__.py"]
 
 
 def test_with_an_editable_install_used_elsewhere_it_is_the_library(seen, library, project, tmp_path):

@@ -132,5 +132,5 @@ def test_torchrun_trains_in_two_processes_and_says_so(run, tiny, tmp_path):
 
 def test_one_process_where_several_were_started_is_an_error(run, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")  # in this process, accelerate is set up for one already
-    with pytest.raises(UserError, match="2 processes were started .WORLD_SIZE., but accelerate sees 1"):
+    with pytest.raises(UserError, match=r"2 processes were started \(WORLD_SIZE\), but accelerate sees 1"):
         evaluation.evaluate(run)

@@ -1,4 +1,4 @@
-"""The Trainer as an oracle: on the same order, model and settings, at accumulation 1, its losses and weights are ours."""
+"""The Trainer as an oracle: on the same order, model and settings, at accumulation 1, its losses are ours."""
 
 import json
 

@@ -33,7 +33,7 @@ def seed_all(seed: int) -> None:
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed all within the block and put the caller's states back: without workers, the caller is the training itself."""
+    """Seed all within the block and put the caller's states back: without workers, the caller is the training."""
     states = torch.get_rng_state(), random.getstate(), numpy.random.get_state()
     # Not seed_all: it would also seed the GPU, whose state belongs to dropout and is not put back here.
     torch.default_generator.manual_seed(seed)
@@ -128,7 +128,7 @@ class TrainOrder:
 
 @dataclass
 class EvaluationOrder:
-    """Batch sampler of a split: every row once, as keys (0, row), long rows first (least padding, early out-of-memory)."""
+    """Batch sampler of a split: every row once, as keys (0, row), long rows first: less padding, memory fails early."""
 
     lengths: list[int]  # one per row, in any unit
     micro_batch_size: int  # rows of one process in one forward pass
