@@ -161,7 +161,7 @@ def validate(config: Config) -> None:
     if not config.run_dir:
         raise UserError("--run-dir is missing")
     parse_keep(config.keep)
-    optim.check_schedule(config.schedule)
+    optim.check_schedule(config.schedule, config.schedule_options)
     config.task.check()
 
 

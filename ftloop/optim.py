@@ -69,8 +69,10 @@ def build_schedule(optimizer: "torch.optim.Optimizer", config: Any, total_steps:
         ) from error
 
 
-def check_schedule(name: Any) -> None:
-    """Raise UserError for a name that is no schedule."""
+def check_schedule(name: Any, options: dict[str, Any] | None = None) -> None:
+    """Raise UserError for a name that is no schedule, and for options that nothing would read."""
+    if options and (callable(name) or name in ("linear", "constant", "constant_with_warmup")):
+        raise UserError(f"--schedule-options {options}: {'a function' if callable(name) else name} takes none")
     if callable(name) or name in SCHEDULES:
         return
     if name in FOLLOW_SCORES:

@@ -104,7 +104,7 @@ def test_train_fits_a_screen():
 def test_the_core_can_be_known_by_the_evening():
     sizes = {name: lines_of(file) for name, file in CORE.items()}
     print(json.dumps(sizes, indent=1), "in all", sum(sizes.values()))
-    assert sum(sizes.values()) < 2300
+    assert sum(sizes.values()) < 2400
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: file.relative_to(ROOT).as_posix())

@@ -149,3 +149,13 @@ def test_adamw_steps_as_the_unfused_one_of_torch(tiny, options):
         oracle.step()
     for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-7, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def halved(step, total_steps, warmup_steps):
+    return 0.5
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", halved])
+def test_options_that_a_schedule_would_not_read_are_refused(schedule):
+    with pytest.raises(UserError, match=r"--schedule-options .* takes none"):
+        optim.check_schedule(schedule, {"num_cycles": 2})
