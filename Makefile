@@ -17,7 +17,7 @@ lint: .venv/requirements-dev  ## style and formatting
 
 .venv/%: %.txt requirements.txt constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("ftloop needs Python 3.11 or later: make PYTHON=python3.12")'
-	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $< -c constraints.txt
 	touch $@
 

@@ -54,13 +54,13 @@ def main() -> None:
 
     from ftloop import evaluate
     from ftloop.errors import UserError
-    from ftloop.tracking import shown
+    from ftloop.tracking import finite, shown
 
     if batch_size is not None and batch_size < 1:
         raise UserError(f"--batch-size {batch_size}: at least 1 is needed")
     scores = evaluate(run, split, batch_size)
     if PartialState().is_main_process:
-        print(json.dumps(scores) if as_json else shown(scores))
+        print(json.dumps(finite(scores)) if as_json else shown(scores))
 
 
 # Not `!= "__main__"`: spawned workers run a script again as "__mp_main__".

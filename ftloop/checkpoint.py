@@ -40,6 +40,7 @@ class TrainState:
     best_step: int | None = None
     best_scores: dict[str, float] | None = None  # on validation at best_step
     evaluations_since_best: int = 0  # what patience counts
+    data_digest: str = ""  # of the rows of train: a run goes on with the same ones
     log_bytes: int = 0  # length of metrics.jsonl at this step: what came after it is cut off when resuming
 
     def advance(self, window: Any) -> None:
@@ -65,13 +66,13 @@ class TrainState:
 
 def save(folder: Path, state: TrainState, weights: Mapping[str, Any], training: Mapping[str, Any]) -> Path:
     """Write the checkpoint `folder/step-NNNNNN` and return it. Raises UserError when the disk is full or read-only."""
-    final = folder / f"step-{state.step:06d}"
+    final = folder / name_of(state.step)
     aside = final.with_name(final.name + ".tmp")
     try:
         if final.exists():  # a resumed run has come to a step that was saved before
             if damage(final) is None:
                 return final
-            shutil.rmtree(final)
+            remove(final)
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         torch.save(dict(weights), aside / "weights.pt")
@@ -91,8 +92,43 @@ def save(folder: Path, state: TrainState, weights: Mapping[str, Any], training: 
 
 def find(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first; what was being written when a process died is not among them."""
-    found = [path for path in folder.glob("step-*") if path.is_dir() and path.suffix != ".tmp"]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    found = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
+    return sorted(found, key=step_of)
+
+
+def name_of(step: int) -> str:
+    """The name of a checkpoint's folder: "step-000460"."""
+    return f"step-{step:06d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint, from its name."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def remove(checkpoint: Path) -> None:
+    """Delete a checkpoint: it is renamed first, so that a process killed here leaves no half of it."""
+    aside = checkpoint.with_name(checkpoint.name + ".tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    checkpoint.rename(aside)
+    shutil.rmtree(aside)
+
+
+def discard_after(folder: Path, step: int) -> None:
+    """Delete what a run that goes on from `step` will write anew: later checkpoints (damaged ones), and half a one."""
+    for checkpoint in find(folder):
+        if step_of(checkpoint) > step:
+            remove(checkpoint)
+    for aside in folder.glob("step-*.tmp"):
+        shutil.rmtree(aside)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Replace a small file as a whole: it is the old one or the new one, whenever the process is killed."""
+    aside = file.with_name(file.name + ".tmp")
+    aside.write_text(text, encoding="utf-8")
+    _sync(aside)
+    aside.replace(file)
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -141,7 +177,7 @@ def prune(folder: Path, keep_last: int, keep_best: int, metric: str, direction: 
     best = sorted(scored, key=lambda checkpoint: scores[checkpoint][metric] * (-1 if direction == "max" else 1))
     for checkpoint in checkpoints[:-keep_last]:
         if checkpoint not in best[:keep_best]:
-            shutil.rmtree(checkpoint)
+            remove(checkpoint)
 
 
 def _fingerprint(file: Path) -> dict[str, Any]:

@@ -115,12 +115,17 @@ class Config:
         return self.best_direction or metrics.direction(self.best_metric) or "max"
 
     @property
-    def keep_last(self) -> int:
-        return parse_keep(self.keep)["last"]
+    def kept(self) -> dict[str, int]:
+        """How many checkpoints stay: {"last": 1, "best": 1}."""
+        return parse_keep(self.keep)
 
-    @property
-    def keep_best(self) -> int:
-        return parse_keep(self.keep)["best"]
+    def evaluates_after(self, step: int, ends_epoch: bool) -> bool:
+        """Whether validation is scored after an optimizer step."""
+        return ends_epoch if self.eval_every == "epoch" else step % self.eval_every == 0
+
+    def saves_after(self, step: int) -> bool:
+        """Whether a checkpoint is due after an optimizer step, besides those at evaluations."""
+        return self.save_every is not None and step % self.save_every == 0
 
 
 # What may differ when a run goes on: these change its speed or what it leaves behind, not its result.
@@ -170,9 +175,9 @@ def validate_scores(config: Config, splits: Collection[str]) -> None:
     if config.patience is not None and "validation" not in splits:
         raise UserError("--patience counts evaluations on validation, and the data has no such split")
     names = config.task.score_names()
-    hub = [name for name in names if name.startswith("hub:")]
     known = ("loss", *names)
-    if not hub and config.best_metric.partition("[")[0] not in {name.removesuffix("_per_class") for name in known}:
+    # What a metric of the Hub reports shows when it is computed: with one, any name may be right.
+    if config.best_metric not in known and not any(name.startswith(metrics.HUB) for name in names):
         raise UserError(
             f"--best-metric {config.best_metric!r} is not computed{nearest(config.best_metric, known)}; "
             f"the scores are {', '.join(known)} (--task.metrics adds others)"
@@ -246,11 +251,11 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     return found
 
 
-def write_record(config: Config, file: Path) -> None:
-    """Write config.json: the config, and the folders from which its own modules were imported."""
+def record_of(config: Config) -> str:
+    """The text of config.json: the config, and the folders from which its own modules were imported."""
     encoded = encode(config)
     record = {"ftloop": __version__, "import_from": import_folders(encoded), "config": encoded}
-    file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return json.dumps(record, indent=1) + "\n"
 
 
 def modules_of(encoded: Any) -> set[str]:
@@ -288,29 +293,29 @@ def executes_file_of(folder: Path, module: str) -> bool:
     return False
 
 
-def read_encoded(run_dir: Path) -> dict[str, Any]:
-    """What `write_record` wrote. Raises UserError if the folder holds no run."""
+def read_encoded(run_dir: Path) -> tuple[list[str], dict[str, Any]]:
+    """The folders to import from and the encoded config of a run. Raises UserError if the folder holds none."""
     file = run_dir / "config.json"
     if not file.is_file():
         near = [path.parent.name for path in run_dir.parent.glob("*/config.json")]
         raise UserError(f"{str(run_dir)!r} holds no run (no config.json){nearest(run_dir.name, near)}")
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-        return {"import_from": record["import_from"], "config": record["config"]}
+        return record["import_from"], record["config"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is not a record of a run: {error!r}") from error
 
 
 def read_record(run_dir: Path) -> Config:
     """The config of a run. Raises UserError if the folder holds none or its code cannot be imported."""
-    record = read_encoded(run_dir)
-    for folder in map(Path, record["import_from"]):
+    folders, encoded = read_encoded(run_dir)
+    for folder in map(Path, folders):
         if not folder.resolve().is_relative_to(run_dir.resolve()):  # nothing is imported from a run folder
             add_to_path(folder)
-    for module in modules_of(record["config"]):
+    for module in modules_of(encoded):
         if executes_file_of(run_dir, module):
             raise UserError(f"{run_dir}: its record names {module}, a file of the run folder: none is executed")
-    return dataclasses.replace(decode(record["config"]), run_dir=str(run_dir))
+    return dataclasses.replace(decode(encoded), run_dir=str(run_dir))
 
 
 # ---- from the command line

@@ -5,9 +5,17 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration
+from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin
 
 from ftloop.errors import UserError
+
+PRECISIONS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}  # accelerate's names, and ours
+PLAIN = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "XLA")  # each process has the whole model
+
+
+def precision_of(accelerator: Accelerator) -> str:
+    """fp32, bf16 or fp16: what was asked for, or what the launcher was told."""
+    return PRECISIONS[accelerator.mixed_precision]
 
 
 def start_accelerator(precision: Literal["fp32", "bf16", "fp16"] | None = None) -> Accelerator:
@@ -25,10 +33,20 @@ def start_accelerator(precision: Literal["fp32", "bf16", "fp16"] | None = None) 
             dataloader_config=DataLoaderConfiguration(even_batches=False, non_blocking=True),
             # The schedule steps where the loop says so; accelerate would step it once per process.
             step_scheduler_with_optimizer=False,
+            # The loop divides the loss; a number of steps from the launcher would divide it again.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         )
     except ValueError as error:  # a precision that the device lacks, or a launch without an address
         asked_for = f"--precision {precision}: " if precision else ""
         raise UserError(f"{asked_for}accelerate cannot start: {error}") from error
-    if accelerator.num_processes != asked:
+    if accelerator.mixed_precision not in PRECISIONS or (
+        accelerator.mixed_precision == "fp16" and not accelerator.scaler
+    ):
+        raise UserError(f"--precision {accelerator.mixed_precision}: not on this device ({accelerator.device.type})")
+    if accelerator.distributed_type not in PLAIN:
+        raise UserError(
+            f"accelerate was configured for {accelerator.distributed_type}: ftloop runs replicas of the model only"
+        )
+    if accelerator.num_processes < asked:
         raise UserError(f"{asked} processes were started (WORLD_SIZE), but accelerate sees {accelerator.num_processes}")
     return accelerator

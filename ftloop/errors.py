@@ -19,7 +19,7 @@ def exit_code_of(main: Callable[[], None]) -> int:
     try:
         main()
     except (UserError, TrainingError) as error:
-        if os.environ.get("RANK", "0") == "0":  # only the main process speaks
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # one process of each machine speaks
             print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     except BrokenPipeError:  # `... --help | head`: the reader has seen enough

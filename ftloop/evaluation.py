@@ -129,6 +129,8 @@ def predict(run_dir: str | Path, rows: "Dataset", batch_size: int = 64) -> list[
     `rows` has the columns that the task reads (`task.input_columns`); labels are not needed. Runs in one process.
     """
     accelerator = start_accelerator(read_record(Path(run_dir)).precision)
+    if accelerator.num_processes > 1:
+        raise UserError("predict runs in one process: start it without torchrun or accelerate launch")
     tracking.set_up_logging(accelerator.is_main_process)
     task, model = load_run(run_dir)
     loader = evaluation_loader(task.prepare_new(rows), task, accelerator, batch_size)

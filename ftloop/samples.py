@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import re
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -92,12 +93,12 @@ def docstrings(cache: Path | None = None) -> Path:
 
     A row is `{"text": ..., "library": "torch", "source": "torch/nn/modules/linear.py:Linear"}`; only the text is for
     the model, the source names the library. The folder lies in `cache` (default: `$XDG_CACHE_HOME/ftloop` or
-    `~/.cache/ftloop`). Its name holds a digest of the libraries' versions, and the same versions give the same bytes
-    on any machine. The first call takes some 10 seconds on one core.
+    `~/.cache/ftloop`). Its name holds a digest of the versions of Python and the libraries, and the same versions give
+    the same bytes on any machine. The first call takes some 10 seconds on one core.
     """
     cache = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ftloop"
     versions = {library: importlib.metadata.version(library) for library in LIBRARIES}
-    folder = cache / f"docstrings-{_digest(json.dumps([VERSION, versions]))[:12]}"
+    folder = cache / f"docstrings-{_digest(json.dumps([VERSION, sys.version_info[:2], versions]))[:12]}"
     if folder.is_dir():
         return folder
     splits = _build()

@@ -65,13 +65,13 @@ class Task:
         return ()
 
     def of_run(self, model: str) -> "Task":
-        """This task with the weights of a finished run (the folder `model`) instead of those it began with."""
+        """This task with the weights of a finished run (the folder `model`) in its field `model`."""
         return replace(self, model=model)
 
     @property
     def processor(self) -> Any:
-        """The tokenizer or image processor that is saved beside the model."""
-        raise NotImplementedError
+        """The tokenizer or image processor that is saved beside the model, if there is one."""
+        return None
 
     # For predict.py alone:
 
@@ -344,18 +344,22 @@ class Classification(Task):
             described.append({**answer, "probabilities": dict(zip(names, scores, strict=True))})
         return described
 
-    def score_names(self) -> tuple[str, ...]:
+    @property
+    def metric_names(self) -> tuple[str, ...]:
         return self.metrics or metrics.DEFAULTS[self.labels.problem_type]
 
+    def score_names(self) -> tuple[str, ...]:
+        found: list[str] = []
+        for name in self.metric_names:
+            ratio, per_class, _ = name.partition("_per_class")
+            found += [f"{ratio}[{label}]" for label in self.labels.names] if per_class else [name]
+        return tuple(found)
+
     def check_metrics(self) -> None:
-        metrics.check(self.score_names(), self.labels.problem_type, self.labels.names)
-        for name in self.score_names():
-            if name.startswith(
-                metrics.HUB
-            ):  # whether the Hub has it shows when it is fetched: now, not at the first evaluation
-                metrics.build(name, self.labels.problem_type, self.labels.names)
-        if any(name.startswith(metrics.HUB) for name in self.score_names()):
-            self.build_metrics()  # without the Hub, the first evaluation would be too late to say so
+        """Raise UserError for a metric that does not fit, or that the Hub does not give: before training."""
+        metrics.check(self.metric_names, self.labels.problem_type, self.labels.names)
+        if any(name.startswith(metrics.HUB) for name in self.metric_names):
+            self.build_metrics()
 
     def build_metrics(self) -> list[Any]:
-        return [metrics.build(name, self.labels.problem_type, self.labels.names) for name in self.score_names()]
+        return [metrics.build(name, self.labels.problem_type, self.labels.names) for name in self.metric_names]

@@ -55,6 +55,10 @@ class TextClassification(Classification):
             ) from error
         if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # from_pretrained makes up an empty one
             raise UserError(f"--task.model {self.model!r}: its tokenizer knows no words; are its files missing?")
+        if not tokenizer.is_fast:
+            raise UserError(
+                f"--task.model {self.model!r}: its tokenizer is written in Python; one of `tokenizers` is needed"
+            )
         if tokenizer.pad_token is None:
             if tokenizer.eos_token is None:
                 raise UserError(f"--task.model {self.model!r}: its tokenizer has no token to pad with")
@@ -94,6 +98,7 @@ class TextClassification(Classification):
                 len(rows),
                 self.max_length,
             )
+        _ = self.collator  # made here: a worker process gets it with the task, and asks nobody for the precision
         return rows.remove_columns("truncated")
 
     @cached_property

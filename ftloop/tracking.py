@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ftloop")
 
+MOST_SKIPPED = 20  # steps in a row under fp16; the scale is halved each time, and starts at 65 536
+
 
 class _Terminal(logging.Handler):
     """Log lines on standard error, above a progress bar instead of through it."""
@@ -55,7 +57,7 @@ class MetricLog:
 
     def write(self, step: int, epoch: float, split: str, scores: dict[str, float], items_per_second: float) -> None:
         now = round(time.time(), 3)
-        for name, value in scores.items():
+        for name, value in finite(scores).items():
             line = {"step": step, "epoch": round(epoch, 6), "split": split, "name": name, "value": value}
             line |= {"time": now, "items_per_second": round(items_per_second, 2)}
             self.stream.write(json.dumps(line).encode() + b"\n")
@@ -101,6 +103,7 @@ class StepLog:
     def __init__(self, log: MetricLog | NoMetricLog, bar: tqdm, accelerator: "Accelerator"):
         self.log, self.bar, self.accelerator = log, bar, accelerator
         self.pending: list[Step] = []
+        self.skipped = 0  # steps in a row that the fp16 gradient scaler left out
         self.started = time.perf_counter()
 
     def add(self, step: Step) -> None:
@@ -117,9 +120,14 @@ class StepLog:
         seconds = time.perf_counter() - self.started
         rate = sum(step.items for step in self.pending) / seconds
         for step, total, norm in zip(self.pending, sums, norms, strict=True):
-            # Under fp16 an infinite norm is the gradient scaler's business: it skips the step and lowers its scale.
-            if not math.isfinite(total) or not (math.isfinite(norm) or self.accelerator.scaler is not None):
+            # Under fp16 the gradient scaler skips a step whose norm is not finite, and lowers its scale for the next.
+            self.skipped = 0 if math.isfinite(norm) else self.skipped + 1
+            if not math.isfinite(total) or self.skipped > (MOST_SKIPPED if self.accelerator.scaler else 0):
                 self._stop(step, total, norm)
+            if self.skipped:
+                logger.warning(
+                    "step %d was skipped: its gradient overflows in fp16 (%d in a row)", step.number, self.skipped
+                )
             scores = {"loss": total / step.items, "learning_rate": step.learning_rate, "gradient_norm": norm}
             self.log.write(step.number, step.epoch, "train", scores, rate)
         newest, mean = self.pending[-1], sum(sums) / sum(step.items for step in self.pending)
@@ -138,7 +146,7 @@ class StepLog:
         bad = [row for rows, losses in step.losses for row in rows[~losses.isfinite()].tolist() if row >= 0]
         bad = sorted(gather_object(bad))
         which = (
-            f"rows {', '.join(map(str, bad[:20]))} of train (counted from 0)"
+            f"rows {', '.join(map(str, bad[:20]))} of the train split (from 0, as `task.rows` has them)"
             if bad
             else "the gradient, not a row's loss"
         )
@@ -160,6 +168,11 @@ def progress_bar(total: int, done: int, is_main_process: bool) -> tqdm:
         dynamic_ncols=True,
         smoothing=0.05,
     )
+
+
+def finite(scores: dict[str, float]) -> dict[str, float | None]:
+    """Scores for JSON, which has no NaN and no infinity: None stands for them."""
+    return {name: value if math.isfinite(value) else None for name, value in scores.items()}
 
 
 def shown(scores: dict[str, float]) -> str:

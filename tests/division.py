@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from ftloop import Config, Data, TextClassification, train
 
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
@@ -29,7 +31,7 @@ def run(name: str, model: str, label_column: str, data: Data, **options: Any) ->
 def main() -> None:
     logging.getLogger("ftloop").addHandler(logging.NullHandler())
     models, rows = json.loads(sys.argv[3]), sys.argv[2]
-    found: dict[str, Any] = {"processes": PROCESSES, "norms": {}, "losses": {}, "validation": {}}
+    found: dict[str, Any] = {"processes": PartialState().num_processes, "norms": {}, "losses": {}, "validation": {}}
     for architecture, model in models.items():
         for problem, column in PROBLEMS.items():
             for size in MICRO_BATCH_SIZES:

@@ -39,6 +39,7 @@ OPTIONS = {
     "unknown option": answer("--learning-rat 1e-3", "Unrecognized options", "--learning-rat", "--learning-rate"),
     "unknown option of the task": answer("--task.max-len 12", "Unrecognized options", "--task.max-length"),
     "no number": answer("--epochs many", "--epochs", "many"),
+    "a precision that the device lacks": answer("--precision fp16", "--precision fp16", "cpu"),
     "unknown choice": answer("--precision fp64", "--precision", "fp64", "fp32", "bf16", "fp16"),
     "pairs without a value": answer("--task.data.files train a.csv test", "'test' has no value", "KEY=VALUE"),
     "pairs given twice": answer("--task.data.files train a.csv train b.csv", "'train' is given twice"),
@@ -109,7 +110,7 @@ OPTIONS = {
         "--schedule warmup_stable_decay", "--schedule warmup_stable_decay", "num_decay_steps", "--schedule-options"
     ),
     "option that the schedule lacks": answer(
-        "--schedule-options num_cycles=2", "--schedule linear with --schedule-options {'num_cycles': 2}"
+        "--schedule-options num_cycles=2", "--schedule-options {'num_cycles': 2}: linear takes none"
     ),
     "schedule that cannot be imported": answer("--schedule nowhere:f", "'nowhere:f' cannot be imported"),
     "optimizer that is no name": answer("--optimizer adamw", "'adamw' is no qualified name: MODULE:NAME"),
@@ -428,7 +429,7 @@ def test_an_infinite_loss_stops_the_run_and_names_step_and_rows(tiny, tmp_path):
     task = Poisoned(model=tiny("bert"), data=data, label_column="colour", max_length=16, poison=0)
     config = Config(task=task, run_dir=str(tmp_path / "run"), batch_size=4, save_every=1, seed=3)
     with pytest.raises(
-        TrainingError, match=r"step \d+: the loss is inf, .* from rows 13 of train \(counted from 0\)"
+        TrainingError, match=r"step \d+: the loss is inf, .* from rows 13 of the train split \(from 0"
     ) as stop:
         train(config)
     step = int(str(stop.value).partition(":")[0].removeprefix("step "))

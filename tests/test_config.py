@@ -25,8 +25,8 @@ from ftloop.config import (
     name_of,
     parse_keep,
     read_record,
+    record_of,
     validate,
-    write_record,
 )
 
 RECIPES = sorted(ROOT.glob("configs/*.py"))
@@ -400,7 +400,7 @@ def test_a_run_is_rebuilt_from_its_record_wherever_its_folder_was_moved(tmp_path
     config = replace(load_config_file(str(file)), schedule=sys.modules["home_of_rate"].rate)
     run = tmp_path / "run"
     run.mkdir()
-    write_record(config, run / "config.json")
+    (run / "config.json").write_text(record_of(config))
     # As in another process:
     del sys.modules["home_of_rate"]
     sys.path.remove(str(tmp_path / "code"))
@@ -478,7 +478,7 @@ SCRIPT = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from ftloop.config import Config, read_record, write_record
+from ftloop.config import Config, read_record, record_of
 from ftloop.text import TextClassification
 
 def rate(step, total_steps, warmup_steps):
@@ -486,7 +486,7 @@ def rate(step, total_steps, warmup_steps):
 
 if __name__ == "__main__":
     config = Config(task=TextClassification(model="m"), run_dir="r", schedule=rate)
-    write_record(config, Path(sys.argv[1]) / "config.json")
+    (Path(sys.argv[1]) / "config.json").write_text(record_of(config))
 """
 
 

@@ -126,7 +126,7 @@ def test_torchrun_trains_in_two_processes_and_says_so(run, tiny, tmp_path):
         2, "train.py", "configs/text.py", *words, "--task.max-length", "32", "--run-dir", tmp_path / "run"
     )
     assert result.code == 0, result.err
-    assert "2 process(es) x 1 micro-batch(es) x 16" in result.err
+    assert "2 process(es) x 1 micro-batch(es) of at most 16" in result.err
     assert result.err.count("kept        step 2") == 1
 
 

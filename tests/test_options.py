@@ -173,3 +173,41 @@ def test_the_threshold_decides_what_a_multi_label_task_predicts(task):
     vars(multi)["labels"] = Labels("multi_label_classification", ("a", "b"))
     outputs = SimpleNamespace(logits=torch.tensor([[0.1, 3.0], [1.0, -1.0]]))
     assert multi.predict(outputs)["predictions"].tolist() == [[0, 1], [0, 0]]
+
+
+def test_the_precision_of_the_launcher_is_recorded_and_used_in_evaluation(words, monkeypatch):
+    with monkeypatch.context() as launcher:
+        launcher.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+        run = train(words)
+    assert json.loads((run / "config.json").read_text())["config"]["precision"] == "bf16"
+    evaluated = run_script("evaluate.py", run, "--json")
+    assert json.loads(evaluated.out) == pytest.approx(json.loads((run / "scores.json").read_text())["test"], rel=1e-6)
+
+
+def test_half_precision_pads_to_multiples_of_eight_by_itself(words, tmp_path):
+    plain, half = SeenLengths(), SeenLengths()
+    with plain:
+        train([*words, "--max-steps", "2"])
+    with half:
+        train([*words, "--max-steps", "2", "--precision", "bf16", "--run-dir", str(tmp_path / "half")])
+    assert any(length % 8 for length in plain.lengths)
+    assert half.lengths
+    assert not any(length % 8 for length in half.lengths)
+
+
+class SeenLengths:
+    """The lengths of the batches that the text task collates."""
+
+    def __enter__(self):
+        self.lengths, self.original = [], TextClassification.collate
+        original, lengths = self.original, self.lengths
+
+        def collate(task, examples):
+            batch = original(task, examples)
+            lengths.append(batch["input_ids"].shape[1])
+            return batch
+
+        TextClassification.collate = collate
+
+    def __exit__(self, *_):
+        TextClassification.collate = self.original

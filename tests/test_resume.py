@@ -1,15 +1,18 @@
 """Laws 3 and 5: a run that was cut anywhere and started again ends with the same bits as one that was not."""
 
 import hashlib
+import itertools
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
-from conftest import run_script
+from conftest import run_script, torchrun
 
-from ftloop import checkpoint, loop, tracking
-
-CUTS = ("a step", "an evaluation", "a save", "pruning")
+from ftloop import checkpoint, tracking
+from ftloop import run as run_module
+from ftloop.optim import adamw
 
 
 class Cut(BaseException):
@@ -41,9 +44,9 @@ def cut_at(monkeypatch: pytest.MonkeyPatch, what: str, count: int) -> None:
     """Raise Cut in the count-th step, evaluation, save or pruning."""
     owner, name = {
         "a step": (tracking.StepLog, "add"),
-        "an evaluation": (loop, "evaluate_split"),
+        "an evaluation": (run_module, "evaluate_split"),
         "a save": (checkpoint, "_sync"),
-        "pruning": (checkpoint, "prune"),
+        "pruning": (checkpoint.shutil, "rmtree"),  # between the rename and the end of a deletion, too
     }[what]
     original, calls = getattr(owner, name), []
 
@@ -137,3 +140,77 @@ def test_early_stopping_counts_evaluations_without_a_better_score(words, tmp_pat
     assert stopped.code == 0, stopped.err
     assert "stopped early: 2 evaluations without a better loss" in stopped.err
     assert checkpoint.find(tmp_path / "run" / "checkpoints")[-1].name == "step-000018"
+
+
+def cut_after(words: list[str], monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    with monkeypatch.context() as patched:
+        cut_at(patched, "a step", step + 1)
+        with pytest.raises(Cut):
+            run_script("train.py", *words)
+
+
+def test_a_damaged_checkpoint_is_never_what_retention_keeps(words, tmp_path, monkeypatch):
+    words = [*words, "--task.data.validation", "0", "--keep", "last=1,best=1"]
+    words = [word for word in words if word != str(tmp_path / "validation.csv")]
+    words.remove("validation")
+    cut_after(words, monkeypatch, 8)
+    (newest,) = checkpoint.find(tmp_path / "run" / "checkpoints")
+    (newest.parent / "step-000999").mkdir()
+    (newest.parent / "step-000999" / "state.json").write_text("{")
+    cut_after(words, monkeypatch, 2)
+    assert checkpoint.newest_intact(newest.parent) == newest
+    assert run_script("train.py", *words).code == 0
+    (last,) = checkpoint.find(newest.parent)
+    assert last.name == "step-000018"
+    assert checkpoint.damage(last) is None
+
+
+@pytest.mark.parametrize("change", ["a row less", "another label", "another text"])
+def test_a_run_does_not_go_on_with_other_rows(words, tmp_path, monkeypatch, change):
+    cut_after(words, monkeypatch, 6)
+    lines = (tmp_path / "train.csv").read_text().splitlines(keepends=True)
+    if change == "another label":
+        label = lines[5].split(",")[1]
+        lines[5] = lines[5].replace(f",{label},", ",green," if label == "blue" else ",blue,")
+    if change == "another text":
+        lines[5] = lines[5].replace(",", " grass,", 1)
+    (tmp_path / "train.csv").write_text("".join(lines[:-1] if change == "a row less" else lines))
+    before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    resumed = run_script("train.py", *words)
+    assert resumed.code == 2
+    assert "the rows of train or their labels are not those" in resumed.err
+    assert before == {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+
+
+def test_going_back_in_the_same_folder_is_refused(words, tmp_path):
+    assert run_script("train.py", *words, "--max-steps", "12").code == 0
+    (tmp_path / "run" / "scores.json").unlink()  # as if it were not finished
+    older, newest = checkpoint.find(tmp_path / "run" / "checkpoints")
+    refused = run_script("train.py", *words, "--max-steps", "12", "--resume", str(older))
+    assert refused.code == 2
+    assert f"{newest} is newer in the same folder" in refused.err
+
+
+def adamw_until_killed(model, config):
+    """AdamW in a process that dies, as if by SIGKILL, in the step that KILLED_AT names."""
+    optimizer = adamw(model, config)
+    if "KILLED_AT" in os.environ:
+        calls = itertools.count(1)
+        optimizer.register_step_pre_hook(
+            lambda *_: os.kill(os.getpid(), signal.SIGKILL) if next(calls) == int(os.environ["KILLED_AT"]) else None
+        )
+    return optimizer
+
+
+def test_two_processes_that_were_killed_go_on_as_if_they_were_not(words, tmp_path):
+    words = [*words, "--micro-batch-size", "2", "--optimizer", "test_resume:adamw_until_killed", "--save-every", "3"]
+    whole, cut = ["--run-dir", str(tmp_path / "whole")], ["--run-dir", str(tmp_path / "cut")]
+    environment = {"PYTHONPATH": "tests"}
+    result = torchrun(2, "train.py", *words, *whole, **environment)
+    assert result.code == 0, result.err
+    assert torchrun(2, "train.py", *words, *cut, KILLED_AT="11", **environment).code != 0
+    resumed = torchrun(2, "train.py", *words, *cut, **environment)
+    assert resumed.code == 0, resumed.err
+    assert "resume: from" in resumed.err
+    assert "2 process(es) x 2 micro-batch(es)" in resumed.err
+    assert digest(tmp_path / "cut") == digest(tmp_path / "whole")

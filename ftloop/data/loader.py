@@ -1,5 +1,6 @@
 """From row ids to batches: the DataLoaders. Both kinds go through `accelerator.prepare` with `even_batches=False`."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -46,12 +47,15 @@ def build_loader(
     dataset: Any, order: TrainOrder | EvaluationOrder, collate: Callable, seed: int = 0, workers: int = 0
 ) -> DataLoader:
     """A DataLoader over `dataset` in the given order. Workers change the speed, never the batches."""
+    if workers:  # the tokenizers' threads do not survive the fork, and say so in every worker
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return DataLoader(
         Rows(dataset),
         batch_sampler=order,
         collate_fn=Collate(collate, seed),
         num_workers=workers,
         persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),  # or the copy to the GPU waits, whatever `non_blocking` says
         # iter(loader) draws a base seed; from a generator of its own, it leaves the global stream alone.
         generator=torch.Generator(),
     )

@@ -111,10 +111,13 @@ class TrainOrder:
         return -(-rows // (self.micro_batch_size * self.processes))
 
     def __str__(self) -> str:
-        division = (
-            f"{self.processes} process(es) x {self.rounds(self.step_size)} micro-batch(es) x {self.micro_batch_size}"
-        )
-        return f"{self.rows} rows, {self.total_steps} steps of {self.step_size} rows = {division}"
+        division = f"{self.processes} process(es) x {self.rounds(self.step_size)} micro-batch(es)"
+        most = f"of at most {self.micro_batch_size}"
+        return f"{self.rows} rows, {self.total_steps} steps of {self.step_size} rows in {division} {most}"
+
+    def epochs_done(self) -> float:
+        """How many times train was seen at the position of `state`."""
+        return self.state.epoch + self.state.window * self.step_size / self.rows
 
     def epochs_after(self, window: Window) -> float:
         """How many times train was seen when a window is done."""

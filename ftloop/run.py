@@ -1,0 +1,222 @@
+"""A run and its folder: opened, resumed, logged, saved, finished. Only the main process writes and speaks.
+
+config.json      the record (ftloop/config.py)          checkpoints/   ftloop/checkpoint.py
+metrics.jsonl    the metric log (ftloop/tracking.py)    model/         the kept weights, by save_pretrained
+scores.json      their scores by split; written last: the sign of a finished run
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader
+
+from ftloop import checkpoint, tracking
+from ftloop.checkpoint import TrainState
+from ftloop.config import Config, differences, encode, read_encoded, record_of
+from ftloop.errors import UserError
+from ftloop.evaluation import evaluate_split
+
+logger = logging.getLogger("ftloop")
+
+Scores = dict[str, dict[str, float]]  # by split
+
+
+class Run:
+    """What `train` keeps of a run besides the loop itself. Its state is `state`; the rest is said once, by `start`."""
+
+    def __init__(self, config: Config, accelerator: Accelerator):
+        """Look at the folder. Raises UserError rather than mix two runs in it; changes nothing."""
+        self.config, self.accelerator, self.task = config, accelerator, config.task
+        self.folder = Path(config.run_dir)
+        self.checkpoints = self.folder / "checkpoints"
+        self.state = TrainState()
+        self.resumed = find_checkpoint(config)
+        self.log: Any = tracking.NoMetricLog()
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "scores.json").exists()
+
+    def read_scores(self) -> Scores:
+        """The scores of a finished run."""
+        logger.info("%s is finished already: nothing to do", self.folder)
+        return json.loads((self.folder / "scores.json").read_text())
+
+    def start(self, data: Any, model: Any, optimizer: Any, schedule: Any, loaders: dict[str, DataLoader]) -> None:
+        """Take what was prepared, bring it to where the run stopped, and open the folder for writing."""
+        self.model, self.optimizer, self.schedule, self.loaders = model, optimizer, schedule, loaders
+        self.state.data_digest = digest(data["train"])
+        if self.resumed is not None:
+            self._restore(self.resumed)
+        if len({*gather_object([self.state.step])}) > 1:
+            raise UserError(
+                f"the machines do not share --run-dir {self.config.run_dir!r}: they begin at different steps"
+            )
+        if not self.accelerator.is_main_process:
+            return
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_text(self.folder / "config.json", record_of(self.config))
+        except OSError as error:
+            raise UserError(f"--run-dir {self.config.run_dir!r} cannot be written: {error}") from error
+        if self.resumed is not None and self.resumed.parent.resolve() != self.checkpoints.resolve():
+            # By --resume PATH from another folder: what this run will need of the other comes along.
+            for step in {self.state.step, self.state.best_step or self.state.step}:
+                name = checkpoint.name_of(step)
+                shutil.copytree(self.resumed.parent / name, self.checkpoints / name, dirs_exist_ok=True)
+            shutil.copy(self.resumed.parent.parent / "metrics.jsonl", self.folder / "metrics.jsonl")
+        checkpoint.discard_after(self.checkpoints, self.state.step)
+        self.log = tracking.MetricLog(self.folder / "metrics.jsonl", self.state.log_bytes)
+
+    def _restore(self, found: Path) -> None:
+        """Load a checkpoint strictly, no key missing and none left over. Raises UserError if the data changed."""
+        state = checkpoint.load_state(found)
+        if state.data_digest != self.state.data_digest:
+            raise UserError(
+                f"the rows of train or their labels are not those that {found} was trained on: "
+                "bring the data back, or train anew in another --run-dir"
+            )
+        vars(self.state).update(vars(state))
+        self.accelerator.unwrap_model(self.model).load_state_dict(checkpoint.load_weights(found))
+        training = checkpoint.load_training(found)
+        self.optimizer.load_state_dict(training["optimizer"])
+        self.schedule.load_state_dict(training["schedule"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(training["scaler"])
+        logger.info("resume: from %s", found)
+
+    def evaluate(self, split: str, epoch: float) -> dict[str, float]:
+        """Score a split, and log the scores."""
+        began = time.perf_counter()
+        scores = evaluate_split(self.model, self.loaders[split], self.task, self.accelerator)
+        seconds = time.perf_counter() - began
+        self.log.write(self.state.step, epoch, split, scores, len(self.loaders[split].dataset) / seconds)
+        return scores
+
+    def judge(self, scores: dict[str, float], epoch: float) -> None:
+        """Take the scores on validation: are these weights the best so far?"""
+        state = self.state
+        state.judge(scores, self.config.best_metric, self.config.direction)
+        best = "  (best so far)" if state.best_step == state.step else ""
+        logger.info("step %d, epoch %.2f: validation %s%s", state.step, epoch, tracking.shown(scores), best)
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether to stop early. Asked before each step: a run that had stopped does not go on when resumed."""
+        out = self.config.patience is not None and self.state.evaluations_since_best >= self.config.patience
+        if out:
+            logger.info(
+                "stopped early: %d evaluations without a better %s", self.config.patience, self.config.best_metric
+            )
+        return out
+
+    def save(self) -> None:
+        """Write a checkpoint on the main process, then delete those it replaces."""
+        self.state.log_bytes = self.log.durable()
+        if self.accelerator.is_main_process:
+            training = {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+            if self.accelerator.scaler is not None:
+                training["scaler"] = self.accelerator.scaler.state_dict()
+            weights = self.accelerator.unwrap_model(self.model).state_dict()
+            checkpoint.save(self.checkpoints, self.state, weights, training)
+            kept, config = self.config.kept, self.config
+            checkpoint.prune(self.checkpoints, kept["last"], kept["best"], config.best_metric, config.direction)
+        self.accelerator.wait_for_everyone()
+
+    def finish(self, epoch: float) -> Scores:
+        """Take the best weights, score them on test, write model/ and scores.json, and say where everything is."""
+        bare, state = self.accelerator.unwrap_model(self.model), self.state
+        if (state.best_step or state.step) != state.step:
+            bare.load_state_dict(checkpoint.load_weights(self.checkpoints / checkpoint.name_of(state.best_step)))
+        scores = {"validation": state.best_scores} if state.best_scores else {}
+        if "test" in self.loaders:
+            scores["test"] = self.evaluate("test", epoch)
+        if self.accelerator.is_main_process:
+            aside = self.folder / "model.tmp"
+            shutil.rmtree(aside, ignore_errors=True)
+            bare.save_pretrained(aside)
+            if self.task.processor is not None:
+                self.task.processor.save_pretrained(aside)
+            shutil.rmtree(self.folder / "model", ignore_errors=True)
+            aside.rename(self.folder / "model")
+            finite = {split: tracking.finite(values) for split, values in scores.items()}
+            checkpoint.write_text(self.folder / "scores.json", json.dumps(finite, indent=1) + "\n")
+            self._say_where(scores)
+        self.accelerator.wait_for_everyone()
+        return scores
+
+    def _say_where(self, scores: Scores) -> None:
+        """The last lines on the terminal: how good it is, where everything lies, what to try next."""
+        state, folder, python = self.state, self.folder, os.path.relpath(sys.executable)
+        which = (
+            f"step {state.best_step}, best {self.config.best_metric}"
+            if state.best_step
+            else f"step {state.step}, the last"
+        )
+        logger.info("")
+        logger.info("kept        %s of %d steps", which, state.step)
+        for split, values in scores.items():
+            logger.info("%-11s %s", split, tracking.shown(values))
+        logger.info("model       %s (from_pretrained and pipeline load it)", folder / "model")
+        logger.info(
+            "record      %s, %s, %s", *(folder / name for name in ("config.json", "metrics.jsonl", "scores.json"))
+        )
+        logger.info("next        %s evaluate.py %s --split %s", python, folder, list(scores)[-1] if scores else "train")
+        logger.info("            %s predict.py %s --help", python, folder)
+
+
+def find_checkpoint(config: Config) -> Path | None:
+    """The checkpoint to go on from; None starts anew. Raises UserError if that would mix two runs in one folder."""
+    folder = source = Path(config.run_dir)
+    chosen = None
+    if config.resume not in ("auto", "none"):
+        source = Path(config.resume)
+        if source.name.startswith("step-"):
+            chosen, source = source, source.parent.parent
+            problem = checkpoint.damage(chosen)
+            if problem is not None:
+                raise UserError(f"--resume {config.resume!r} is no intact checkpoint: {problem}")
+        if not (source / "config.json").is_file():
+            raise UserError(
+                f"--resume {config.resume!r}: no run there; give auto, none, or the path of a checkpoint or run"
+            )
+    for place in {source, folder}:
+        if not (place / "config.json").is_file():
+            if place.exists() and (not place.is_dir() or any(place.iterdir())):
+                raise UserError(f"--run-dir {str(place)!r} is not empty and holds no run: choose another")
+            continue
+        if config.resume == "none":
+            raise UserError(
+                f"--run-dir {str(place)!r} holds a run already, and --resume none starts anew: choose another"
+            )
+        changed = differences(read_encoded(place)[1], encode(config))
+        if changed:
+            raise UserError(
+                f"--run-dir {str(place)!r} holds another run, with {'; '.join(changed)}: choose another --run-dir"
+            )
+    own = checkpoint.newest_intact(folder / "checkpoints")
+    if own is not None and source != folder:
+        return own  # begun from PATH before, and interrupted since
+    if chosen is not None and own is not None and chosen.name != own.name:
+        raise UserError(
+            f"--resume {config.resume!r}: {own} is newer in the same folder; branch off into another --run-dir"
+        )
+    return chosen or own or checkpoint.newest_intact(source / "checkpoints")
+
+
+def digest(rows: Any) -> str:
+    """What must not change while a run is interrupted: how many rows train has, their labels, their lengths."""
+    found = hashlib.sha256(str(len(rows)).encode())
+    for column in ("labels", "length"):
+        if column in rows.column_names:
+            found.update(rows.select_columns(column).with_format("numpy")[:][column].tobytes())
+    return found.hexdigest()
