@@ -19,6 +19,5 @@ config = Config(
     epochs=3,
     batch_size=8,
     learning_rate=5e-5,
-    weight_decay=0.0,
     best_metric="f1",
 )

@@ -1,6 +1,6 @@
-"""What is learned: Task, the six methods that the loop calls, and Classification, the half that text and image share.
+"""What is learned: Task, six methods to write and some with defaults, and Classification, what text and image share.
 
-The task computes, the loop drives: no method here knows of devices, precision, accumulation, processes or checkpoints.
+The task computes, the loop drives: devices, precision, accumulation, processes and checkpoints are not its business.
 A task is a frozen dataclass whose fields are its options on the command line (`--task.max-length 64`), each explained
 by the comment beside it. What is expensive to derive from them (rows, labels, tokenizer) is a cached property.
 
@@ -30,7 +30,8 @@ Batch = dict[str, "torch.Tensor"]
 
 
 class Task:
-    """The protocol between a task and the loop. A fork may write all six methods, or inherit and change one."""
+    """The protocol between a task and the loop: load, build_model, collate, losses, predict and build_metrics are to be
+    written, or inherited from Classification and changed. The others have defaults that do for training."""
 
     def check(self) -> None:
         """Raise UserError for options that contradict each other: called before anything is read or written."""

@@ -3,14 +3,18 @@
 import dataclasses
 import json
 import logging
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import run_script, sentences, write_csv
+from datasets import Dataset, DatasetDict
 from test_train import values
+from transformers import PretrainedConfig, PreTrainedModel
 
-from ftloop import Data, TextClassification, checkpoint
+from ftloop import Config, Data, Task, TextClassification, checkpoint
+from ftloop import train as train_config
 
 
 def train(words: list[str], *more: str) -> Path:
@@ -211,3 +215,60 @@ class SeenLengths:
 
     def __exit__(self, *_):
         TextClassification.collate = self.original
+
+
+def test_a_task_goes_to_worker_processes_with_its_collator(task, monkeypatch):
+    rows = list(task.load()["train"])[:4]
+    sent = pickle.dumps(task.collate)
+    # A spawned worker knows nothing of the precision; what it pads to was decided before.
+    monkeypatch.setattr("accelerate.state.is_initialized", lambda: pytest.fail("the worker asked for the precision"))
+    received = pickle.loads(sent)(rows)
+    expected = task.collate(rows)
+    assert all(torch.equal(received[name], expected[name]) for name in expected)
+
+
+def test_a_task_of_its_own_needs_the_six_methods_alone(tmp_path):
+    run = tmp_path / "run"
+    scores = train_config(Config(task=Halves(), run_dir=str(run), epochs=30, batch_size=8, learning_rate=0.1))
+    assert scores["validation"]["loss"] < 1
+    assert (run / "model" / "model.safetensors").is_file()
+
+
+class Line(PreTrainedModel):
+    """y = a x + b, as a model that transformers can save."""
+
+    config_class = PretrainedConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.line = torch.nn.Linear(1, 1)
+
+    def forward(self, x):
+        return self.line(x).squeeze(-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Halves(Task):
+    """Numbers to their halves."""
+
+    def load(self):
+        numbers = Dataset.from_list([{"x": float(x), "labels": x / 2} for x in range(-8, 8)])
+        return DatasetDict(train=numbers, validation=numbers)
+
+    def build_model(self):
+        return Line(PretrainedConfig())
+
+    def collate(self, examples):
+        return {
+            "x": torch.tensor([[example["x"]] for example in examples]),
+            "labels": torch.tensor([example["labels"] for example in examples]),
+        }
+
+    def losses(self, outputs, targets):
+        return (outputs - targets) ** 2
+
+    def predict(self, outputs):
+        return {"predictions": outputs}
+
+    def build_metrics(self):
+        return []
