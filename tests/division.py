@@ -31,7 +31,7 @@ def run(name: str, model: str, label_column: str, data: Data, **options: Any) ->
 def main() -> None:
     logging.getLogger("ftloop").addHandler(logging.NullHandler())
     models, rows = json.loads(sys.argv[3]), sys.argv[2]
-    found: dict[str, Any] = {"processes": PartialState().num_processes, "norms": {}, "losses": {}, "validation": {}}
+    found: dict[str, Any] = {"norms": {}, "losses": {}, "validation": {}}
     for architecture, model in models.items():
         for problem, column in PROBLEMS.items():
             for size in MICRO_BATCH_SIZES:
@@ -47,6 +47,7 @@ def main() -> None:
         found["validation"][key] = [
             line["value"] for line in lines if line["split"] == "validation" and line["name"] == "loss"
         ]
+    found["processes"] = PartialState().num_processes  # as training had set it up
     if os.environ.get("RANK", "0") == "0":
         Path(sys.argv[1]).write_text(json.dumps(found))
 

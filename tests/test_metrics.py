@@ -311,6 +311,8 @@ def hub_offline(monkeypatch, tmp_path):
     monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path / "modules")
     monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", tmp_path / "metrics")
     monkeypatch.setattr(sys, "path", [*sys.path])  # evaluate appends its folder of loaded scripts
+    for module in [name for name in sys.modules if name.partition(".")[0] == "evaluate_modules"]:
+        monkeypatch.delitem(sys.modules, module)  # those of the folder that another test had
     monkeypatch.chdir(tmp_path)
     return evaluate.config
 
