@@ -67,6 +67,10 @@ class Task:
 
     def of_run(self, model: str) -> "Task":
         """This task with the weights of a finished run (the folder `model`) in its field `model`."""
+        if not hasattr(self, "model"):
+            raise UserError(
+                f"{type(self).__name__} has no field `model` that a run's weights could take, and no of_run()"
+            )
         return replace(self, model=model)
 
     @property
@@ -78,10 +82,10 @@ class Task:
 
     def prepare_new(self, rows: "Dataset") -> "Dataset":
         """Rows without labels, as `collate` takes them."""
-        raise NotImplementedError
+        raise UserError(f"{type(self).__name__} has no prepare_new() and describe(): predict needs them")
 
     def describe(self, values: Batch) -> list[dict[str, Any]]:
-        """What `predict` gave for some rows, in words: one dictionary a row."""
+        """What `predict` gave for some rows, in words: one dictionary a row. A task with `prepare_new` has it too."""
         raise NotImplementedError
 
 

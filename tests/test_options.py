@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict
 from test_train import values
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ftloop import Config, Data, Task, TextClassification, checkpoint
+from ftloop import Config, Data, Task, TextClassification, UserError, checkpoint, evaluate
 from ftloop import train as train_config
 
 
@@ -232,6 +232,8 @@ def test_a_task_of_its_own_needs_the_six_methods_alone(tmp_path):
     scores = train_config(Config(task=Halves(), run_dir=str(run), epochs=30, batch_size=8, learning_rate=0.1))
     assert scores["validation"]["loss"] < 1
     assert (run / "model" / "model.safetensors").is_file()
+    with pytest.raises(UserError, match="Halves has no field `model`"):
+        evaluate(run)
 
 
 class Line(PreTrainedModel):
