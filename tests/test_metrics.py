@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -310,7 +311,8 @@ def hub_offline(monkeypatch, tmp_path):
     monkeypatch.setattr(evaluate.config, "HF_EVALUATE_OFFLINE", False)
     monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path / "modules")
     monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", tmp_path / "metrics")
-    monkeypatch.setattr(sys, "path", [*sys.path])  # evaluate appends its folder of loaded scripts
+    # evaluate appends its folder of loaded scripts; that of an earlier test would be found first.
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if not Path(entry, "evaluate_modules").is_dir()])
     for module in [name for name in sys.modules if name.partition(".")[0] == "evaluate_modules"]:
         monkeypatch.delitem(sys.modules, module)  # those of the folder that another test had
     monkeypatch.chdir(tmp_path)
