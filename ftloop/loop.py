@@ -72,7 +72,7 @@ def train(config: Config) -> Scores:
     with closing(run.log), tracking.progress_bar(total_steps, state.step, accelerator.is_main_process) as bar:
         steps = tracking.StepLog(run.log, bar, accelerator)
         for window, micro_batches in windows(loader, order):
-            if run.out_of_patience:
+            if run.stops_early():
                 break
 
             losses = []

@@ -109,8 +109,7 @@ class Run:
         best = "  (best so far)" if state.best_step == state.step else ""
         logger.info("step %d, epoch %.2f: validation %s%s", state.step, epoch, tracking.shown(scores), best)
 
-    @property
-    def out_of_patience(self) -> bool:
+    def stops_early(self) -> bool:
         """Whether to stop early. Asked before each step: a run that had stopped does not go on when resumed."""
         out = self.config.patience is not None and self.state.evaluations_since_best >= self.config.patience
         if out:
