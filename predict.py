@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import tyro
 
-from ftloop.data.pairs import Pairs
 from ftloop.errors import UserError, exit_code_of
+from ftloop.options import Pairs
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -80,7 +80,7 @@ def main() -> None:
 
 def read_rows(options: Options) -> "Dataset":
     """The rows of the file. Raises UserError."""
-    from ftloop.data.source import read_files
+    from ftloop.data.formats import read_files
 
     try:
         rows = read_files({"new": options.file}, options.format, options.options)["new"]

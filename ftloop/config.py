@@ -21,55 +21,10 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ftloop import __version__, metrics, optim
-from ftloop.data.pairs import Pairs
 from ftloop.errors import UserError, nearest
+from ftloop.options import Function, Pairs, function_option, import_name, name_of
 from ftloop.task import Task
 
-
-def name_of(value: Any) -> str:
-    """The qualified name of a function or class, "package.module:name"; a schedule's name is itself."""
-    if isinstance(value, str):
-        return value
-    module, path, main = value.__module__, getattr(value, "__qualname__", ""), sys.modules["__main__"]
-    try:
-        found = functools.reduce(getattr, path.split("."), sys.modules[module])
-    except (KeyError, AttributeError):  # a lambda, a function in a function, an object
-        found = None
-    if found != value:  # the name of a method finds no instance
-        raise UserError(
-            f"{value!r} has no name to record it by: define it at the top of the config's module "
-            "(functools.partial of such a function works too)"
-        )
-    if module == "__main__" and hasattr(main, "__file__"):  # a script, or `python -m`: the next process imports it
-        module = main.__spec__.name if main.__spec__ else Path(main.__file__).stem
-    return f"{module}:{path}"
-
-
-def import_name(name: str) -> Any:
-    """The function or class with a qualified name. Raises UserError."""
-    module, colon, path = name.partition(":")
-    if not colon:
-        raise UserError(f"{name!r} is no qualified name: MODULE:NAME is needed")
-    try:
-        return functools.reduce(getattr, path.split("."), importlib.import_module(module))
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{name!r} cannot be imported: {error}") from error
-
-
-def function_option(metavar: str, *, names: bool) -> Any:
-    """How tyro reads an option that holds a function: by its qualified name (or, with `names`, by a known name)."""
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar=metavar,
-        instance_from_str=lambda words: words[0] if names and ":" not in words[0] else import_name(words[0]),
-        is_instance=lambda value: callable(value) or (names and isinstance(value, str)),
-        str_from_instance=lambda value: [
-            value if isinstance(value, str) else str(encode(value).get("function", value))
-        ],
-    )
-
-
-Optimizer = Annotated[Callable[..., Any], function_option("MODULE:NAME", names=False)]
 Schedule = Annotated[str | Callable[..., Any], function_option("NAME|MODULE:NAME", names=True)]
 
 
@@ -88,7 +43,7 @@ class Config:
 
     learning_rate: float = 5e-5  # after warmup
     weight_decay: float = 0.01  # of matrices; biases and norms have none
-    optimizer: Optimizer = optim.adamw  # f(model, config), see ftloop/optim.py
+    optimizer: Function = optim.adamw  # f(model, config), see ftloop/optim.py
     warmup: float = 0.0  # optimizer steps (from 1) or share of all steps (below 1)
     schedule: Schedule = "linear"  # a name of transformers.get_scheduler, or f(step, total_steps, warmup_steps)
     schedule_options: Pairs = field(default_factory=dict)  # of a named schedule: num_cycles 2

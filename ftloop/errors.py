@@ -32,3 +32,11 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     """`" (did you mean 'f1_macro'?)"`, or nothing when no choice is near: for the end of an error's first sentence."""
     found = difflib.get_close_matches(str(word), [str(choice) for choice in choices], n=1)
     return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def root_cause(error: BaseException) -> str:
+    """The innermost cause in one line: `datasets` wraps what went wrong in errors that do not say it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ftloop import metrics
 from ftloop.data import Data, labels
 from ftloop.data.labels import Labels, ProblemType
-from ftloop.data.source import cut_splits, require_columns, root_cause
-from ftloop.errors import UserError
+from ftloop.data.shape import require_columns, shape
+from ftloop.data.splits import cut_splits, limit_rows
+from ftloop.errors import UserError, root_cause
+from ftloop.options import Pairs
 
 if TYPE_CHECKING:
     import torch
@@ -97,8 +99,12 @@ class Classification(Task):
     model: str = ""  # a Hub id or a folder that from_pretrained reads
     init: Literal["pretrained", "random"] = "pretrained"  # random: only the architecture and the tokenizer are taken
     data: Data = field(default_factory=Data)
-    label_column: tuple[str, ...] = ("label",)  # one column; or several columns of 0/1, one per label (multi-label)
+    label_column: tuple[str, ...] = ("label",)  # one; or several columns of 0/1, one per label; code_*, * all others
     label_separator: str | None = None  # splits the text of the label column into several labels: ","
+    label_lower: bool = False  # labels in lower case, so that Joy and joy are one
+    label_merge: Pairs = field(default_factory=dict)  # label and what it becomes: grief sadness annoyance anger
+    label_min_rows: int = 0  # rows that a class must have; the rows of rarer ones are dropped, or merged:
+    label_rare: str | None = None  # what the classes below --task.label-min-rows become: other
     label_names: tuple[str, ...] = ()  # in the order of the ids, or one file with a name a line; left out: from train
     problem_type: ProblemType | None = None  # left out: multi-label for lists, regression for decimals
     dropout: float | None = None  # sets every dropout probability of the model; left out: the model's own
@@ -162,20 +168,35 @@ class Classification(Task):
         raise NotImplementedError
 
     @cached_property
-    def rows(self) -> "DatasetDict":
-        """The rows of the source, by split: checked, cleaned, with all their columns, in the order of the row ids."""
-        data = self.data.read()
+    def source(self) -> "DatasetDict":
+        """What the source holds, in the shape that the options of `data` give it."""
+        data = shape(self.data.read(), self.data)
         require_columns(data, self.input_columns, self.input_option)
+        return data
+
+    @cached_property
+    def label_columns(self) -> tuple[str, ...]:
+        """`label_column` with its patterns resolved: `code_*`, or `*` for all columns that the model does not read."""
+        return labels.matching(self.label_column, self.source["train"].column_names, self.input_columns)
+
+    @cached_property
+    def rows(self) -> "DatasetDict":
+        """The rows to learn and to score, by split: cleaned, cut, with all columns, in the order of the row ids."""
+        data, columns = self.source, self.label_columns
         learned = {split: rows for split, rows in data.items() if split != "test"}
-        require_columns(learned, self.label_column, "--task.label-column")
+        require_columns(learned, columns, "--task.label-column")
         data = type(data)({split: rows for split, rows in data.items() if split != "test" or self._labelled(rows)})
-        data = type(data)({split: self._without_empty(split, rows) for split, rows in data.items()})
-        single = len(self.label_column) == 1 and self.label_separator is None
-        classes = labels.cells(data["train"], self.label_column, None) if single else None
+        data = type(data)({split: self._without_faults(split, rows) for split, rows in data.items()})
+        data = labels.shape_labels(
+            *(data, columns, self.label_separator),
+            *(self.label_lower, self.label_merge, self.label_min_rows, self.label_rare),
+        )
+        single = len(columns) == 1 and self.label_separator is None
+        classes = labels.cells(data["train"], columns, None) if single else None
         kind = self.problem_type or ("regression" if classes and isinstance(classes[0], float) else None)
         if classes and (isinstance(classes[0], list) or kind == "regression"):
             classes = None
-        data = cut_splits(data, self.data, classes)
+        data = limit_rows(cut_splits(data, self.data, classes), self.data)
         if "validation" not in data:
             logger.info("data: no validation split: nothing is evaluated while training, and the last weights are kept")
         return data
@@ -191,12 +212,12 @@ class Classification(Task):
                     f"--task.label-names {names[0]!r}: give all names, or an existing file with a name a line"
                 )
             names = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
-        return labels.decide(self.rows["train"], self.label_column, self.label_separator, self.problem_type, names)
+        return labels.decide(self.rows["train"], self.label_columns, self.label_separator, self.problem_type, names)
 
     def load(self) -> "DatasetDict":
         self.check_metrics()
         encoded = {
-            split: labels.encode(rows, self.label_column, self.label_separator, self.labels, split)
+            split: labels.encode(rows, self.label_columns, self.label_separator, self.labels, split)
             for split, rows in self.rows.items()
         }
         labels.log_labels(self.labels, encoded)
@@ -216,38 +237,51 @@ class Classification(Task):
 
     def _labelled(self, rows: "Dataset") -> bool:
         """False for a test split without labels (no column, or no row with one), as the Hub's benchmarks have."""
-        known = set(self.label_column) <= set(rows.column_names) and not all(
-            labels.missing(cell) or cell == -1 for cell in labels.cells(rows, self.label_column, self.label_separator)
+        columns = self.label_columns
+        known = set(columns) <= set(rows.column_names) and not all(
+            labels.missing(cell) or cell == -1 for cell in labels.cells(rows, columns, self.label_separator)
         )
         if not known:
             logger.info("data: test has no labels, so it is not scored (%d rows)", len(rows))
         return known
 
-    def _without_empty(self, split: str, rows: "Dataset") -> "Dataset":
+    def faults(self, rows: "Dataset") -> list[tuple[str, set[int], str]]:
+        """What makes rows unusable: (what, which rows, the option of `data` that leaves them out). A row has one."""
         empty = {
             row
             for column in self.input_columns
             for row, cell in enumerate(rows[column])
             if cell is None or (isinstance(cell, str) and not cell.strip())
         }
-        found = labels.cells(rows, self.label_column, self.label_separator)
+        found = labels.cells(rows, self.label_columns, self.label_separator)
         unlabelled = {row for row, cell in enumerate(found) if labels.missing(cell)} - empty
-        if not empty and not unlabelled:
-            return rows
-        counts = [
-            f"{len(bad)} {what} (rows {', '.join(map(str, sorted(bad)[:10]))}{', ...' if len(bad) > 10 else ''})"
-            for bad, what in ((empty, f"empty {' or '.join(self.input_columns)}"), (unlabelled, "missing label"))
-            if bad
+        return [
+            (f"empty {' or '.join(self.input_columns)}", empty, "drop_empty"),
+            ("missing label", unlabelled, "drop_empty"),
         ]
-        if not self.data.drop_empty:
-            raise UserError(
-                f"--task.data: the split {split!r} has {' and '.join(counts)}, counted from 0; "
-                "mend the file, or leave these rows out by --task.data.drop-empty"
-            )
+
+    def _without_faults(self, split: str, rows: "Dataset") -> "Dataset":
+        """Without the rows that options allow to drop. Raises UserError if there are others."""
+        faults = [fault for fault in self.faults(rows) if fault[1]]
+        if not faults:
+            return rows
+        for dropping in (False, True):
+            chosen = [fault for fault in faults if getattr(self.data, fault[2]) == dropping]
+            counts = [
+                f"{len(bad)} {what} (rows {', '.join(map(str, sorted(bad)[:10]))}{', ...' if len(bad) > 10 else ''})"
+                for what, bad, _ in chosen
+            ]
+            if chosen and not dropping:
+                options = sorted({f"--task.data.{option.replace('_', '-')}" for _, _, option in chosen})
+                raise UserError(
+                    f"--task.data: the split {split!r} has {' and '.join(counts)}, counted from 0; "
+                    f"mend the file, or leave these rows out by {' '.join(options)}"
+                )
         logger.warning("data: %s: dropped %s", split, " and ".join(counts))
-        kept = [row for row in range(len(rows)) if row not in empty | unlabelled]
+        dropped = {row for _, bad, _ in faults for row in bad}
+        kept = [row for row in range(len(rows)) if row not in dropped]
         if not kept:
-            raise UserError(f"--task.data: the split {split!r} is empty without its empty rows")
+            raise UserError(f"--task.data: the split {split!r} is empty without its dropped rows")
         return rows.select(kept)
 
     # ---- model

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from ftloop.data.source import root_cause
-from ftloop.errors import UserError
+from ftloop.errors import UserError, root_cause
 from ftloop.task import Batch, Classification
 
 if TYPE_CHECKING:

