@@ -1,0 +1,129 @@
+"""Streams: every row once an epoch, the same rows for any process, worker and resumed run, and little memory."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ftloop import UserError
+from ftloop.data.loader import build_loader
+from ftloop.data.order import UNBOUNDED, TrainOrder
+from ftloop.data.stream import Stream
+
+
+def write_shards(folder: Path, sizes: tuple[int, ...]) -> list[str]:
+    """JSON Lines files of so many rows {"id", "text"}, the ids counted through."""
+    names, first = [], 0
+    for number, size in enumerate(sizes):
+        rows = [{"id": row, "text": f"row {row}"} for row in range(first, first + size)]
+        file = folder / f"part-{number}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        names.append(str(file))
+        first += size
+    return names
+
+
+def listed(rows):
+    return rows.to_list()
+
+
+def stream_of(files: list[str], buffer: int = 7, usable=lambda rows: rows, identity: str = "") -> Stream:
+    from datasets import load_dataset
+
+    source = load_dataset("json", data_files=files, split="train", streaming=True)
+    return Stream(source, buffer, usable, listed, identity or str(abs(hash((*files, buffer)))))
+
+
+def ids(stream: Stream, first: int, stop: int, seed: int = 1) -> list[int]:
+    return [row["id"] for row in stream.read(list(range(first, stop)), seed)]
+
+
+def test_an_epoch_has_every_row_once_and_each_epoch_has_its_own_order(tmp_path):
+    stream = stream_of(write_shards(tmp_path, (10, 3, 25, 0, 12)))
+    first, second = ids(stream, 0, 50), ids(stream, 50, 100)
+    assert sorted(first) == sorted(second) == list(range(50))
+    assert first != second
+    assert first != list(range(50))
+    assert len(stream) == UNBOUNDED
+
+
+def test_the_row_at_a_position_does_not_depend_on_what_was_read_before(tmp_path):
+    files = write_shards(tmp_path, (10, 3, 25, 12))
+    expected = ids(stream_of(files, identity="one"), 0, 120)
+    for cut in (1, 6, 7, 8, 20, 49, 50, 51, 99, 119):
+        assert ids(stream_of(files, identity=f"anew{cut}"), cut, 120) == expected[cut:]  # sizes are not known yet
+        assert ids(stream_of(files, identity="one"), cut, 120) == expected[cut:]  # sizes are known from a file
+    stream = stream_of(files, identity="two")
+    assert ids(stream, 60, 70) == expected[60:70]
+    assert ids(stream, 5, 15) == expected[5:15]  # going back begins anew
+    assert [row["id"] for row in stream.read([9, 4, 9], 1)] == [expected[9], expected[4], expected[9]]
+
+
+def test_another_seed_shuffles_shards_and_blocks_in_another_way(tmp_path):
+    files = write_shards(tmp_path, (10, 10, 10))
+    assert ids(stream_of(files), 0, 30, seed=1) != ids(stream_of(files), 0, 30, seed=2)
+
+
+def test_shards_that_lie_before_are_skipped_without_being_read(tmp_path, caplog):
+    files = write_shards(tmp_path, (10, 10, 10, 10))
+    expected = ids(stream_of(files, identity="sized"), 0, 40)
+    stream, read = stream_of(files, identity="sized"), []
+    inner = stream._shard
+    stream._shard = lambda shard, held_out: read.append(shard) or inner(shard, held_out)
+    with caplog.at_level("INFO", "ftloop"):
+        assert ids(stream, 29, 40) == expected[29:]
+    assert len(read) == 2  # row 29 lies in the block that begins at 28, in the third shard
+    assert "shard" in caplog.text
+    assert "(up to 8) are read again" in caplog.text
+
+
+def test_rows_that_are_held_out_are_the_first_and_are_never_trained_on(tmp_path):
+    stream = stream_of(write_shards(tmp_path, (5, 20, 5)))
+    assert stream.hold_out(8, "validation")["id"][:] == list(range(8))
+    assert stream.hold_out(2, "test")["id"][:] == [8, 9]
+    assert stream.head(3)["id"][:] == [10, 11, 12]
+    assert sorted(ids(stream, 0, 20)) == list(range(10, 30))
+    with pytest.raises(UserError, match=r"--task.data.validation 21: the stream has 20 rows"):
+        stream.hold_out(21, "validation")
+
+
+def test_unusable_rows_are_left_out_and_counted(tmp_path, caplog):
+    def even(rows):
+        return rows.select([row for row, number in enumerate(rows["id"]) if number % 2 == 0])
+
+    stream = stream_of(write_shards(tmp_path, (10, 20)), usable=even, identity="even")
+    assert sorted(ids(stream, 0, 15)) == list(range(0, 30, 2))
+    ids(stream, 15, 45)
+    assert caplog.text.count("5 of the 10 rows of shard 0 are unusable") == 1
+    assert caplog.text.count("10 of the 20 rows of shard 1 are unusable") == 1
+
+
+def test_errors_name_the_shard_and_the_change_of_type(tmp_path):
+    files = write_shards(tmp_path, (5, 5))
+    Path(files[1]).write_text('{"id": "six", "text": "x"}\n')
+    with pytest.raises(UserError, match=r"shard . of the stream cannot be read|changes its type"):
+        ids(stream_of(files, identity="types"), 0, 6)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_processes_see_disjoint_rows_and_together_the_same_as_one(tmp_path, processes, workers):
+    files = write_shards(tmp_path, (40, 33))
+    expected = ids(stream_of(files, 16, identity="one"), 0, 60)
+    from ftloop.checkpoint import TrainState
+
+    served: dict[int, list[int]] = {}
+    order = TrainOrder(UNBOUNDED, 6, 2, processes, 10, 1, TrainState())
+    stream = stream_of(files, 16, identity="one")
+    loader = build_loader(stream, order, collate_ids, seed=1, workers=workers)
+    for batch in loader:
+        for position, number in zip(batch["rows"].tolist(), batch["ids"].tolist(), strict=True):
+            if position >= 0:
+                served.setdefault(position, []).append(number)
+    assert served == {position: [number] for position, number in enumerate(expected)}
+
+
+def collate_ids(examples):
+    import torch
+
+    return {"ids": torch.tensor([example["id"] for example in examples])}
