@@ -1,7 +1,8 @@
-"""Label new rows with a finished run.
+"""Label new rows or images with a finished run.
 
 python predict.py runs/quickstart "Return the mean of an array along an axis."
 python predict.py runs/mrpc "He left." "He went away."                          a pair task takes two texts a row
+python predict.py runs/digits a.png scans/*.jpg                                 an image run takes files of images
 python predict.py runs/quickstart --file new.csv --out labelled.csv             any format that training reads
 python predict.py runs/quickstart --file new.jsonl.gz --out labelled.jsonl
 """
@@ -9,39 +10,42 @@ python predict.py runs/quickstart --file new.jsonl.gz --out labelled.jsonl
 import csv
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import tyro
 
 from ftloop.errors import UserError, exit_code_of
-from ftloop.options import Pairs
+from ftloop.options import Pairs, no_pairs
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 RunFolder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-Texts = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[TEXT ...]")]
+Inputs = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[TEXT|IMAGE ...]")]
 
 
 @dataclass(frozen=True)
 class Options:
-    """Label new rows with a finished run: texts of the command line to the terminal, or a file to a file."""
+    """Label new rows with a finished run: those of the command line to the terminal, or a file to a file."""
 
     run: RunFolder  # folder of the run
-    texts: Texts = ()  # one per row; two per row for sentence pairs
+    inputs: Inputs = ()  # texts, one per row, two for sentence pairs; or image files
     file: str | None = None  # rows in any format that training reads, with the columns of the task
     format: str | None = None  # of the file; left out: by its ending
-    options: Pairs = field(default_factory=dict)  # for the reader of the file: sep ; quoting 3
+    options: Pairs = no_pairs()  # for the reader of the file: sep ; quoting 3
+    field: tuple[str, ...] = ()  # as --task.data.field, of nested JSON and pickled dictionaries
+    query: str | None = None  # of an SQLite file
+    trust_pickle: bool = False  # read a pickled file, which runs code of whoever wrote it
     out: str | None = None  # .csv or .jsonl; left out: the terminal, as JSON lines
     batch_size: int = 64  # rows per forward pass
 
 
 def main() -> None:
     options = tyro.cli(Options, prog="predict.py")
-    if bool(options.texts) == bool(options.file):
-        raise UserError("give texts, or a file by --file, one of the two")
+    if bool(options.inputs) == bool(options.file):
+        raise UserError("give texts, or a file by --file, one of the two (of an image run: images)")
     if options.out is not None and not options.out.endswith((".csv", ".jsonl")):
         raise UserError(f"--out {options.out!r}: its ending must be .csv or .jsonl")
     if options.out is not None and not Path(options.out).absolute().parent.is_dir():
@@ -54,22 +58,24 @@ def main() -> None:
     from ftloop import predict
     from ftloop.config import read_record
 
+    task, given = read_record(Path(options.run)).task, options.inputs
     if options.file:
-        rows = read_rows(options)
+        rows, folder = read_rows(options), Path(options.file).expanduser().parent
     else:
-        columns = read_record(Path(options.run)).task.input_columns
-        if len(options.texts) % len(columns):
-            raise UserError(
-                f"{len(options.texts)} text(s), but the run reads {len(columns)} a row: {', '.join(columns)}"
-            )
-        rows = Dataset.from_dict(
-            {name: list(options.texts[place :: len(columns)]) for place, name in enumerate(columns)}
-        )
+        columns = task.input_columns
+        if len(given) % len(columns):
+            raise UserError(f"{len(given)} text(s), but the run reads {len(columns)} a row: {', '.join(columns)}")
+        rows = Dataset.from_dict({name: list(given[place :: len(columns)]) for place, name in enumerate(columns)})
+        folder = Path()
+    rows = task.place(rows, folder)
     predictions = predict(options.run, rows, options.batch_size)
     replaced = sorted(set(rows.column_names) & predictions[0].keys())
     if replaced:
         print(f"of the file, {', '.join(map(repr, replaced))} gave way to the prediction", file=sys.stderr)
-    labelled = [{**row, **prediction} for row, prediction in zip(rows, predictions, strict=True)]
+    labelled = [
+        {name: shown(cell) for name, cell in (row | prediction).items()}
+        for row, prediction in zip(rows, predictions, strict=True)
+    ]
     if options.out is None:
         write_jsonl(labelled, sys.stdout)
         return
@@ -83,13 +89,21 @@ def read_rows(options: Options) -> "Dataset":
     from ftloop.data.formats import read_files
 
     try:
-        rows = read_files({"new": options.file}, options.format, options.options)["new"]
+        how = {"field": options.field, "query": options.query, "trust_pickle": options.trust_pickle}
+        rows = read_files({"new": options.file}, options.format, options.options, **how)["new"]
     except UserError as error:  # the reader names the options of training
         text = str(error).replace("--task.data.files", "--file").replace("--task.data:", "--file:")
         raise UserError(text.replace("--task.data.", "--")) from error
     if len(rows) == 0:
         raise UserError(f"--file {options.file!r} has no rows")
     return rows
+
+
+def shown(cell: Any) -> Any:
+    """Of a file within a cell, its name or size, not its bytes."""
+    if isinstance(cell, dict) and cell.keys() == {"bytes", "path"}:
+        return cell["path"] or shown(cell["bytes"])
+    return f"{len(cell)} bytes" if isinstance(cell, bytes) else cell
 
 
 def write_jsonl(rows: list[dict[str, Any]], stream: TextIO) -> None:

@@ -3,7 +3,8 @@
     python -m benchmarks.stream MODEL folder --gigabytes 5 --max-steps 200
 
 Writes the files into the folder, if they are not there yet, and prints the greatest resident memory of each training:
-the second is the model's own, for its rows are few and memory-mapped. Rows: {"text": 60 to 200 words, "label": a name}.
+the first is the model's own, for its rows are few and memory-mapped. Then a process without a model reads a whole epoch
+of the stream, block by block. Rows: {"text": 60 to 200 words, "label": a name}.
 """
 
 import json
@@ -18,6 +19,22 @@ from typing import Annotated
 import tyro
 
 WORDS = [f"word{number}" for number in range(2000)]
+
+
+READ = """
+import logging, resource, sys, time
+from ftloop import Data, TextClassification
+task = TextClassification(model=sys.argv[1], data=Data(path=sys.argv[2], streaming=True, validation=0))
+stream, began, position = task.rows["train"], time.perf_counter(), 0
+task.labels, task.processor
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+while stream.start + (0 if stream.block is None else len(stream.block)) <= position and not stream.sizes:
+    stream.read([position], 1)
+    position = stream.start + len(stream.block)
+seconds = time.perf_counter() - began
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(f"epoch: {position} rows in {seconds:.0f} s, {(after - before) / 2**20:.2f} GiB above the start")
+"""
 
 
 @dataclass(frozen=True)
@@ -65,6 +82,8 @@ def main() -> None:
         subprocess.run([sys.executable, *fixed, *source, *sizes], check=True)
         # Of the children so far, the greatest: the smaller training comes first.
         print(f"{name}: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20:.2f} GiB at most", flush=True)
+    # One file: its number of rows is known when it was read to its end.
+    subprocess.run([sys.executable, "-c", READ, given.model, f"{given.folder}/part-*.jsonl"], check=True)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from ftloop.data import Data
     from ftloop.errors import UserError
     from ftloop.evaluation import evaluate, load_run, predict
+    from ftloop.image import ImageClassification
     from ftloop.loop import train
     from ftloop.task import Classification, Task
     from ftloop.text import TextClassification
@@ -22,6 +23,7 @@ _HOME = {
     "predict": "evaluation",
     "train": "loop",
     "Classification": "task",
+    "ImageClassification": "image",
     "Task": "task",
     "TextClassification": "text",
 }
@@ -29,6 +31,7 @@ __all__ = [
     "Classification",
     "Config",
     "Data",
+    "ImageClassification",
     "Task",
     "TextClassification",
     "UserError",

@@ -12,7 +12,7 @@ import json
 import math
 import sys
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -62,6 +62,7 @@ class Config:
 
     save_every: int | None = None  # optimizer steps between checkpoints, besides one at every evaluation
     keep: str = "last=1,best=1"  # how many of the newest and of the best checkpoints stay
+    check: bool = False  # look at the data, say all that is found, and stop before training
     resume: str = "auto"  # auto: go on with an unfinished run of this folder; none: never; or the path of a checkpoint
 
     @property
@@ -84,7 +85,7 @@ class Config:
 
 
 # What may differ when a run goes on: these change its speed or what it leaves behind, not its result.
-FREE_TO_CHANGE = ("run_dir", "resume", "workers", "log_every", "keep")
+FREE_TO_CHANGE = ("run_dir", "check", "resume", "workers", "log_every", "keep")
 
 
 def parse_keep(text: str) -> dict[str, int]:
@@ -125,8 +126,12 @@ def validate(config: Config) -> None:
     config.task.check()
 
 
-def validate_scores(config: Config, splits: Collection[str]) -> None:
-    """Raise UserError unless `best_metric` is a score that the evaluation will give. Called with the data at hand."""
+def validate_with_data(config: Config, splits: Mapping[str, Any]) -> None:
+    """Raise UserError for what does not fit the data, or for a `best_metric` that the evaluation will not give."""
+    from ftloop.data.order import UNBOUNDED  # imports torch, which --help does without
+
+    if len(splits["train"]) == UNBOUNDED and config.max_steps is None:
+        raise UserError("--task.data.streaming needs --max-steps: how many rows a stream has is not known")
     if config.patience is not None and "validation" not in splits:
         raise UserError("--patience counts evaluations on validation, and the data has no such split")
     names = config.task.score_names()

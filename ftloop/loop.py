@@ -13,7 +13,7 @@ from contextlib import closing, nullcontext
 from typing import Any
 
 from ftloop import tracking
-from ftloop.config import Config, validate, validate_scores
+from ftloop.config import Config, validate, validate_with_data
 from ftloop.data.loader import build_loader
 from ftloop.data.order import TrainOrder, Window, mix, seed_all
 from ftloop.devices import precision_of, start_accelerator
@@ -43,7 +43,7 @@ def train(config: Config) -> Scores:
     # What is learned, and from what. One process of a machine prepares the rows, the others read its cache.
     with accelerator.local_main_process_first():
         data = task.load()
-    validate_scores(config, data)
+    validate_with_data(config, data)
     seed_all(mix(config.seed, "model"))
     model = task.build_model().to(accelerator.device)
     if config.gradient_checkpointing:

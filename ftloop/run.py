@@ -213,8 +213,9 @@ def find_checkpoint(config: Config) -> Path | None:
 
 
 def digest(rows: Any) -> str:
-    """What must not change while a run is interrupted: how many rows train has, their labels, their lengths."""
-    found = hashlib.sha256(str(len(rows)).encode())
+    """What must not change while a run is interrupted: how many rows train has, their labels, their lengths; of a
+    stream, its source."""
+    found = hashlib.sha256(getattr(rows, "identity", str(len(rows))).encode())
     for column in ("labels", "length"):
         if column in rows.column_names:
             found.update(rows.select_columns(column).with_format("numpy")[:][column].tobytes())

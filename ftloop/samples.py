@@ -1,4 +1,4 @@
-"""A real text-classification data set from what is already installed: docstrings, and which library they come from.
+"""Real data sets from what is already installed: docstrings, and which library they come from; handwritten digits.
 
 `make quickstart` and the benchmarks need some thousands of texts that people wrote, on a machine with no network. The
 source files of the libraries that ftloop requires hold them; they are parsed, never imported. The task is kept honest:
@@ -10,6 +10,7 @@ import ast
 import hashlib
 import importlib.metadata
 import importlib.util
+import io
 import itertools
 import json
 import logging
@@ -86,6 +87,28 @@ class Docstrings(Data):
     def read(self) -> "DatasetDict":
         own = self.path or self.files
         return Data.read(self if own else replace(self, path=str(docstrings())))
+
+
+@dataclass(frozen=True)
+class Digits(Data):
+    """scikit-learn's handwritten digits, 1 797 grey images of 8 x 8 pixels, as PNG in a column "image", with "label".
+
+    A fifth is test, drawn at random within each class; the set does not say who wrote which digit.
+    """
+
+    def read(self) -> "DatasetDict":
+        from datasets import ClassLabel, Dataset, Features, Value
+        from PIL import Image
+        from sklearn.datasets import load_digits
+
+        digits, encoded = load_digits(), []
+        for pixels in digits.images:  # 0 to 16
+            file = io.BytesIO()
+            Image.fromarray((pixels * 255 / 16).round().astype("uint8")).save(file, "png")
+            encoded.append(file.getvalue())
+        features = Features({"image": Value("binary"), "label": ClassLabel(names=list(map(str, range(10))))})
+        rows = Dataset.from_dict({"image": encoded, "label": digits.target}, features)
+        return rows.train_test_split(0.2, seed=0, stratify_by_column="label")
 
 
 def docstrings(cache: Path | None = None) -> Path:

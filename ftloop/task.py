@@ -8,17 +8,18 @@ torch and the libraries are imported where they are used: `--help` and a mistype
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ftloop import metrics
-from ftloop.data import Data, labels
+from ftloop.data import Data, checks, labels
 from ftloop.data.labels import Labels, ProblemType
-from ftloop.data.shape import require_columns, shape
+from ftloop.data.shape import drop_duplicates, require_columns, shape
 from ftloop.data.splits import cut_splits, limit_rows
-from ftloop.errors import UserError, root_cause
+from ftloop.errors import UserError, nearest, root_cause
 from ftloop.options import Pairs
 
 if TYPE_CHECKING:
@@ -42,6 +43,12 @@ class Task:
         """The splits "train", "validation" and maybe "test": rows as `collate` takes them, with a column "length"
         (any unit of cost) where rows differ in it."""
         raise NotImplementedError
+
+    def check_data(self, full: bool) -> int:
+        """Log what looks like a mistake in the data, with `full` all there is to say of it; how many mistakes."""
+        if full:
+            raise UserError(f"--check: {type(self).__name__} has no check_data() to look at its data")
+        return 0
 
     def build_model(self) -> "PreTrainedModel":
         """The model to train, in float32, on the CPU: from a Hub id, a folder, or from scratch."""
@@ -82,6 +89,10 @@ class Task:
 
     # For predict.py alone:
 
+    def place(self, rows: "Dataset", folder: Path) -> "Dataset":
+        """New rows in the shape that those of training were given; relative paths in them start at `folder`."""
+        return rows
+
     def prepare_new(self, rows: "Dataset") -> "Dataset":
         """Rows without labels, as `collate` takes them."""
         raise UserError(f"{type(self).__name__} has no prepare_new() and describe(): predict needs them")
@@ -97,7 +108,8 @@ class Classification(Task):
     predictions and metrics. A modality adds `processor`, `prepare` (rows to model inputs) and `collate`."""
 
     model: str = ""  # a Hub id or a folder that from_pretrained reads
-    init: Literal["pretrained", "random"] = "pretrained"  # random: only the architecture and the tokenizer are taken
+    init: Literal["pretrained", "random"] = "pretrained"  # random: the architecture, also by its type alone (vit, bert)
+    model_options: Pairs = field(default_factory=dict)  # changes of the model's configuration: hidden_size 192
     data: Data = field(default_factory=Data)
     label_column: tuple[str, ...] = ("label",)  # one; or several columns of 0/1, one per label; code_*, * all others
     label_separator: str | None = None  # splits the text of the label column into several labels: ","
@@ -140,6 +152,11 @@ class Classification(Task):
             )
         if self.label_separator == "":
             raise UserError("--task.label-separator is empty: give the text between two labels")
+        if self.label_rare is not None and self.label_min_rows < 1:
+            raise UserError(f"--task.label-rare {self.label_rare}: --task.label-min-rows says which classes are rare")
+        for name in ("label_lower", "label_merge", "label_min_rows"):
+            if self.problem_type == "regression" and getattr(self, name):
+                raise UserError(f"--task.{name.replace('_', '-')} has no effect with --task.problem-type regression")
         self.data.check()
 
     def of_run(self, model: str) -> "Classification":
@@ -152,7 +169,7 @@ class Classification(Task):
             raise UserError(f"the model of the run, {model!r}, cannot be read: {root_cause(error)}") from error
         regression = config.problem_type == "regression"
         names = () if regression else tuple(config.id2label[number] for number in range(config.num_labels))
-        task = replace(self, model=model, init="pretrained", dropout=None)
+        task = replace(self, model=model, init="pretrained", model_options={}, dropout=None)
         vars(task)["labels"] = Labels(config.problem_type, names)  # the cached property is decided
         return task
 
@@ -177,19 +194,26 @@ class Classification(Task):
     @cached_property
     def label_columns(self) -> tuple[str, ...]:
         """`label_column` with its patterns resolved: `code_*`, or `*` for all columns that the model does not read."""
-        return labels.matching(self.label_column, self.source["train"].column_names, self.input_columns)
+        aside = (*self.input_columns, self.data.split_group, *self.data.split_hash)
+        return labels.matching(self.label_column, self.source["train"].column_names, aside)
 
     @cached_property
     def rows(self) -> "DatasetDict":
         """The rows to learn and to score, by split: cleaned, cut, with all columns, in the order of the row ids."""
         data, columns = self.source, self.label_columns
+        if self.data.streaming:
+            return self._streamed(data)
         learned = {split: rows for split, rows in data.items() if split != "test"}
         require_columns(learned, columns, "--task.label-column")
         data = type(data)({split: rows for split, rows in data.items() if split != "test" or self._labelled(rows)})
         data = type(data)({split: self._without_faults(split, rows) for split, rows in data.items()})
+        if self.data.drop_duplicates:
+            data = drop_duplicates(data, self.input_columns, columns)
+        decided = vars(self).get("labels")  # those of a finished run: which classes are rare is not asked again
         data = labels.shape_labels(
             *(data, columns, self.label_separator),
             *(self.label_lower, self.label_merge, self.label_min_rows, self.label_rare),
+            known=decided.names if decided else (),
         )
         single = len(columns) == 1 and self.label_separator is None
         classes = labels.cells(data["train"], columns, None) if single else None
@@ -200,6 +224,28 @@ class Classification(Task):
         if "validation" not in data:
             logger.info("data: no validation split: nothing is evaluated while training, and the last weights are kept")
         return data
+
+    def _streamed(self, data: dict[str, Any]) -> dict[str, Any]:
+        """As `rows`, with train as a stream; a split that the source lacks is the first rows of train."""
+        from datasets.fingerprint import Hasher
+
+        from ftloop.data.stream import Stream, signature
+
+        if self.label_lower or self.label_merge or self.label_min_rows:
+            raise UserError("--task.data.streaming: labels are changed row by row, by --task.data.map")
+        data = {split: rows for split, rows in data.items() if split == "train" or self._labelled(rows)}
+        decides = (self.data, signature(self.data), self.input_columns, self.label_columns, self.label_separator)
+        stream = Stream(
+            *(data.pop("train"), self.data.shuffle_buffer),
+            usable=partial(self._without_faults, "train", counted_later=True),
+            prepare=self.prepare_some,
+            identity=Hasher.hash(decides),
+        )
+        data = {split: self._without_faults(split, rows) for split, rows in data.items()}
+        for split, count in (("test", self.data.test), ("validation", self.data.validation)):
+            if count and split not in data:
+                data[split] = stream.hold_out(int(count), split)
+        return limit_rows(data, self.data) | {"train": stream}
 
     @cached_property
     def labels(self) -> Labels:
@@ -212,18 +258,45 @@ class Classification(Task):
                     f"--task.label-names {names[0]!r}: give all names, or an existing file with a name a line"
                 )
             names = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
-        return labels.decide(self.rows["train"], self.label_columns, self.label_separator, self.problem_type, names)
+        train = self.rows["train"]
+        if self.data.streaming:
+            train = train.head(self.data.shuffle_buffer)
+            if not names:
+                logger.info("data: the labels are those of the first %d rows of the stream", len(train))
+        return labels.decide(train, self.label_columns, self.label_separator, self.problem_type, names)
 
     def load(self) -> "DatasetDict":
+        from datasets import DatasetDict
+
         self.check_metrics()
-        encoded = {
-            split: labels.encode(rows, self.label_columns, self.label_separator, self.labels, split)
-            for split, rows in self.rows.items()
-        }
+        data = dict(self.rows)
+        stream = data["train"] if self.data.streaming else None
+        if stream is not None:  # its first rows stand for it in what is said of the data
+            data["train"] = stream.head(self.data.shuffle_buffer)
+        encoded = {split: self.encoded(rows, split) for split, rows in data.items()}
         labels.log_labels(self.labels, encoded)
+        self.check_data(full=False)
         # Labels are joined after the cached preparation: another label option does not prepare the inputs again.
-        prepared = {split: self.prepare(rows).add_column("labels", encoded[split]) for split, rows in self.rows.items()}
-        return type(self.rows)(prepared)
+        prepared = {split: self.prepare(rows).add_column("labels", encoded[split]) for split, rows in data.items()}
+        return DatasetDict(prepared) if stream is None else {**prepared, "train": stream}
+
+    def prepare_some(self, rows: "Dataset") -> Sequence[dict[str, Any]]:
+        """Some rows of a stream as `collate` takes them. Raises UserError for a label that its first rows lack."""
+        return self.prepare(rows).add_column("labels", self.encoded(rows, "train"))
+
+    def encoded(self, rows: "Dataset", split: str) -> list[Any]:
+        """The labels of rows of the source, as `ftloop/data/labels.py` encodes them."""
+        return labels.encode(rows, self.label_columns, self.label_separator, self.labels, split)
+
+    def check_data(self, full: bool) -> int:
+        return checks.report(checks.all_findings(self) if full else checks.findings(self))
+
+    def place(self, rows: "Dataset", folder: Path) -> "Dataset":
+        """New rows as `source` has those of training: columns renamed, map, join, where that is not done yet."""
+        names, wanted = rows.column_names, self.data.columns.items()
+        columns = {our: their if their in names else our for our, their in wanted if {our, their} & set(names)}
+        join = {} if set(self.data.join) <= set(names) else self.data.join
+        return shape({"train": rows}, replace(self.data, columns=columns, join=join, filter=None))["train"]
 
     def prepare_new(self, rows: "Dataset") -> "Dataset":
         require_columns({"new": rows}, self.input_columns, self.input_option)
@@ -260,8 +333,8 @@ class Classification(Task):
             ("missing label", unlabelled, "drop_empty"),
         ]
 
-    def _without_faults(self, split: str, rows: "Dataset") -> "Dataset":
-        """Without the rows that options allow to drop. Raises UserError if there are others."""
+    def _without_faults(self, split: str, rows: "Dataset", counted_later: bool = False) -> "Dataset":
+        """Without the rows that options allow to drop, which are counted. Raises UserError if there are others."""
         faults = [fault for fault in self.faults(rows) if fault[1]]
         if not faults:
             return rows
@@ -277,14 +350,45 @@ class Classification(Task):
                     f"--task.data: the split {split!r} has {' and '.join(counts)}, counted from 0; "
                     f"mend the file, or leave these rows out by {' '.join(options)}"
                 )
-        logger.warning("data: %s: dropped %s", split, " and ".join(counts))
+        if not counted_later:
+            logger.warning("data: %s: dropped %s", split, " and ".join(counts))
         dropped = {row for _, bad, _ in faults for row in bad}
         kept = [row for row in range(len(rows)) if row not in dropped]
-        if not kept:
+        if not kept and not counted_later:
             raise UserError(f"--task.data: the split {split!r} is empty without its dropped rows")
         return rows.select(kept)
 
     # ---- model
+
+    @property
+    def by_type(self) -> bool:
+        """Whether `model` is a type of model, for random weights, and no place that has files."""
+        from transformers import CONFIG_MAPPING
+
+        return self.init == "random" and self.model in CONFIG_MAPPING and not Path(self.model).is_dir()
+
+    def read_config(self) -> "PretrainedConfig":
+        """The configuration of `model`, changed by `model_options`. Raises UserError."""
+        from transformers import AutoConfig
+
+        try:
+            config = AutoConfig.for_model(self.model) if self.by_type else AutoConfig.from_pretrained(self.model)
+            known = {*config.to_dict(), *config.attribute_map}
+            for name, value in self.model_options.items():
+                if name not in known:
+                    raise UserError(
+                        f"--task.model-options: a {config.model_type} has no {name!r}{nearest(name, known)}; "
+                        f"it has {', '.join(sorted(known))}"
+                    )
+                setattr(config, name, value)
+            if self.by_type:  # built anew, for some values (Swin's) are derived from others when it is built
+                # Where a type has several classes (DeiT), transformers looks into `architectures`, and finds None.
+                config = AutoConfig.for_model(self.model, **self.model_options, architectures=[])
+            return config
+        except UserError:
+            raise
+        except Exception as error:  # hub, file and json errors, and values that the configuration refuses
+            raise UserError(f"--task.model {self.model!r} cannot be loaded: {root_cause(error)}") from error
 
     def configure(self, config: "PretrainedConfig") -> None:
         """Change the model's configuration before it is built."""
@@ -310,7 +414,7 @@ class Classification(Task):
         verbosity = transformers.logging.get_verbosity()
         transformers.logging.set_verbosity_error()  # its table of new weights is replaced by the lines below
         try:
-            config = transformers.AutoConfig.from_pretrained(self.model)
+            config = self.read_config()
             self.configure(config)
             if self.init == "random":
                 logger.info(

@@ -1,6 +1,9 @@
 """Text in, labels out: tokenizer, padding, AutoModelForSequenceClassification."""
 
+import hashlib
+import inspect
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,18 +12,28 @@ from ftloop.errors import UserError, root_cause
 from ftloop.task import Batch, Classification
 
 if TYPE_CHECKING:
+    import torch
     from datasets import Dataset
-    from transformers import DataCollatorWithPadding, PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import DataCollatorWithPadding, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger("ftloop")
 
 
 @dataclass(frozen=True)
 class TextClassification(Classification):
-    """A sentence, or a pair of sentences, to a class, several labels, or a number."""
+    """A sentence, or a pair of sentences, to a class, several labels, or a number.
+
+    Of a text longer than `max_length`, `long_text` keeps the beginning (truncate); the beginning and the end, half and
+    half (head-tail: Sun et al. 2019, arXiv:1905.05583, who keep 128 + 382 of 512 tokens); or all of it, in overlapping
+    windows, whose logits are averaged to those of the text. A `pipeline` on the run's model/ knows neither head-tail
+    nor windows: with truncation=True it sees the beginning alone. predict.py does as training did.
+    """
 
     text_columns: tuple[str, ...] = ("text",)  # one column, or the two of a sentence pair
-    max_length: int = 128  # tokens of a row, special tokens included; longer texts are cut, and counted
+    max_length: int = 128  # tokens that the model sees at once, special ones included; longer texts are counted
+    long_text: Literal["truncate", "head-tail", "windows"] = "truncate"  # what becomes of texts beyond max_length
+    window_overlap: int | None = None  # tokens that neighbouring windows share; left out: a quarter of max_length
+    max_windows: int = 16  # of a text; what is beyond is cut, and counted
     pad_to: Literal["longest", "max"] = "longest"  # of the micro-batch; max: every row to max_length (TPUs, compilers)
     pad_to_multiple_of: int | None = None  # tokens; left out: 8 under bf16 and fp16, for tensor cores, else 1
 
@@ -41,6 +54,16 @@ class TextClassification(Classification):
             raise UserError(f"--task.pad-to-multiple-of {self.pad_to_multiple_of}: at least 1 token is needed")
         if self.max_length < 4:
             raise UserError(f"--task.max-length {self.max_length}: at least 4 tokens are needed")
+        if self.long_text != "truncate" and len(self.text_columns) > 1:
+            raise UserError(f"--task.long-text {self.long_text} takes one text column: a pair can be truncated only")
+        if self.max_windows < 1:
+            raise UserError(f"--task.max-windows {self.max_windows}: at least 1 is needed")
+        if self.window_overlap is not None and self.window_overlap < 0:
+            raise UserError(f"--task.window-overlap {self.window_overlap}: 0 tokens or more are needed")
+        for name in ("window_overlap", "max_windows"):
+            if self.long_text != "windows" and getattr(self, name) != getattr(type(self), name):
+                option = f"--task.{name.replace('_', '-')} {getattr(self, name)}"
+                raise UserError(f"{option} has no effect with --task.long-text {self.long_text}")
 
     @cached_property
     def processor(self) -> "PreTrainedTokenizerBase":
@@ -82,23 +105,74 @@ class TextClassification(Classification):
         for column in self.text_columns:
             if getattr(rows.features[column], "dtype", None) not in ("string", "large_string"):
                 raise UserError(f"--task.text-columns: {column!r} holds {rows.features[column]}, not text")
-        # A first call sets the truncation inside the tokenizer, which is part of the cache's key: without it, the key
-        # would differ between a run that tokenises and the next one, which finds the first split in the cache.
-        tokenize({column: ["a"] for column in self.text_columns}, self.processor, self.text_columns, self.max_length)
-        arguments = {"tokenizer": self.processor, "text_columns": self.text_columns, "max_length": self.max_length}
         rows = rows.map(
-            tokenize, batched=True, fn_kwargs=arguments, remove_columns=rows.column_names, desc="tokenising"
+            tokenize,
+            batched=True,
+            fn_kwargs=self.tokenising,
+            remove_columns=rows.column_names,
+            new_fingerprint=self.fingerprint(rows),
+            desc="tokenising",
         )
-        cut = sum(rows["truncated"])
-        if cut:
-            logger.warning(
-                "data: %d of %d texts are longer than --task.max-length %d and were cut",
-                cut,
-                len(rows),
-                self.max_length,
-            )
+        self.say_what_was_cut(rows)
         _ = self.collator  # made here: a worker process gets it with the task, and asks nobody for the precision
-        return rows.remove_columns("truncated")
+        return rows.remove_columns(["windows", "truncated"])
+
+    def prepare_some(self, rows: "Dataset") -> Sequence[dict[str, Any]]:
+        """As `prepare`, without a cache and without a word: a block of a stream."""
+        columns = tokenize(rows[:], **self.tokenising) | {"labels": self.encoded(rows, "train")}
+        names = [name for name in columns if name not in ("windows", "truncated")]
+        return [dict(zip(names, cells, strict=True)) for cells in zip(*(columns[name] for name in names), strict=True)]
+
+    @cached_property
+    def tokenising(self) -> dict[str, Any]:
+        """The arguments of `tokenize` besides the rows. Raises UserError for windows that would not get on."""
+        overlap = self.max_length // 4 if self.window_overlap is None else self.window_overlap
+        room = self.max_length - self.processor.num_special_tokens_to_add()
+        if self.long_text == "windows" and overlap >= room:
+            raise UserError(
+                f"--task.window-overlap {overlap}: --task.max-length {self.max_length} leaves a window room for {room} "
+                "tokens besides the special ones, and it must not begin where the one before it did"
+            )
+        return {
+            "tokenizer": self.processor,
+            "text_columns": self.text_columns,
+            "max_length": self.max_length,
+            "long_text": self.long_text,
+            "overlap": overlap,
+            "max_windows": self.max_windows,
+        }
+
+    def fingerprint(self, rows: "Dataset") -> str:
+        """The key of tokenised rows in the cache of `datasets`: of the rows, the tokenizer, the options and the code.
+
+        Their own key hashes the tokenizer object, whose state and place differ between a run that tokenises, the next
+        one, and the evaluation of a finished run from its model/; and it would not see that `tokenize` was changed.
+        """
+        options = {**self.tokenising}
+        tokenizer = options.pop("tokenizer")
+        backend = tokenizer.backend_tokenizer
+        backend.no_truncation()  # the state that the last call left
+        backend.no_padding()
+        sides = (tokenizer.model_input_names, tokenizer.truncation_side, tokenizer.split_special_tokens)
+        parts = (rows._fingerprint, backend.to_str(), sides, options, inspect.getsource(tokenize))
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def say_what_was_cut(self, rows: "Dataset") -> None:
+        """Log how many texts lost something, and how many windows there are."""
+        cut, windows = sum(rows["truncated"]), rows["windows"][:]
+        if self.long_text == "windows":
+            message = "data: %d texts in %d windows of at most %d tokens, at most %d windows a text"
+            logger.info(message, len(rows), sum(windows), self.max_length, max(windows))
+        if not cut:
+            return
+        if self.long_text == "windows":
+            message = "data: %d of %d texts have more than --task.max-windows %d windows, and what is beyond was cut"
+            logger.warning(message, cut, len(rows), self.max_windows)
+            return
+        lost = "were cut" if self.long_text == "truncate" else "lost their middle"
+        advice = "; --task.long-text windows reads them whole" if len(self.text_columns) == 1 else ""
+        message = "data: %d of %d texts are longer than --task.max-length %d and %s%s"
+        logger.warning(message, cut, len(rows), self.max_length, lost, advice)
 
     @cached_property
     def collator(self) -> "DataCollatorWithPadding":
@@ -114,20 +188,104 @@ class TextClassification(Classification):
         return DataCollatorWithPadding(self.processor, pad_to_multiple_of=multiple)
 
     def collate(self, examples: list[dict[str, Any]]) -> Batch:
+        """The model's inputs, shape (rows, tokens), and "labels". With windows, the inputs are (windows, tokens), those
+        of all rows one after another, and "windows", int64 (rows, most windows of a row), says which are whose: their
+        numbers in the batch, and -1 where a row has no more.
+
+        The rows of a micro-batch are fixed, its windows are not: in the worst case it takes `max_windows` times the
+        memory of one with short texts. If that does not fit, a lower --micro-batch-size gives the same result in less.
+        """
         names = [name for name in examples[0] if name != "length"]
-        return self.collator([{name: example[name] for name in names} for example in examples]).data
+        if self.long_text != "windows":
+            return self.collator([{name: example[name] for name in names} for example in examples]).data
+        import torch
+
+        inputs = [name for name in names if name != "labels"]
+        windows, numbers = [], []
+        for example in examples:
+            count = len(example["input_ids"])
+            numbers.append(torch.arange(len(windows), len(windows) + count))
+            windows += [{name: example[name][window] for name in inputs} for window in range(count)]
+        batch = self.collator(windows).data
+        if "labels" in names:
+            batch["labels"] = torch.tensor([example["labels"] for example in examples])
+        return {**batch, "windows": torch.nn.utils.rnn.pad_sequence(numbers, batch_first=True, padding_value=-1)}
+
+    def build_model(self) -> "PreTrainedModel":
+        model = super().build_model()
+        if self.long_text == "windows":
+            WindowPooling(model)
+        return model
+
+
+class WindowPooling:
+    """Makes a model return one row of logits for each text: the mean of its windows'. Loop, losses and metrics thus see
+    texts. Its two hooks run with the bare model, within whatever wraps it (DDP, autocast), and are not saved with it.
+
+    Called without "windows", the model returns the logits of its inputs, as ever.
+    """
+
+    def __init__(self, model: "PreTrainedModel"):
+        self.windows: torch.Tensor | None = None
+        model.register_forward_pre_hook(self.take, with_kwargs=True)
+        model.register_forward_hook(self.pool)
+
+    def take(self, model: "PreTrainedModel", inputs: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """Take "windows" (see `TextClassification.collate`) from the arguments of the forward pass."""
+        self.windows = options.pop("windows", None)
+        return inputs, options
+
+    def pool(self, model: "PreTrainedModel", inputs: tuple, outputs: Any) -> None:
+        """Logits (windows, labels) to (texts, labels). Neither waits for the device nor sums in an order of its own
+        choice, as `index_add` would: the number of texts is a shape, and resuming stays exact on GPUs."""
+        if self.windows is not None:
+            absent = (self.windows < 0).unsqueeze(-1)
+            logits = outputs.logits[self.windows.clamp(min=0)].masked_fill(absent, 0)  # (texts, most windows, labels)
+            outputs.logits = logits.sum(dim=1) / (~absent).sum(dim=1)
+            self.windows = None
 
 
 def tokenize(
-    rows: dict[str, list[Any]], tokenizer: "PreTrainedTokenizerBase", text_columns: tuple[str, ...], max_length: int
+    rows: dict[str, list[Any]],
+    tokenizer: "PreTrainedTokenizerBase",
+    text_columns: tuple[str, ...],
+    max_length: int,
+    long_text: str,
+    overlap: int,
+    max_windows: int,
 ) -> dict[str, list[Any]]:
-    """A batch of rows to token ids, their number ("length"), and whether the text was cut ("truncated").
+    """A batch of rows to token ids, their number ("length"), how many "windows" they are, and whether some are missing
+    ("truncated"). With windows, the ids of a row are a list for each window, and "length", what it costs, is their sum.
 
-    A function of the module, not a method: the cache of `datasets` knows it again in the next process.
+    A function of the module, whose result `datasets` can cache; `TextClassification.fingerprint` is the key.
     """
-    encoded = tokenizer(*(rows[column] for column in text_columns), truncation=True, max_length=max_length)
+    texts = [rows[column] for column in text_columns]
+    cutting = {"truncation": True, "max_length": max_length}
+    if long_text == "truncate":
+        encoded = tokenizer(*texts, **cutting)
+        truncated = [bool(encoding.overflowing) for encoding in encoded.encodings]
+        columns = dict(encoded)
+    elif long_text == "head-tail":
+        encoded = tokenizer(*texts, verbose=False)  # or it warns that the model cannot take so many
+        truncated = [len(ids) > max_length for ids in encoded["input_ids"]]
+        front, back = max_length // 2, max_length - max_length // 2  # special tokens are at the ends, and stay
+        columns = {
+            name: [row[:front] + row[-back:] if cut else row for row, cut in zip(column, truncated, strict=True)]
+            for name, column in encoded.items()
+        }
+    else:
+        encoded = tokenizer(*texts, **cutting, stride=overlap, return_overflowing_tokens=True)
+        owners = encoded.pop("overflow_to_sample_mapping")
+        columns = {name: [[] for _ in texts[0]] for name in encoded}
+        for name, column in columns.items():
+            for row, window in zip(owners, encoded[name], strict=True):
+                column[row].append(window)
+        truncated = [len(windows) > max_windows for windows in columns["input_ids"]]
+        columns = {name: [windows[:max_windows] for windows in column] for name, column in columns.items()}
+    in_windows = long_text == "windows"
     return {
-        **encoded,
-        "length": [len(ids) for ids in encoded["input_ids"]],
-        "truncated": [bool(encoding.overflowing) for encoding in encoded.encodings],
+        **columns,
+        "length": [sum(map(len, ids)) if in_windows else len(ids) for ids in columns["input_ids"]],
+        "windows": [len(ids) if in_windows else 1 for ids in columns["input_ids"]],
+        "truncated": truncated,
     }

@@ -456,15 +456,15 @@ def cached() -> dict[str, int]:
 
 
 def test_texts_are_tokenised_once_and_found_again_by_the_next_process(tiny, tmp_path):
-    """A tokenizer's state changes when it is first called, and that state is part of the cache's key."""
+    """A tokenizer's state changes when it is first called; the cache's key does not depend on it."""
     file, before = str(write(tmp_path / "rows.csv", sentences(40))), cached()
     first, files = load_counted(tiny("bert"), file, 32), cached()
-    assert first["calls"] == [1, 27, 1, 8, 1, 5]  # one row before each split sets the state
+    assert first["calls"] == [27, 8, 5]
     assert len(files) == len(before) + 1 + 3  # the rows of the file, and those of each split
     command = ("python", "-W", "error", "-c", LOAD, tiny("bert"), file)
     result = run_command(*command, PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
     assert result.code == 0, result.err
-    assert json.loads(result.out) == {"calls": [1, 1, 1], "prints": first["prints"]}
+    assert json.loads(result.out) == {"calls": [], "prints": first["prints"]}
     assert cached() == files
     assert load_counted(tiny("bert"), file, 16)["calls"] == first["calls"]  # another length is another result
     assert len(cached()) == len(files) + 3

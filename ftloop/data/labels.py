@@ -68,14 +68,14 @@ def cells(rows: "Dataset", columns: tuple[str, ...], separator: str | None) -> l
     return values
 
 
-def matching(patterns: tuple[str, ...], columns: list[str], inputs: tuple[str, ...]) -> tuple[str, ...]:
-    """The label columns, patterns such as `code_*` resolved; a pattern never takes an input column."""
+def matching(patterns: tuple[str, ...], columns: list[str], aside: tuple[str | None, ...]) -> tuple[str, ...]:
+    """The label columns, patterns such as `code_*` resolved; a pattern takes none of the columns `aside`."""
     found: list[str] = []
     for pattern in patterns:
         if pattern in columns or not any(sign in pattern for sign in "*?["):
             found.append(pattern)
             continue
-        matches = [name for name in columns if fnmatchcase(name, pattern) and name not in (*inputs, *found)]
+        matches = [name for name in columns if fnmatchcase(name, pattern) and name not in (*aside, *found)]
         if not matches:
             raise UserError(f"--task.label-column {pattern!r} matches no column of {', '.join(map(repr, columns))}")
         found += matches
@@ -87,12 +87,115 @@ def shape_labels(
     columns: tuple[str, ...],
     separator: str | None,
     lower: bool,
-    merge: dict[str, str],
+    merge: dict[str, Any],
     min_rows: int,
     rare: str | None,
+    known: Sequence[str] = (),
 ) -> "DatasetDict":
-    """The rows with labels in lower case, merged, and without rare classes, each as asked and counted."""
-    return data
+    """The rows with labels in lower case, merged, and without rare classes, each as asked, counted and logged.
+
+    A class is rare with fewer than `min_rows` rows in train, or if a finished run does not know it (`known`). Its label
+    becomes `rare`; without `rare` its rows are dropped, and lists of labels lose it. Raises UserError.
+    """
+    if rare and not min_rows:
+        raise UserError(f"--task.label-rare {rare}: --task.label-min-rows says below how many rows a class is rare")
+    if not (lower or merge or min_rows):
+        return data
+    if len(columns) > 1:
+        raise UserError(
+            "--task.label-lower, --task.label-merge and --task.label-min-rows need one column of names, and "
+            f"--task.label-column has {len(columns)}"
+        )
+    found = {split: _names_of(rows, columns, separator) for split, rows in data.items()}
+    own = [name for rows in data.values() for name in _own_names(rows.features[columns[0]])]
+    names = [name for cells_of_split in found.values() for cell in cells_of_split for name in cell]
+    becomes: dict[str, str | None] = {name: name for name in own + names}  # None: dropped
+
+    def rename(what: str, targets: dict[str, str | None]) -> None:
+        changed = {name: now for name, now in becomes.items() if targets.get(now, now) != now}
+        becomes.update({name: targets[now] for name, now in changed.items()})
+        counts = {split: sum(not changed.keys().isdisjoint(cell) for cell in rows) for split, rows in found.items()}
+        if any(counts.values()):
+            pairs = sorted({now if targets[now] is None else f"{now} -> {targets[now]}" for now in changed.values()})
+            more = f" and {len(pairs) - 20} more" if len(pairs) > 20 else ""
+            sizes = ", ".join(f"{count} row(s) of {split}" for split, count in counts.items())
+            logger.warning("data: labels %s: %s%s (%s)", what, ", ".join(pairs[:20]), more, sizes)
+
+    def cased(name: Any) -> str:
+        return _text(name).lower() if lower else _text(name)
+
+    rename("in lower case", {name: cased(name) for name in becomes})
+    merge = {cased(name): cased(target) for name, target in merge.items()}
+    unknown = sorted(merge.keys() - set(becomes.values()))
+    if unknown and not known:  # the other data that a finished run is scored on may lack labels
+        choices = sorted(set(becomes.values()))
+        raise UserError(
+            f"--task.label-merge {unknown[0]}: no row has this label{nearest(unknown[0], choices)}; the labels are "
+            f"{', '.join(map(repr, choices[:10]))}{', ...' if len(choices) > 10 else ''}"
+        )
+    rename("merged", merge)
+    if min_rows:
+        sizes = Counter(label for cell in found["train"] for label in {becomes[name] for name in cell})
+        common = {label for label, size in sizes.items() if size >= min_rows}
+        if known:  # names, for which the rows may have ids
+            common = {*known, *(() if any(map(_is_number, known)) else map(str, range(len(known))))}
+        if not common:
+            raise UserError(f"--task.label-min-rows {min_rows}: no class of train has as many rows")
+        target = cased(rare) if rare else None
+        seldom = set(becomes.values()) - common - {target}
+        rename("of rare classes" if rare else "of rare classes, dropped", dict.fromkeys(seldom, target))
+    if all(name == now for name, now in becomes.items()):
+        return data
+    return type(data)({split: _renamed(split, rows, columns[0], separator, becomes) for split, rows in data.items()})
+
+
+def _names_of(rows: "Dataset", columns: tuple[str, ...], separator: str | None) -> list[list[str]]:
+    """The names in the label cell of each row; none if it is missing."""
+    found = [[] if missing(cell) else cell for cell in cells(rows, columns, separator)]
+    found = [cell if isinstance(cell, list) else [cell] for cell in found]
+    odd = next((part for cell in found for part in cell if isinstance(part, float) and not part.is_integer()), None)
+    if odd is not None:
+        raise UserError(
+            "--task.label-lower, --task.label-merge and --task.label-min-rows need one column of names, and "
+            f"{columns[0]!r} holds {odd}"
+        )
+    return [[_text(part) for part in cell] for cell in found]
+
+
+def _own_names(feature: Any) -> list[str]:
+    """The names of a ClassLabel, or of a list of them, in its order."""
+    return [_text(name) for name in getattr(getattr(feature, "feature", feature), "names", ())]
+
+
+def _renamed(
+    split: str, rows: "Dataset", column: str, separator: str | None, becomes: dict[str, str | None]
+) -> "Dataset":
+    """The rows with other names in the label column, which keeps its kind; without rows that lost their only label."""
+    from datasets import ClassLabel, List, Value
+
+    own = [becomes[name] for name in _own_names(rows.features[column])]
+    order = list(dict.fromkeys(name for name in own if name is not None))
+    kind = ClassLabel(names=order) if own else Value("string")
+    several = hasattr(rows.features[column], "feature")
+    written, stay = [], []
+    for row, (cell, names) in enumerate(
+        zip(cells(rows, (column,), separator), _names_of(rows, (column,), separator), strict=True)
+    ):
+        left = [becomes[name] for name in names if becomes[name] is not None]
+        if names and not left and not isinstance(cell, list):
+            continue
+        stay.append(row)
+        if missing(cell):
+            written.append(None)
+        elif isinstance(cell, list) and not several:
+            written.append(separator.join(left))
+        else:
+            left = kind.str2int(left) if own else left
+            written.append(left if several else left[0])
+    if not stay:
+        raise UserError(f"--task.label-min-rows: the split {split!r} is empty without its rare classes")
+    rows = rows.select(stay) if len(stay) < len(rows) else rows
+    return rows.remove_columns(column).add_column(column, written, feature=List(kind) if several else kind)
 
 
 def missing(cell: Any) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ftloop.data.order import EvaluationOrder, TrainOrder, mix, seeded
+from ftloop.data.stream import Stream
 
 
 class Rows(Dataset):
@@ -27,6 +28,8 @@ class Rows(Dataset):
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], list[dict]]:
         rows = [row if row >= 0 else ~row for _, row in keys]
+        if isinstance(self.dataset, Stream):
+            return keys, self.dataset.read(rows, self.seed)
         if self.plain:
             return keys, self.dataset.__getitems__(rows)
         examples = []

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import hashlib
 import random
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,6 +18,9 @@ import torch
 
 if TYPE_CHECKING:
     from ftloop.checkpoint import TrainState
+
+
+UNBOUNDED = sys.maxsize  # what len() says of a stream: it is one epoch without end (ftloop/data/stream.py shuffles it)
 
 
 def mix(*counters: int | str) -> int:
@@ -51,6 +55,13 @@ def seeded(seed: int) -> Iterator[None]:
 def epoch_order(rows: int, seed: int, epoch: int) -> torch.Tensor:
     """The row ids of an epoch in the order of training: a permutation, int64 of shape (rows,)."""
     return torch.randperm(rows, generator=torch.Generator().manual_seed(mix(seed, "order", epoch)))
+
+
+def rows_served(rows: int, seed: int, epoch: int, start: int, stop: int) -> list[int]:
+    """The row ids of an epoch from the place `start` to before `stop`; of a stream, the positions themselves."""
+    if rows == UNBOUNDED:
+        return list(range(start, stop))
+    return epoch_order(rows, seed, epoch)[start:stop].tolist()
 
 
 def deal(rows: list[int], micro_batch_size: int, processes: int) -> Iterator[list[int]]:
@@ -101,7 +112,7 @@ class TrainOrder:
         epoch, index = self.state.epoch, self.state.window
         for _ in range(self.state.step, self.total_steps):
             start = index * self.step_size
-            rows = epoch_order(self.rows, self.seed, epoch)[start : start + self.step_size].tolist()
+            rows = rows_served(self.rows, self.seed, epoch, start, start + self.step_size)
             ends_epoch = start + self.step_size >= self.rows
             yield Window(epoch, index, rows, ends_epoch)
             epoch, index = (epoch + 1, 0) if ends_epoch else (epoch, index + 1)
@@ -113,7 +124,8 @@ class TrainOrder:
     def __str__(self) -> str:
         division = f"{self.processes} process(es) x {self.rounds(self.step_size)} micro-batch(es)"
         most = f"of at most {self.micro_batch_size}"
-        return f"{self.rows} rows, {self.total_steps} steps of {self.step_size} rows in {division} {most}"
+        rows = "a stream" if self.rows == UNBOUNDED else f"{self.rows} rows"
+        return f"{rows}, {self.total_steps} steps of {self.step_size} rows in {division} {most}"
 
     def epochs_done(self) -> float:
         """How many times train was seen at the position of `state`."""

@@ -1,12 +1,16 @@
 """The splits "train", "validation" and "test": the source's by our names, and those that it lacks cut from train."""
 
+import hashlib
+import json
 import logging
+import random
 from typing import TYPE_CHECKING, Any
 
+from ftloop.data.shape import require_columns
 from ftloop.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict
+    from datasets import Dataset, DatasetDict
 
     from ftloop.data.source import Data
 
@@ -50,31 +54,45 @@ def cut_splits(data: "DatasetDict", source: "Data", classes: list[Any] | None) -
 
     data, rows = dict(data), list(range(len(data["train"])))
     original = data["train"]
+    places = _places(original, source) if source.split_hash else None
+    groups = _groups(original, source.split_group) if source.split_group else None
+    how = "stratified" if source.stratify and classes is not None else "at random"
+    how = "by hash" if places else "by group" if groups else how
     for split, wanted in (("test", source.test), ("validation", source.validation)):
         if split in data or not wanted:
             continue
         count = round(wanted * len(original)) if wanted < 1 else int(wanted)
+        if places:
+            start = source.test if split == "validation" else 0.0
+            cut = [row for row in rows if start <= places[row] < start + wanted]
+            count = len(cut)
         if not 0 < count < len(rows):
             raise UserError(
                 f"--task.data.{split} {wanted}: {count} rows cannot be cut from the {len(rows)} rows of train"
             )
         try:
-            rows, cut = _cut(rows, count, classes if source.stratify else None, source.split_seed)
+            if groups:
+                cut = _cut_groups(rows, count, groups, source.split_seed)
+            elif not places:
+                cut = _cut(rows, count, classes if source.stratify else None, source.split_seed)
         except ValueError as error:
-            raise UserError(
-                f"--task.data.{split} {wanted}: cannot keep the shares of the classes: {error} "
-                "(--task.data.no-stratify cuts at random)"
-            ) from error
+            what = "cut whole groups" if groups else "keep the shares of the classes"
+            way_out = "" if groups else " (--task.data.no-stratify cuts at random)"
+            raise UserError(f"--task.data.{split} {wanted}: cannot {what}: {error}{way_out}") from error
+        chosen = set(cut)
+        rows = [row for row in rows if row not in chosen]
         data[split] = original.select(cut)
-        how = "stratified" if source.stratify and classes is not None else "at random"
-        logger.info("data: %s is %d rows cut from train, %s (seed %d)", split, count, how, source.split_seed)
+        about = f" ({count} were asked for)" if len(cut) != count else ""
+        logger.info(
+            "data: %s is %d rows%s cut from train, %s (seed %d)", split, len(cut), about, how, source.split_seed
+        )
     if len(rows) < len(original):
         data["train"] = original.select(rows)
     return DatasetDict({split: data[split] for split in SPLITS if split in data})
 
 
-def _cut(rows: list[int], count: int, classes: list[Any] | None, seed: int) -> tuple[list[int], list[int]]:
-    """(what stays, what is cut), both in the order of the source. The only row of a class stays in train."""
+def _cut(rows: list[int], count: int, classes: list[Any] | None, seed: int) -> list[int]:
+    """`count` of the rows, in the order of the source. The only row of a class stays in train."""
     from collections import Counter
 
     from sklearn.model_selection import train_test_split
@@ -86,10 +104,48 @@ def _cut(rows: list[int], count: int, classes: list[Any] | None, seed: int) -> t
     divisible = [row for row in rows if row not in lone]
     keys = [classes[row] for row in divisible] if classes is not None else None
     _, cut = train_test_split(divisible, test_size=count, random_state=seed, stratify=keys)
-    chosen = set(cut)
-    return [row for row in rows if row not in chosen], sorted(cut)
+    return sorted(cut)
+
+
+def _cut_groups(rows: list[int], count: int, groups: list[str], seed: int) -> list[int]:
+    """The rows of as large a share of the groups as `count` is of the rows, in the order of the source."""
+    from sklearn.model_selection import GroupShuffleSplit
+
+    divider = GroupShuffleSplit(n_splits=1, test_size=count / len(rows), random_state=seed)
+    _, cut = next(divider.split(rows, groups=[groups[row] for row in rows]))
+    return [rows[place] for place in cut]
+
+
+def _groups(rows: "Dataset", column: str) -> list[str]:
+    """The group of each row. Raises UserError for rows without one, which would pass for one large group."""
+    require_columns({"train": rows}, (column,), "--task.data.split-group")
+    found = rows[column][:]
+    lacking = [row for row, group in enumerate(found) if group is None or group == ""]
+    if lacking:
+        raise UserError(
+            f"--task.data.split-group {column}: {len(lacking)} row(s) of train have no value, counted from 0: "
+            f"{', '.join(map(str, lacking[:10]))}"
+        )
+    return list(map(str, found))
+
+
+def _places(rows: "Dataset", source: "Data") -> list[float]:
+    """A number in [0, 1) for each row, which its cells in `split_hash` and the seed alone decide."""
+    require_columns({"train": rows}, source.split_hash, "--task.data.split-hash")
+    cells = zip(*(rows[column][:] for column in source.split_hash), strict=True)
+    digests = (
+        hashlib.blake2b(json.dumps([source.split_seed, *map(str, row)]).encode(), digest_size=8).digest()
+        for row in cells
+    )
+    return [int.from_bytes(digest) / 2**64 for digest in digests]
 
 
 def limit_rows(data: "DatasetDict", source: "Data") -> "DatasetDict":
     """At most `source.limit` rows of each split, drawn at random, in the order of the source."""
-    return data
+    limited = dict(data)
+    for split, rows in data.items():
+        if source.limit is not None and source.limit < len(rows):
+            draw = random.Random(source.split_seed)
+            limited[split] = rows.select(sorted(draw.sample(range(len(rows)), source.limit)))
+            logger.info("data: %s: %d of %d rows, drawn at random (--task.data.limit)", split, source.limit, len(rows))
+    return type(data)(limited)
