@@ -5,8 +5,9 @@ BIN := .venv/bin
 
 .PHONY: quickstart test lint clean
 
-quickstart: .venv/requirements  ## fine-tune a pretrained MiniLM on docstrings: no model hub, about 2 minutes of training
+quickstart: .venv/requirements  ## MiniLM on docstrings, then a ViT on digits: no model hub, 2 and a half minutes of training
 	$(BIN)/python train.py configs/quickstart_text.py
+	$(BIN)/python train.py configs/quickstart_image.py
 
 test: .venv/requirements-dev  ## the whole test suite
 	$(BIN)/python -m pytest

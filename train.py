@@ -1,8 +1,10 @@
 """Fine-tune what a config describes.
 
     python train.py configs/quickstart_text.py                         MiniLM on docstrings, no network, 2 minutes
+    python train.py configs/quickstart_image.py                        a small ViT on handwritten digits, likewise
     python train.py configs/mrpc.py --learning-rate 3e-5               any option of the config, changed
     python train.py configs/text.py --task.data.path my.csv            your own texts and labels
+    python train.py configs/image.py --task.data.path photos           your own images, a folder for each class
     python train.py configs/text.py --help                             every option, with meaning and default
     python train.py configs/text.py --task.data.path my.csv --check    look for mistakes in the data, and stop
     accelerate launch train.py configs/mrpc.py                         on many devices, as accelerate was configured

@@ -155,6 +155,8 @@ class Classification(Task):
         if self.label_rare is not None and self.label_min_rows < 1:
             raise UserError(f"--task.label-rare {self.label_rare}: --task.label-min-rows says which classes are rare")
         for name in ("label_lower", "label_merge", "label_min_rows"):
+            if self.data.streaming and getattr(self, name):
+                raise UserError("--task.data.streaming: labels are changed row by row, by --task.data.map")
             if self.problem_type == "regression" and getattr(self, name):
                 raise UserError(f"--task.{name.replace('_', '-')} has no effect with --task.problem-type regression")
         self.data.check()
@@ -231,8 +233,6 @@ class Classification(Task):
 
         from ftloop.data.stream import Stream, signature
 
-        if self.label_lower or self.label_merge or self.label_min_rows:
-            raise UserError("--task.data.streaming: labels are changed row by row, by --task.data.map")
         data = {split: rows for split, rows in data.items() if split == "train" or self._labelled(rows)}
         decides = (self.data, signature(self.data), self.input_columns, self.label_columns, self.label_separator)
         stream = Stream(

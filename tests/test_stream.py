@@ -1,13 +1,15 @@
 """Streams: every row once an epoch, the same rows for any process, worker and resumed run, and little memory."""
 
+import gzip
 import json
 from pathlib import Path
 
 import pytest
+from conftest import run_script, sentences, torchrun, write_csv
 
 from ftloop import UserError
 from ftloop.data.loader import build_loader
-from ftloop.data.order import UNBOUNDED, TrainOrder
+from ftloop.data.order import UNBOUNDED, TrainOrder, epoch_order
 from ftloop.data.stream import Stream
 
 
@@ -57,6 +59,12 @@ def test_the_row_at_a_position_does_not_depend_on_what_was_read_before(tmp_path)
     assert ids(stream, 60, 70) == expected[60:70]
     assert ids(stream, 5, 15) == expected[5:15]  # going back begins anew
     assert [row["id"] for row in stream.read([9, 4, 9], 1)] == [expected[9], expected[4], expected[9]]
+
+
+def test_a_stream_that_fits_the_buffer_is_in_the_order_of_a_table(tmp_path):
+    stream = stream_of(write_shards(tmp_path, (40,)), buffer=50)
+    for epoch in range(3):
+        assert ids(stream, 40 * epoch, 40 * epoch + 40) == epoch_order(40, 1, epoch).tolist()
 
 
 def test_another_seed_shuffles_shards_and_blocks_in_another_way(tmp_path):
@@ -127,3 +135,98 @@ def collate_ids(examples):
     import torch
 
     return {"ids": torch.tensor([example["id"] for example in examples])}
+
+
+# ---- whole runs
+
+
+@pytest.fixture
+def words(tiny, tmp_path):
+    """Options for a training of ten steps on a stream of 60 rows in three files: two epochs and a bit."""
+    for number in range(3):
+        rows = sentences(25 if number == 0 else 20, seed=number)
+        lines = [json.dumps({"text": row["text"], "label": row["colour"]}) for row in rows]
+        (tmp_path / f"part-{number}.jsonl").write_text("\n".join(lines) + "\n")
+    return [
+        *("configs/text.py", "--task.model", tiny("bert"), "--task.data.path", str(tmp_path / "part-*.jsonl")),
+        *("--task.data.streaming", "--task.data.validation", "5", "--task.data.shuffle-buffer", "16"),
+        *("--task.max-length", "32", "--batch-size", "12", "--micro-batch-size", "4", "--max-steps", "10"),
+        *("--learning-rate", "5e-3", "--log-every", "1", "--eval-every", "5", "--save-every", "1"),
+    ]
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["value"] for line in lines if line["split"] == "train" and line["name"] == "loss"]
+
+
+def test_a_stream_that_was_cut_goes_on_as_if_it_had_not_been(words, tmp_path, monkeypatch):
+    assert run_script("train.py", *words, "--run-dir", tmp_path / "whole").code == 0
+    from ftloop import tracking
+
+    original, calls = tracking.StepLog.add, []
+
+    def cut(self, step):
+        calls.append(step)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        original(self, step)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tracking.StepLog, "add", cut)
+        with pytest.raises(KeyboardInterrupt):
+            run_script("train.py", *words, "--run-dir", tmp_path / "cut")
+    resumed = run_script("train.py", *words, "--run-dir", tmp_path / "cut", "--workers", "2")
+    assert resumed.code == 0, resumed.err
+    assert "resume: from" in resumed.err
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    weights = [(tmp_path / run / "model" / "model.safetensors").read_bytes() for run in ("cut", "whole")]
+    assert weights[0] == weights[1]
+    evaluated = run_script("evaluate.py", tmp_path / "whole", "--json")
+    recorded = json.loads((tmp_path / "whole" / "scores.json").read_text())["validation"]
+    assert json.loads(evaluated.out) == pytest.approx(recorded, rel=1e-6)
+
+
+def test_two_processes_on_a_stream_are_one(words, tmp_path):
+    words = [*words, "--task.dropout", "0"]
+    assert run_script("train.py", *words, "--run-dir", tmp_path / "one").code == 0
+    result = torchrun(2, "train.py", *words, "--run-dir", str(tmp_path / "two"))
+    assert result.code == 0, result.err
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+
+
+def test_a_stream_that_fits_the_buffer_trains_as_the_file_does(tiny, tmp_path):
+    rows = [{"text": row["text"], "label": row["colour"]} for row in sentences(40)]
+    write_csv(tmp_path / "validation.csv", rows[:10])
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with gzip.open(tmp_path / "train.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    common = ["configs/text.py", "--task.model", tiny("bert"), "--task.max-length", "32", "--log-every", "1"]
+    common += ["--batch-size", "10", "--max-steps", "8", "--task.data.files", "validation", tmp_path / "validation.csv"]
+    assert run_script("train.py", *common, "train", tmp_path / "train.jsonl", "--run-dir", tmp_path / "table").code == 0
+    streamed = [
+        *common,
+        "train",
+        tmp_path / "train.jsonl.gz",
+        "--task.data.streaming",
+        "--run-dir",
+        tmp_path / "stream",
+    ]
+    assert run_script("train.py", *streamed).code == 0
+    assert losses(tmp_path / "stream") == losses(tmp_path / "table")
+
+
+@pytest.mark.parametrize(
+    ("options", "words_of_error"),
+    [
+        (["--task.data.streaming", "--task.data.validation", "0"], "--task.data.streaming needs --max-steps"),
+        (["--task.data.streaming"], "--task.data.validation 0.1: nobody knows how many rows"),
+        (["--task.data.streaming", "--task.label-lower"], "labels are changed row by row, by --task.data.map"),
+    ],
+)
+def test_what_a_stream_cannot_do_is_said(options, words_of_error, tiny, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "red", "label": "a"}\n{"text": "blue", "label": "b"}\n' * 20)
+    source = ["--task.model", tiny("bert"), "--task.data.path", tmp_path / "rows.jsonl", "--task.max-length", "8"]
+    result = run_script("train.py", "configs/text.py", *source, *options, "--run-dir", tmp_path / "run")
+    assert result.code == 2
+    assert words_of_error in result.err

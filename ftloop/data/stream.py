@@ -123,7 +123,8 @@ class Stream:
 
     @staticmethod
     def _shuffled(rows: "pyarrow.Table", seed: int, epoch: int, index: int) -> "pyarrow.Table":
-        generator = torch.Generator().manual_seed(mix(seed, "block", epoch, index))
+        # The first block as `epoch_order` shuffles a table: a stream that fits the buffer trains as the table would.
+        generator = torch.Generator().manual_seed(mix(seed, "order", epoch, *([index] if index else [])))
         return rows.take(torch.randperm(len(rows), generator=generator).numpy())
 
     def _epoch(self, seed: int, epoch: int, skipped: int) -> Iterator["pyarrow.Table"]:
