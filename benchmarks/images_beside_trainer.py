@@ -24,6 +24,7 @@ class Options:
     warmup: float = 0.06  # share of all steps
     weight_decay: float = 0.01
     image_size: int = 64  # pixels
+    augment: tuple[str, ...] = ("crop", "flip")  # as --task.augment
     seed: int = 42
 
 
@@ -41,6 +42,7 @@ def main() -> None:
         init="random",
         model_options={**shape, "patch_size": 8},
         image_size=given.image_size,
+        augment=given.augment,
         data=Data(path=given.path),
     )
     data = task.load()
