@@ -57,17 +57,17 @@ def main() -> None:
 
     from ftloop import predict
     from ftloop.config import read_record
+    from ftloop.tracking import set_up_logging
 
+    set_up_logging(is_main_process=True)
     task, given = read_record(Path(options.run)).task, options.inputs
     if options.file:
-        rows, folder = read_rows(options), Path(options.file).expanduser().parent
-    else:
+        rows = task.place(read_rows(options), Path(options.file).expanduser().parent)
+    else:  # what the model sees, as it is
         columns = task.input_columns
         if len(given) % len(columns):
             raise UserError(f"{len(given)} text(s), but the run reads {len(columns)} a row: {', '.join(columns)}")
         rows = Dataset.from_dict({name: list(given[place :: len(columns)]) for place, name in enumerate(columns)})
-        folder = Path()
-    rows = task.place(rows, folder)
     predictions = predict(options.run, rows, options.batch_size)
     replaced = sorted(set(rows.column_names) & predictions[0].keys())
     if replaced:

@@ -62,7 +62,7 @@ class Config:
 
     save_every: int | None = None  # optimizer steps between checkpoints, besides one at every evaluation
     keep: str = "last=1,best=1"  # how many of the newest and of the best checkpoints stay
-    check: bool = False  # look at the data, say all that is found, and stop before training
+    check: bool = False  # of train.py: look at the data, say all that is found, and stop before training
     resume: str = "auto"  # auto: go on with an unfinished run of this folder; none: never; or the path of a checkpoint
 
     @property
@@ -154,8 +154,12 @@ def option(name: str) -> str:
 # ---- the record: config.json
 
 
+RESERVED = {"class", "function", "pairs"}  # the keys that tell what a dictionary of the record stands for
+
+
 def encode(value: Any) -> Any:
-    """A config as JSON: dataclasses as {"class": ..., fields}, functions as {"function": ...}, tuples as lists."""
+    """A config as JSON: dataclasses as {"class": ..., fields}, functions as {"function": ...}, tuples as lists.
+    A dictionary with such a key (a column named "class") is {"pairs": [[key, value], ...]}, others are themselves."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         values = {item.name: encode(getattr(value, item.name)) for item in dataclasses.fields(value)}
         return {"class": name_of(type(value)), **values}
@@ -166,7 +170,8 @@ def encode(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [encode(item) for item in value]
     if isinstance(value, dict):
-        return {str(key): encode(item) for key, item in value.items()}
+        pairs = {str(key): encode(item) for key, item in value.items()}
+        return {"pairs": [list(pair) for pair in pairs.items()]} if RESERVED & pairs.keys() else pairs
     if isinstance(value, Path):
         return str(value)
     if value is None or isinstance(value, bool | int | float | str):
@@ -194,6 +199,8 @@ def decode(value: Any) -> Any:
         if "arguments" in value:
             return functools.partial(function, *decode(value["arguments"]), **decode(value["options"]))
         return function
+    if "pairs" in value:
+        return {key: decode(item) for key, item in value["pairs"]}
     return {key: decode(item) for key, item in value.items()}
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from ftloop import metrics, tracking
 from ftloop.config import read_record
 from ftloop.data.loader import build_loader
-from ftloop.data.order import EvaluationOrder
+from ftloop.data.order import UNBOUNDED, EvaluationOrder
 from ftloop.devices import start_accelerator
 from ftloop.errors import UserError, nearest
 from ftloop.task import Task
@@ -119,6 +119,9 @@ def evaluate(run_dir: str | Path, split: str | None = None, batch_size: int | No
     split = split or ("test" if "test" in data else "validation")
     if split not in data:
         raise UserError(f"--split {split!r} is not in the data{nearest(split, data)}; the splits are {', '.join(data)}")
+    if len(data[split]) == UNBOUNDED:
+        whole = [name for name, rows in data.items() if len(rows) != UNBOUNDED]
+        raise UserError(f"--split {split}: a stream has no end; what can be scored: {', '.join(whole) or 'nothing'}")
     loader = evaluation_loader(data[split], task, accelerator, batch_size or config.eval_batch_size)
     return evaluate_split(accelerator.prepare_model(model, evaluation_mode=True), loader, task, accelerator)
 

@@ -5,6 +5,7 @@ ftloop/data/loader.py, so that the same pixels come from any worker, process or 
 normalised as a whole, in `collate`.
 """
 
+import glob
 import logging
 import math
 import random
@@ -14,7 +15,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ftloop.data.images import decode, encoded_images, listed, unreadable
+from ftloop.data import Data
+from ftloop.data.images import decode, encoded_images, listed, relative_paths, start_at, unreadable
+from ftloop.data.shape import shape
 from ftloop.data.splits import SPLIT_NAMES
 from ftloop.errors import UserError, nearest, root_cause
 from ftloop.task import Batch, Classification
@@ -83,18 +86,48 @@ class ImageClassification(Classification):
 
     @cached_property
     def source(self) -> "DatasetDict":
-        data = super().source
-        return type(data)(
-            {split: encoded_images(rows, self.image_column, self._folder(split)) for split, rows in data.items()}
-        )
+        if self.data.sources and self.image_folder is None:  # each has a folder of its own
+            column = str(self.data.columns.get(self.image_column, self.image_column))
+            located = tuple(Shaped(rows=self._located(shape(of.read(), of), of, column)) for of in self.data.sources)
+            data = Classification.source.func(replace(self, data=replace(self.data, sources=located)))
+        else:
+            data = super().source
+        return self._located(data, self.data, self.image_column)
 
-    def _folder(self, split: str) -> Path:
-        """Where the relative paths of a split start: `image_folder`, the folder of its table, or the working folder."""
+    def _located(self, data: "DatasetDict", source: Data, column: str) -> "DatasetDict":
+        """The splits of a source with its images encoded, and their relative paths from the working folder on."""
+        located = dict(data)
+        for split, rows in data.items():
+            if column in rows.column_names:
+                located[split] = rows = encoded_images(rows, column)
+                if relative_paths(rows, column):
+                    located[split] = start_at(rows, column, self._folder(split, source))
+        return type(data)(located)
+
+    def _folder(self, split: str, source: Data) -> Path:
+        """Where the relative paths of a split start: `image_folder`, the folder of its table, or the working folder for
+        rows that were in memory or come from elsewhere. Raises UserError for tables in several folders."""
+        import datasets
+
         if self.image_folder is not None:
             return Path(self.image_folder).expanduser()
-        files = {SPLIT_NAMES.get(name, name): file for name, file in self.data.files.items()}
-        place = Path(str(files.get(self.data.splits.get(split, split), self.data.path))).expanduser()
-        return next((folder for folder in (place, place.parent) if folder.is_dir()), Path())
+        files = (
+            source.files if source.splits else {SPLIT_NAMES.get(name, name): of for name, of in source.files.items()}
+        )
+        names = files.get(source.splits.get(split, split), source.path) or ""
+        folders = set()
+        for name in names if isinstance(names, list | tuple) else [names]:
+            named = str(Path(str(name)).expanduser())
+            for place in map(Path, glob.glob(named, recursive=True) or [named]):
+                folders.add(place if place.is_dir() else place.parent)
+        if len(folders) > 1:
+            raise UserError(
+                f"--task.image-folder is needed: the files of {split} lie in {', '.join(sorted(map(str, folders)))}, "
+                "and where their relative paths start is not clear"
+            )
+        folder = next(iter(folders))
+        stored = folder.resolve().is_relative_to(Path(datasets.config.HF_DATASETS_CACHE).resolve())  # by Data.of
+        return folder if folder.is_dir() and not stored else Path()
 
     def faults(self, rows: "Dataset") -> list[tuple[str, set[int], str]]:
         empty, *others = super().faults(rows)
@@ -126,12 +159,19 @@ class ImageClassification(Classification):
         return type(data)({split: rows.with_transform(views.get(split, view)) for split, rows in data.items()})
 
     def place(self, rows: "Dataset", folder: Path) -> "Dataset":
+        """Relative paths of which none exists in `folder` start at `image_folder`, where the run has one."""
         rows = super().place(rows, folder)
-        return encoded_images(rows, self.image_column, folder) if self.image_column in rows.column_names else rows
+        if self.image_column not in rows.column_names:
+            return rows
+        rows = encoded_images(rows, self.image_column)
+        paths = relative_paths(rows, self.image_column)
+        if self.image_folder is not None and not any((folder / path).is_file() for path in paths):
+            folder = Path(self.image_folder).expanduser()
+        return start_at(rows, self.image_column, folder) if paths else rows
 
     def prepare_new(self, rows: "Dataset") -> "Dataset":
         known = self.image_column in rows.column_names
-        prepared = super().prepare_new(encoded_images(rows, self.image_column, Path()) if known else rows)
+        prepared = super().prepare_new(encoded_images(rows, self.image_column) if known else rows)
         faults = unreadable(prepared, self.image_column)
         if faults:
             raise UserError(f"{len(faults)} unreadable image(s): {listed(faults)}")
@@ -262,6 +302,16 @@ class ImageClassification(Classification):
         return resize_positions(model, own, self.size)
 
 
+@dataclass(frozen=True)
+class Shaped(Data):
+    """A source that is read and in shape."""
+
+    rows: Any = None  # DatasetDict
+
+    def read(self) -> "DatasetDict":
+        return self.rows
+
+
 # ---- options
 
 
@@ -283,8 +333,10 @@ def parse_augment(words: tuple[str, ...]) -> dict[str, float]:
             strength = float(text) if equals else default or 0.0
         except ValueError:
             strength = math.nan
-        if equals and not 0 < strength <= greatest:
-            raise UserError(f"--task.augment {word!r}: {name} takes its {meaning}, above 0 and up to {greatest}")
+        whole = name == "randaugment"
+        if equals and not (0 < strength <= greatest and (not whole or strength == int(strength))):
+            bounds = f"a whole number from 1 to {greatest}" if whole else f"above 0 and up to {greatest}"
+            raise UserError(f"--task.augment {word!r}: {name} takes its {meaning}, {bounds}")
         found[name] = strength
     return {name: found[name] for name in AUGMENTATIONS if name in found}
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -91,8 +92,24 @@ def import_name(name: str) -> Any:
         raise UserError(f"{name!r} is no qualified name: MODULE:NAME is needed")
     try:
         return functools.reduce(getattr, path.split("."), importlib.import_module(module))
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever a module does wrong when it is imported
         raise UserError(f"{name!r} cannot be imported: {error}") from error
+
+
+def import_typed(name: str) -> Any:
+    """What a person names on the command line: also of a module in the working folder, which then stays the last place
+    where modules are searched, in worker processes too. (For the names of a record, it is none.) Raises ValueError,
+    to which tyro adds the option."""
+    try:
+        try:
+            return import_name(name)
+        except UserError as error:
+            if not isinstance(error.__cause__, ModuleNotFoundError) or os.getcwd() in sys.path:
+                raise
+            sys.path.append(os.getcwd())
+            return import_name(name)
+    except UserError as error:
+        raise ValueError(str(error)) from error
 
 
 def function_option(metavar: str, *, names: bool = False, optional: bool = False) -> Any:
@@ -101,7 +118,7 @@ def function_option(metavar: str, *, names: bool = False, optional: bool = False
     def read(words: list[str]) -> Any:
         if optional and words[0] == "None":
             return None
-        return words[0] if names and ":" not in words[0] else import_name(words[0])
+        return words[0] if names and ":" not in words[0] else import_typed(words[0])
 
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ftloop import metrics
 from ftloop.data import Data, checks, labels
 from ftloop.data.labels import Labels, ProblemType
-from ftloop.data.shape import drop_duplicates, require_columns, shape
-from ftloop.data.splits import cut_splits, limit_rows
+from ftloop.data.shape import TEXTS, code_of, drop_duplicates, require_columns, shape
+from ftloop.data.splits import cut_splits, limit_rows, warn_of_no_effect
 from ftloop.errors import UserError, nearest, root_cause
 from ftloop.options import Pairs
 
@@ -209,14 +209,12 @@ class Classification(Task):
         require_columns(learned, columns, "--task.label-column")
         data = type(data)({split: rows for split, rows in data.items() if split != "test" or self._labelled(rows)})
         data = type(data)({split: self._without_faults(split, rows) for split, rows in data.items()})
-        if self.data.drop_duplicates:
-            data = drop_duplicates(data, self.input_columns, columns)
-        decided = vars(self).get("labels")  # those of a finished run: which classes are rare is not asked again
         data = labels.shape_labels(
             *(data, columns, self.label_separator),
             *(self.label_lower, self.label_merge, self.label_min_rows, self.label_rare),
-            known=decided.names if decided else (),
         )
+        if self.data.drop_duplicates:
+            data = drop_duplicates(data, self.input_columns, columns)
         single = len(columns) == 1 and self.label_separator is None
         classes = labels.cells(data["train"], columns, None) if single else None
         kind = self.problem_type or ("regression" if classes and isinstance(classes[0], float) else None)
@@ -233,19 +231,23 @@ class Classification(Task):
 
         from ftloop.data.stream import Stream, signature
 
-        data = {split: rows for split, rows in data.items() if split == "train" or self._labelled(rows)}
-        decides = (self.data, signature(self.data), self.input_columns, self.label_columns, self.label_separator)
+        learned = {split: rows for split, rows in data.items() if split != "test"}
+        require_columns(learned, self.label_columns, "--task.label-column")
+        data = {split: rows for split, rows in data.items() if split != "test" or self._labelled(rows)}
+        warn_of_no_effect(data, self.data)
+        code = (code_of(self.data.map), code_of(self.data.filter))
+        decides = (self.data, signature(self.data), code, self.input_columns, self.label_columns, self.label_separator)
         stream = Stream(
             *(data.pop("train"), self.data.shuffle_buffer),
-            usable=partial(self._without_faults, "train", counted_later=True),
+            usable=partial(self._without_faults, "train"),
             prepare=self.prepare_some,
             identity=Hasher.hash(decides),
         )
         data = {split: self._without_faults(split, rows) for split, rows in data.items()}
         for split, count in (("test", self.data.test), ("validation", self.data.validation)):
             if count and split not in data:
-                data[split] = stream.hold_out(int(count), split)
-        return limit_rows(data, self.data) | {"train": stream}
+                data[split] = stream.hold_out(count, split)
+        return {**data, "train": stream}
 
     @cached_property
     def labels(self) -> Labels:
@@ -263,7 +265,10 @@ class Classification(Task):
             train = train.head(self.data.shuffle_buffer)
             if not names:
                 logger.info("data: the labels are those of the first %d rows of the stream", len(train))
-        return labels.decide(train, self.label_columns, self.label_separator, self.problem_type, names)
+        decided = labels.decide(train, self.label_columns, self.label_separator, self.problem_type, names)
+        if not decided.multi and self.threshold != type(self).threshold:
+            logger.warning("--task.threshold %g has no effect: a row has one label", self.threshold)
+        return decided
 
     def load(self) -> "DatasetDict":
         from datasets import DatasetDict
@@ -292,11 +297,49 @@ class Classification(Task):
         return checks.report(checks.all_findings(self) if full else checks.findings(self))
 
     def place(self, rows: "Dataset", folder: Path) -> "Dataset":
-        """New rows as `source` has those of training: columns renamed, map, join, where that is not done yet."""
-        names, wanted = rows.column_names, self.data.columns.items()
+        """New rows of a file as `source` has those of training: columns renamed, map, join; no row is filtered out.
+
+        Columns that have our names keep them, and a join whose parts are gone was done before; `map` is done always:
+        of rows that are what the model sees (texts of the command line) this is not asked. Of a run with `sources`, it
+        is as with the one whose options fit the columns of the file; if several do, or none, as `data` itself says.
+        """
+        for source in (*self._fitting(rows), self.data):
+            rows = self._shaped(rows, source)
+        return rows
+
+    def _shaped(self, rows: "Dataset", source: Data) -> "Dataset":
+        """New rows by the options of one source."""
+        names, wanted = rows.column_names, {our: str(their) for our, their in source.columns.items()}.items()
         columns = {our: their if their in names else our for our, their in wanted if {our, their} & set(names)}
-        join = {} if set(self.data.join) <= set(names) else self.data.join
-        return shape({"train": rows}, replace(self.data, columns=columns, join=join, filter=None))["train"]
+        rows = shape({"train": rows}, Data(columns=columns))["train"]
+        lacking = sorted(set(self.label_column) - set(rows.column_names))
+        try:
+            rows = shape({"train": rows}, Data(map=source.map))["train"]
+        except UserError as error:
+            if not lacking:
+                raise
+            text = f"{error}; the file has no column {', '.join(lacking)}: map must do without labels there"
+            raise UserError(text) from error
+        texts = {name for name, kind in rows.features.items() if getattr(kind, "dtype", None) in TEXTS}
+        join = {}
+        for name, parts in source.join.items():
+            found = (texts if "*" in _parts(parts) else set()) | (set(_parts(parts)) & set(rows.column_names))
+            if name not in rows.column_names or found - {name}:
+                join[name] = parts
+        return shape({"train": rows}, replace(source, columns={}, map=None, join=join, filter=None))["train"]
+
+    def _fitting(self, rows: "Dataset") -> list[Data]:
+        """The source of several whose options fit the columns of new rows, in a list; an empty one if none, or more."""
+        found: list[Data] = []
+        for source in self.data.sources:
+            parts = [part for name in self.input_columns for part in _parts(source.join.get(name, name)) if part != "*"]
+            options = Data(columns=source.columns, map=source.map, join=source.join)
+            theirs = {str(source.columns.get(part, part)) for part in parts}
+            if theirs <= set(rows.column_names) and options not in found:
+                found.append(options)
+        if self.data.sources and len(found) != 1:
+            logger.info("data: %d of the run's sources fit the columns of the new rows: left as they are", len(found))
+        return found if len(found) == 1 else []
 
     def prepare_new(self, rows: "Dataset") -> "Dataset":
         require_columns({"new": rows}, self.input_columns, self.input_option)
@@ -333,28 +376,33 @@ class Classification(Task):
             ("missing label", unlabelled, "drop_empty"),
         ]
 
-    def _without_faults(self, split: str, rows: "Dataset", counted_later: bool = False) -> "Dataset":
-        """Without the rows that options allow to drop, which are counted. Raises UserError if there are others."""
+    def _without_faults(self, split: str, rows: "Dataset", shard: int | None = None, first: int = 0) -> "Dataset":
+        """Without the rows that options allow to drop, which are counted. Raises UserError if there are others.
+
+        Of a stream, some rows at once: those of a `shard` from its row `first` on. The stream counts what is dropped.
+        """
         faults = [fault for fault in self.faults(rows) if fault[1]]
         if not faults:
             return rows
         for dropping in (False, True):
             chosen = [fault for fault in faults if getattr(self.data, fault[2]) == dropping]
             counts = [
-                f"{len(bad)} {what} (rows {', '.join(map(str, sorted(bad)[:10]))}{', ...' if len(bad) > 10 else ''})"
+                f"{len(bad)} {what} (rows {', '.join(str(first + row) for row in sorted(bad)[:10])}"
+                f"{', ...' if len(bad) > 10 else ''})"
                 for what, bad, _ in chosen
             ]
             if chosen and not dropping:
                 options = sorted({f"--task.data.{option.replace('_', '-')}" for _, _, option in chosen})
                 raise UserError(
-                    f"--task.data: the split {split!r} has {' and '.join(counts)}, counted from 0; "
+                    f"--task.data: the split {split!r} has {' and '.join(counts)}, counted from 0"
+                    f"{'' if shard is None else f' in shard {shard}'}; "
                     f"mend the file, or leave these rows out by {' '.join(options)}"
                 )
-        if not counted_later:
+        if shard is None:
             logger.warning("data: %s: dropped %s", split, " and ".join(counts))
         dropped = {row for _, bad, _ in faults for row in bad}
         kept = [row for row in range(len(rows)) if row not in dropped]
-        if not kept and not counted_later:
+        if not kept and shard is None:
             raise UserError(f"--task.data: the split {split!r} is empty without its dropped rows")
         return rows.select(kept)
 
@@ -506,3 +554,8 @@ class Classification(Task):
 
     def build_metrics(self) -> list[Any]:
         return [metrics.build(name, self.labels.problem_type, self.labels.names) for name in self.metric_names]
+
+
+def _parts(parts: Any) -> list[str]:
+    """What `join` puts together, as ftloop/data/shape.py reads it: a list, or text with commas."""
+    return [str(part).strip() for part in (parts if isinstance(parts, list | tuple) else str(parts).split(","))]

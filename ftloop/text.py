@@ -46,6 +46,8 @@ class TextClassification(Classification):
 
     def check(self) -> None:
         super().check()
+        if self.data.drop_unreadable:
+            raise UserError("--task.data.drop-unreadable has no effect on texts: it is for images")
         if not 1 <= len(self.text_columns) <= 2:
             raise UserError(f"--task.text-columns {' '.join(self.text_columns)}: one column, or the two of a pair")
         if len(set(self.text_columns)) < len(self.text_columns):

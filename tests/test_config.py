@@ -166,14 +166,29 @@ def test_a_function_in_the_config_survives_the_command_line(tmp_path):
         ("--precision fp8", "bf16"),
         ("--eval-every never", "--eval-every"),
         ("--task.data.options quoting", "'quoting' has no value"),
-        ("--optimizer torch.optim:Nope", "'torch.optim:Nope' cannot be imported"),
-        ("--optimizer adamw", "'adamw' is no qualified name: MODULE:NAME is needed"),
+        ("--optimizer torch.optim:Nope", "--optimizer: 'torch.optim:Nope' cannot be imported"),
+        ("--optimizer adamw", "--optimizer: 'adamw' is no qualified name: MODULE:NAME is needed"),
+        ("--task.data.map nomodule:f", "--task.data.map: 'nomodule:f' cannot be imported"),
     ],
 )
 def test_a_mistyped_option_is_answered_with_the_nearest_or_the_choices(words, message):
     result = run_script("train.py", TEXT, *words.split())
     assert result.code == 2
-    assert message in result.out + result.err
+    assert message in " ".join((result.out + result.err).replace("│", " ").split())
+
+
+def test_functions_are_found_in_the_working_folder_and_their_record_says_where(tmp_path, monkeypatch):
+    (tmp_path / "of_this_folder.py").write_text("def lower(row):\n    return {'text': row['text'].lower()}\n")
+    monkeypatch.chdir(tmp_path)
+    config = option_values("--task.data.map", "of_this_folder:lower")
+    assert sys.path[-1] == str(tmp_path)
+    assert config.task.data.map({"text": "A"}) == {"text": "a"}
+    record = json.loads(record_of(config))
+    assert record["import_from"] == [str(tmp_path)]
+    sys.path.remove(str(tmp_path))
+    del sys.modules["of_this_folder"]
+    with pytest.raises(UserError, match="cannot be imported"):  # a record names the folders that it needs
+        decode(record["config"])
 
 
 @pytest.mark.parametrize(
@@ -233,7 +248,7 @@ def test_help_gives_every_field_with_its_meaning(made, prefix):
         assert len(meaning) > 10, f"{name} has no meaning: is its comment on the line of the field?"
 
 
-@pytest.mark.parametrize(("script", "positional"), [("evaluate.py", "RUN"), ("predict.py", "RUN [TEXT ...]")])
+@pytest.mark.parametrize(("script", "positional"), [("evaluate.py", "RUN"), ("predict.py", "RUN [TEXT|IMAGE ...]")])
 def test_help_of_the_other_scripts_gives_every_option_with_its_meaning(script, positional):
     result = run_script(script, "--help")
     assert result.code == 0
@@ -355,6 +370,17 @@ def test_the_record_keeps_own_tasks_schedules_and_paths():
     assert again == config
     assert type(again.task) is Margins
     assert again.schedule is falling
+
+
+@pytest.mark.parametrize("name", ["class", "function", "pairs"])
+def test_columns_may_have_any_name(name):
+    data = Data(path="a.csv", columns={name: "a", "text": "b"}, join={"text": name})
+    config = Config(task=TextClassification(model="m", data=data, label_merge={name: "other"}), run_dir="r")
+    encoded = json.loads(json.dumps(encode(config)))
+    assert decode(encoded) == config
+    assert import_folders(encoded) == []
+    (change,) = differences(encoded, encode(replace(config, task=replace(config.task, label_merge={"x": "y"}))))
+    assert change == f'--task.label-merge {{"pairs": [["{name}", "other"]]}} -> {{"x": "y"}}'
 
 
 def test_the_record_keeps_partial_functions_with_their_arguments():

@@ -100,6 +100,18 @@ def test_in_float64_the_loss_is_equal_to_twelve_digits(tiny, tmp_path):
     assert losses == pytest.approx([losses[0]] * 4, rel=1e-12)
 
 
+def test_a_stream_is_not_scored(tiny, tmp_path):
+    for split, count in (("train", 40), ("test", 5)):
+        lines = [json.dumps(row) for row in sentences(count)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    words = ["--task.data.path", tmp_path, "--task.data.streaming", "--task.data.validation", "8", "--max-steps", "1"]
+    words += ["--task.label-column", "colour", "--task.max-length", "32", "--run-dir", tmp_path / "run"]
+    trained = run_script("train.py", "configs/text.py", "--task.model", tiny("bert"), *words)
+    assert trained.code == 0, trained.err
+    with pytest.raises(UserError, match="--split train: a stream has no end; what can be scored: test, validation"):
+        evaluation.evaluate(tmp_path / "run", "train")
+
+
 def test_a_row_that_is_not_served_is_an_error(run, monkeypatch):
     whole = EvaluationOrder.__iter__
     monkeypatch.setattr(EvaluationOrder, "__iter__", lambda order: iter(list(whole(order))[1:]))

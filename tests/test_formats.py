@@ -392,6 +392,11 @@ def test_rows_of_json_lie_under_a_dotted_key(tmp_path):
         ({"sources": (Data(path="a"), Data(path="b")), "probabilities": (1.0,)}, "one above 0 for each"),
         ({"sources": (Data(path="a"), Data(path="b", limit=3))}, "source 1: limit has no effect there"),
         ({"path": "a", "probabilities": (1.0,)}, "one above 0 for each of `sources`"),
+        (
+            {"path": "a", "streaming": True, "limit": 3},
+            "--task.data.limit 3: a stream has no limit of rows; --max-steps",
+        ),
+        ({"path": "a", "shuffle_buffer": 5}, "--task.data.shuffle-buffer 5: it is for --task.data.streaming"),
     ],
 )
 def test_options_without_effect_are_errors(options, words):
@@ -432,6 +437,60 @@ def test_images_lie_in_class_folders(tmp_path, messages):
     assert {split: len(rows) for split, rows in alone.items()} == {"train": 4}
     files = Data(files={"train": str(tmp_path / "train"), "test": str(tmp_path / "test")}).read()
     assert files["test"]["label"][:] == [2]
+
+
+def test_what_a_folder_of_images_holds_besides_is_said(tmp_path, messages):
+    for place in ("Train/red/a.jpg", "Train/blue/b.jpg", "Test/red/c.jpg", "more/red/d.jpg"):
+        photo(tmp_path, place, "red")
+    file(tmp_path, "Train/labels.csv", b"x")
+    (tmp_path / "Train" / "green").mkdir()
+    data = Data(path=str(tmp_path)).read()
+    assert {split: len(rows) for split, rows in data.items()} == {"train": 2, "test": 1}
+    assert f"of the folder {tmp_path}, 1 are left out: more/" in messages()
+    assert f"of the folder {tmp_path / 'Train'}, 2 are left out: green/, labels.csv" in messages()
+
+
+def test_class_folders_are_not_mixed_and_know_few_options(tmp_path):
+    photo(tmp_path, "photos/red/a.jpg", "red")
+    table = file(tmp_path, "rows.csv", b"image,label\n")
+    with pytest.raises(UserError, match="cannot be mixed with other formats: train csv, test imagefolder"):
+        Data(files={"train": table, "test": str(tmp_path / "photos")}).read()
+    with pytest.raises(UserError, match=r"cannot read train file '.*photos': TypeError: .*unexpected keyword argument"):
+        read(str(tmp_path / "photos"), options={"sep": "x"})
+
+
+# ---- numbers and codes in CSV
+
+
+def test_empty_cells_among_numbers_are_missing_values(tmp_path, messages):
+    path = file(tmp_path, "a.csv", b"text,id,tone,known,none,code\nNA,1,0.5,true,,\n,,,,,01\nnull,-3,1e2,False,,10\n")
+    other = file(tmp_path, "b.csv", b"text,id,tone,known,none,code\n5,1,2,true,x,1\n,2,,true,,2\n")
+    assert read(path) == [
+        {"text": "NA", "id": 1, "tone": 0.5, "known": True, "none": "", "code": ""},
+        {"text": "", "id": None, "tone": None, "known": None, "none": "", "code": "01"},
+        {"text": "null", "id": -3, "tone": 100.0, "known": False, "none": "", "code": "10"},
+    ]
+    assert "data: train: empty cells among numbers are missing values: id, tone, known" in messages()
+    both = Data(files={"train": path, "test": other}).read()
+    assert both["test"]["text"][:] == ["5", ""]  # texts in train are texts
+    assert both["test"]["code"][:] == ["1", "2"]
+
+
+def test_an_empty_label_among_decimals_is_missing_and_they_are_regression(tmp_path):
+    path = file(tmp_path, "a.csv", b"text,label\na,0.5\nb,\nc,1.5\nd,2.5\n")
+    task = TextClassification(model="-", data=Data(path=path, validation=0))
+    with pytest.raises(UserError, match=r"has 1 missing label \(rows 1\)"):
+        _ = task.rows
+    dropping = TextClassification(model="-", data=Data(path=path, validation=0, drop_empty=True))
+    assert dropping.labels.problem_type == "regression"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_numbers_with_leading_zeros_stay_as_they_are_written(tmp_path, messages, streaming):
+    path = file(tmp_path, "a.tsv.gz", gzip.compress(b"text\tcode\tid\na\t000\t0\nb\t001\t10\n"))
+    rows = Data(path=path, streaming=streaming, options={"quoting": 3}).read()["train"]
+    assert list(rows) == [{"text": "a", "code": "000", "id": 0}, {"text": "b", "code": "001", "id": 10}]
+    assert "numbers with leading zeros are kept as texts: code" in messages()
 
 
 # ---- rows in memory
@@ -516,8 +575,6 @@ def test_train_is_streamed_and_the_other_splits_are_read(tmp_path):
     data = Data(files={"train": path, "dev": table}, streaming=True).read()
     assert isinstance(data["train"], datasets.IterableDataset)
     assert list(data["train"]) == data["validation"].to_list() == ROWS
-    with pytest.raises(UserError, match=r"--task.data.validation 0.1: .*give whole rows: --task.data.validation 1000"):
-        Data(path=path, streaming=True).read()
     assert list(Data(path=path, streaming=True, validation=2).read()) == ["train"]
     with pytest.raises(UserError, match=r"pkl cannot be streamed; csv, tsv, json, jsonl, parquet, .* can"):
         read_files({"train": pickled(tmp_path / "a.pkl", 1)}, None, {}, trust_pickle=True, streaming=True)

@@ -130,14 +130,6 @@ def test_classes_are_counted_when_they_are_merged():
     assert cells(merged) == ["a"] * 5 + ["d"] * 4
 
 
-def test_a_finished_run_says_which_classes_are_rare():
-    """Other data, in which other classes would be rare, is scored with the classes of the model."""
-    data = table(["a", "b", "b", "c"])
-    options = {"min_rows": 2, "rare": "other", "merge": {"missing": "b"}}
-    assert cells(shaped(data, **options, known=("a", "b", "other"))) == ["a", "b", "b", "other"]
-    assert cells(shaped(table([0, 1, 2]), min_rows=2, known=("bad", "good"))) == ["0", "1"]  # ids of its names
-
-
 # ---- kinds of label columns
 
 
@@ -222,9 +214,27 @@ def test_a_task_counts_its_classes_before_it_cuts_validation(tiny, tmp_path, mes
     assert task.labels.names == ("a", "b", "c", "other")
     assert sum(rows.num_rows for rows in loaded.values()) == 46
     assert "of rare classes: d -> other, z -> other (6 row(s) of train)" in messages()
+
+
+def test_a_finished_run_finds_the_rows_of_its_training_again(tiny, tmp_path):
+    """Also if `limit` left a class out of all that was seen: it is not rare for that."""
+    rows = [{"text": f"sky {number}", "label": label} for number, label in enumerate("ab" * 30 + "ccc" + "d")]
+    data = Data(path=write_csv(tmp_path / "rows.csv", rows), limit=8)
+    task = TextClassification(model=tiny("bert"), data=data, max_length=32, label_min_rows=3)
+    loaded = task.load()
+    assert task.labels.names == ("a", "b")
     model = tmp_path / "model"
     task.build_model().save_pretrained(model)
     task.processor.save_pretrained(model)
-    fewer = Data(path=write_csv(tmp_path / "fewer.csv", rows[:12]), validation=0)  # no class has eight rows
-    scored = TextClassification(model="-", data=fewer, **options).of_run(str(model))
-    assert scored.load()["train"]["labels"][:] == [0] * 5 + [1] * 3 + [2] * 2 + [3, 0]
+    scored = task.of_run(str(model)).load()
+    assert {split: rows.to_list() for split, rows in scored.items()} == {
+        split: rows.to_list() for split, rows in loaded.items()
+    }
+
+
+def test_duplicates_are_dropped_after_rare_classes(tmp_path):
+    rows = [{"text": "same", "label": "rare"}, {"text": "same", "label": "a"}]
+    rows += [{"text": f"sky {number}", "label": "ab"[number % 2]} for number in range(6)]
+    data = Data(path=write_csv(tmp_path / "rows.csv", rows), validation=0, drop_duplicates=True)
+    task = TextClassification(model="-", data=data, label_min_rows=2)
+    assert task.rows["train"]["text"][:] == [row["text"] for row in rows[1:]]

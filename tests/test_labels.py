@@ -63,7 +63,7 @@ def test_single_labels_are_encoded_as_by_scikit_learn(cells):
     found, encoded = decided(table(cells))
     assert found.problem_type == SINGLE
     assert encoded == encoder.transform(numbers).tolist()
-    assert list(found.names) == [str(int(name) if isinstance(name, np.bool_) else name) for name in encoder.classes_]
+    assert list(found.names) == list(map(str, encoder.classes_))
 
 
 @pytest.mark.parametrize("names", [["neg", "pos", "mixed"], ["2", "1", "0"], ["0", "2", "1"], ["b", "a", "1"]])
@@ -85,6 +85,24 @@ def test_ids_get_the_names_that_are_given():
     assert found.names == ("bad", "fair", "good")
     assert encoded == [2, 0, 1, 0]
     assert labels.encode(table(["good", "bad"]), ("label",), None, found, "test") == [2, 0]  # a split may hold names
+
+
+def test_truth_values_are_ids_of_two_names():
+    found, encoded = decided(table([True, False]), names=("no", "yes"))
+    assert encoded == [1, 0]
+    found, _ = decided(table([0, 1]))
+    assert labels.encode(table([True, False]), ("label",), None, found, "test") == [1, 0]
+    found, _ = decided(table([1, 2]))
+    with pytest.raises(UserError, match=r"2 label\(s\) that train lacks: 'False', 'True'"):
+        labels.encode(table([True, False]), ("label",), None, found, "test")
+
+
+def test_the_threshold_of_single_labels_has_no_effect_and_that_is_said(tmp_path, caplog):
+    path = write_csv(tmp_path / "rows.csv", [{"text": row["text"], "label": row["colour"]} for row in sentences(20)])
+    task = TextClassification(model="-", data=Data(path=path, validation=0), threshold=0.7)
+    with caplog.at_level("WARNING", "ftloop"):
+        _ = task.labels
+    assert "--task.threshold 0.7 has no effect" in caplog.text
 
 
 def test_names_are_given_their_order():

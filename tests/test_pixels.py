@@ -3,7 +3,7 @@
 import hashlib
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy
@@ -17,6 +17,7 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from ftloop import Data, ImageClassification, UserError
 from ftloop.checkpoint import TrainState
+from ftloop.data import checks
 from ftloop.data.images import Unreadable, decode
 from ftloop.data.labels import Labels
 from ftloop.data.loader import Rows, build_loader
@@ -84,6 +85,21 @@ def test_grey_images_of_all_depths_give_the_same_pixels():
         pixels = decode(file)
         assert (pixels.dtype, tuple(pixels.shape)) == (torch.uint8, (3, 12, 10)), name
         assert torch.equal(pixels, expected), name
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (numpy.array([[0, 300]], numpy.float32), "values from 0 to 300; 0..1 or 0..255 are read"),
+        (numpy.array([[-0.5, 0.5]], numpy.float32), "values from -0.5 to 0.5"),
+        (numpy.array([[0, 70_000]], numpy.int32), "values from 0 to 70000; 0..255 or 0..65535 are read"),
+    ],
+)
+def test_values_out_of_range_are_not_clipped(values, message):
+    file = encoded(Image.fromarray(values), "tiff")
+    with pytest.raises(Unreadable) as error:
+        decode(file)
+    assert message in str(error.value.__cause__)
 
 
 def test_one_bit_is_black_and_white():
@@ -222,6 +238,61 @@ def test_unreadable_images_are_left_out_on_request_and_named(table, tmp_path):
     assert "dropped 3 unreadable" in result.err
 
 
+# ---- where relative paths start
+
+
+def decoded(task: ImageClassification) -> list[int]:
+    """The grey value of each image of train."""
+    return [decode(cell)[0, 0, 0].item() for cell in task.source["train"]["image"]]
+
+
+def grey_table(folder: Path, value: int, kind: str = "csv") -> str:
+    """A table with the relative path of one image of that value, beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (4, 4), value).save(folder / "a.png")
+    if kind == "csv":
+        (folder / "rows.csv").write_text("image,label\na.png,x\n")
+    else:
+        features = Features({"image": {"bytes": Value("binary"), "path": Value("string")}, "label": Value("string")})
+        rows = {"image": [{"bytes": None, "path": "a.png"}], "label": ["x"]}
+        Dataset.from_dict(rows, features).to_parquet(folder / "rows.parquet")
+    return str(folder / f"rows.{kind}")
+
+
+def test_relative_paths_start_where_their_table_is(tmp_path, monkeypatch):
+    one, two = (grey_table(tmp_path / str(value), value) for value in (10, 20))
+    assert decoded(small_vit(data=Data(sources=(Data(path=one), Data(path=two))))) == [10, 20]
+    assert decoded(small_vit(data=Data(path=grey_table(tmp_path / "30", 30, "parquet")))) == [30]
+    monkeypatch.chdir(tmp_path / "10")
+    assert decoded(small_vit(data=Data.of(Dataset.from_dict({"image": ["a.png"], "label": ["x"]})))) == [10]
+    both = Data(files={"train": [one, two]})
+    assert decoded(small_vit(data=both, image_folder=str(tmp_path / "20"))) == [20, 20]
+    with pytest.raises(UserError, match=r"--task\.image-folder is needed: the files of train lie in"):
+        _ = small_vit(data=both).source
+    assert decoded(small_vit(data=Data(files={"train": [one, one]}))) == [10, 10]
+
+
+def test_paths_of_the_same_bytes_are_duplicates(tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        (tmp_path / f"{name}.png").write_bytes(photo(seed))
+    (tmp_path / "rows.csv").write_text("image,label\na.png,x\nb.png,y\nc.png,x\n,x\n")
+    data = Data(path=str(tmp_path / "rows.csv"), validation=0, drop_empty=True)
+    task = small_vit(data=data)
+    (same,) = [found.text for found in checks.findings(task, full=True) if "different labels" in found.text]
+    assert "a.png' (train 0 x, train 1 y)" in same
+    assert len(task.rows["train"]) == 3  # the empty one is dropped as such
+    assert len(small_vit(data=replace(data, drop_duplicates=True)).rows["train"]) == 2
+
+
+def test_new_tables_have_their_images_beside_them_or_in_the_folder_of_the_run(tmp_path):
+    grey_table(tmp_path / "run", 10)
+    task = small_vit(image_folder=str(tmp_path / "run"))
+    rows = Dataset.from_dict({"image": ["a.png"]})
+    for folder, value in ((tmp_path, 10), (tmp_path / "other", 20)):
+        grey_table(tmp_path / "other", 20)
+        assert [decode(cell)[0, 0, 0].item() for cell in task.place(rows, folder)["image"]] == [value]
+
+
 # ---- augmentation
 
 
@@ -335,6 +406,7 @@ def test_both_kinds_of_mixing_share_a_batch():
         (("crop=x",), "smallest share of the area"),
         (("flip=nan",), "probability"),
         (("trivialaugment=3",), "takes no strength"),
+        (("randaugment=0.5",), "a whole number from 1 to 30"),
         (("flip", "flip=0.2"), "given twice"),
     ],
 )

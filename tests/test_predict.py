@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 from conftest import COLOURS, run_script, sentences, write_csv
+from datasets import Dataset
+
+from ftloop import Data, TextClassification, UserError
 
 ROWS = sentences(30, seed=5)
 TEXTS = [row["text"] for row in ROWS]
@@ -184,6 +187,70 @@ def test_a_column_that_gives_way_to_the_prediction_is_named(single, tmp_path):
     result = run_script("predict.py", single, "--file", source)
     assert json.loads(result.out)["label"] in COLOURS
     assert "'label' gave way to the prediction" in result.err
+
+
+# ---- new rows are brought into the shape of training
+
+
+@pytest.fixture
+def text_task():
+    """`text_task(**options)`: a task on texts with these options of Data."""
+    return lambda **options: TextClassification(model="m", data=Data(**options))
+
+
+def texts_of(task, **columns):
+    return task.place(Dataset.from_dict({name: [cell] for name, cell in columns.items()}), Path())["text"][:]
+
+
+@pytest.mark.parametrize("parts", ["title,text", ["title", "text"], "*"])
+def test_a_join_into_one_of_its_parts_is_done_unless_it_was(text_task, parts):
+    task = text_task(join={"text": parts})
+    assert texts_of(task, title="a", text="b") == ["title: a\ntext: b"]
+    assert texts_of(task, text="title: a\ntext: b", id=3) == ["title: a\ntext: b"]
+
+
+def test_what_is_joined_is_said(make_run, tmp_path):
+    rows = [{"title": row["text"], "body": "sky", "label": row["number"]} for row in sentences(60)]
+    run = make_run(rows, "--task.data.join", "text", "*")
+    result = run_script("predict.py", run, "--file", write_jsonl(tmp_path / "new.jsonl", [{"body": "b", "title": "a"}]))
+    assert json.loads(result.out)["text"] == "body: b\ntitle: a"
+    assert "data: text joins the columns body, title" in result.err
+
+
+def shouted(row):
+    return {"text": row["text"].upper()}
+
+
+def with_label(row):
+    return {"text": row["label"]}
+
+
+def test_map_is_for_files_and_must_do_without_labels(text_task):
+    assert texts_of(text_task(map=shouted), text="a") == ["A"]
+    with pytest.raises(UserError, match="the file has no column label: map must do without labels there"):
+        texts_of(text_task(map=with_label), text="a")
+
+
+def test_texts_of_the_command_line_are_what_the_model_sees(make_run):
+    run = make_run([{"text": row["text"], "label": row["number"]} for row in sentences(60)])
+    record = json.loads((Path(run) / "config.json").read_text())
+    record["config"]["task"]["data"]["map"] = {"function": "test_predict:shouted"}
+    (Path(run) / "config.json").write_text(json.dumps(record))
+    assert predict(run, "red sky")[0]["text"] == "red sky"
+
+
+def test_new_rows_are_as_those_of_the_source_that_they_fit(text_task, caplog):
+    task = text_task(
+        sources=(
+            Data(path="a.csv", columns={"text": "review", "label": "stars"}, map=shouted),
+            Data(path="b.csv", join={"text": "title,body"}),
+        )
+    )
+    assert texts_of(task, review="a") == ["A"]
+    assert texts_of(task, title="a", body="b") == ["title: a\nbody: b"]
+    with caplog.at_level("INFO", "ftloop"):
+        assert texts_of(task, text="a") == ["a"]
+    assert "0 of the run's sources fit the columns of the new rows" in caplog.text
 
 
 @pytest.fixture

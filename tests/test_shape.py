@@ -198,7 +198,7 @@ def test_what_was_done_is_found_in_the_cache(tmp_path):
 
 def test_columns_are_joined_with_their_names_and_missing_ones_left_out():
     whole = [{"stars": 5, "id": "a", "text": "title: Sky\nbody: It is blue."}, "title: Sea", ""]
-    for parts in ("title,body,note", " title, body ,note", ["title", "body", "note"]):
+    for parts in ("title,body,note", " title, body ,note", ["title", "body", "note"], ("title", "body", "note")):
         found = shaped(join={"text": parts})
         assert found[0] == whole[0]
         assert [row["text"] for row in found[1:]] == whole[1:]

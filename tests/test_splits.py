@@ -38,6 +38,25 @@ def cut(data: DatasetDict, **options: Any) -> dict[str, set[str]]:
     return {split: set(rows["patient"]) for split, rows in parts.items()}
 
 
+# ---- options that do nothing
+
+
+def test_options_of_a_cut_that_is_not_made_are_named(messages):
+    data = DatasetDict({**patients(), "test": patients(3)["train"]})
+    cut_splits(data, Data(path="-", test=0.2, validation=0, split_group="patient"), None)
+    assert "data: --task.data.test 0.2 has no effect: the source has a test split" in messages()
+    assert "data: --task.data.split-group has no effect: no split is cut" in messages()
+    before = messages().count("no effect")
+    cut_splits(data, Data(path="-", split_group="patient"), None)
+    assert messages().count("no effect") == before
+
+
+def test_images_alone_can_be_unreadable():
+    task = TextClassification(model="bert", data=Data(path="a.csv", drop_unreadable=True))
+    with pytest.raises(UserError, match=r"--task.data.drop-unreadable has no effect on texts"):
+        task.check()
+
+
 # ---- by group
 
 

@@ -29,7 +29,7 @@ def listed(rows):
     return rows.to_list()
 
 
-def stream_of(files: list[str], buffer: int = 7, usable=lambda rows: rows, identity: str = "") -> Stream:
+def stream_of(files: list[str], buffer: int = 7, usable=lambda rows, shard, first: rows, identity: str = "") -> Stream:
     from datasets import load_dataset
 
     source = load_dataset("json", data_files=files, split="train", streaming=True)
@@ -96,7 +96,7 @@ def test_rows_that_are_held_out_are_the_first_and_are_never_trained_on(tmp_path)
 
 
 def test_unusable_rows_are_left_out_and_counted(tmp_path, caplog):
-    def even(rows):
+    def even(rows, shard, first):
         return rows.select([row for row, number in enumerate(rows["id"]) if number % 2 == 0])
 
     stream = stream_of(write_shards(tmp_path, (10, 20)), usable=even, identity="even")
@@ -230,3 +230,60 @@ def test_what_a_stream_cannot_do_is_said(options, words_of_error, tiny, tmp_path
     result = run_script("train.py", "configs/text.py", *source, *options, "--run-dir", tmp_path / "run")
     assert result.code == 2
     assert words_of_error in result.err
+
+
+def rows_of_colours(file: Path, count: int, label: bool = True) -> str:
+    rows = [{"text": row["text"], **({"label": row["colour"]} if label else {})} for row in sentences(count)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+def streamed(*train: str, **options):
+    from ftloop import Data, TextClassification
+
+    files = {"train": list(train), **options.pop("files", {})}
+    return TextClassification(model="-", data=Data(files=files, streaming=True, **{"validation": 0, **options}))
+
+
+def test_only_test_may_lack_labels_beside_a_stream(tmp_path):
+    train = rows_of_colours(tmp_path / "train.jsonl", 20)
+    bare = rows_of_colours(tmp_path / "bare.jsonl", 5, label=False)
+    with pytest.raises(UserError, match=r"--task.label-column: the split 'validation' has no column 'label'"):
+        _ = streamed(train, files={"validation": bare}).rows
+    assert list(streamed(train, files={"test": bare}).rows) == ["train"]
+    with pytest.raises(UserError, match=r"--task.data.test 0.1: nobody knows how many rows a stream has"):
+        _ = streamed(train, files={"test": bare}, test=0.1).rows
+
+
+def test_rows_of_a_stream_are_named_by_shard(tmp_path):
+    files = [rows_of_colours(tmp_path / f"{number}.jsonl", 1500) for number in range(2)]
+    lines = Path(files[1]).read_text().splitlines()
+    lines[1200] = '{"text": "", "label": "red"}'
+    Path(files[1]).write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=r"1 empty text \(rows 1200\), counted from 0 in shard 1; mend"):
+        streamed(*files).rows["train"].head(3000)
+
+
+def test_what_is_known_of_shards_is_forgotten_with_the_code_of_a_function(tmp_path, monkeypatch):
+    import sys
+
+    train = rows_of_colours(tmp_path / "train.jsonl", 20)
+    code = "def keeps(row):\n    return {}\n"
+    (tmp_path / "stream_functions.py").write_text(code.format("True"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    from stream_functions import keeps
+
+    known = [streamed(train, filter=keeps).rows["train"].sizes_file for _ in range(2)]
+    (tmp_path / "stream_functions.py").write_text(code.format("len(row) > 0"))
+    known.append(streamed(train, filter=keeps).rows["train"].sizes_file)
+    del sys.modules["stream_functions"]
+    assert known[0] == known[1] != known[2]
+
+
+def test_the_record_of_a_stream_of_several_files_names_the_same_shards(tmp_path):
+    from ftloop import Data
+    from ftloop.data.stream import signature
+
+    files = write_shards(tmp_path, (3, 4))
+    assert len(signature(Data(files={"train": files}))) == 2
+    assert signature(Data(files={"train": files})) == signature(Data(files={"train": tuple(files)}))

@@ -76,8 +76,12 @@ def decode(cell: Any) -> "torch.Tensor":
     """The pixels of an image as its author saw it, uint8 RGB (3, height, width). Raises Unreadable.
 
     `cell`: a path, the bytes of a file, or both as {"bytes", "path"}. Turned as its EXIF says; of several frames the
-    first. Transparency becomes white, the page on which drawings and scans are seen. 16 bits are divided by 257 for
-    every image alike (so that brightness stays comparable): 12 bits stored in 16 come out dark.
+    first. Transparency becomes white, the page on which drawings and scans are seen. Values are brought to 0..255:
+
+    - 16-bit integers are divided by 257 in every file alike: 12 bits stored in 16 come out dark, and equally so;
+    - 32-bit integers, in which writers store 8 or 16 bits, are as they are if the file has none above 255, else divided
+      by 257; above 65 535 the file is unreadable;
+    - decimals are times 255 if all of the file are in 0..1, else as they are; outside of 0..255 it is unreadable.
 
     The whole file is decoded, also of a large JPEG that is needed small: decoders that skip (PIL's draft) give other
     pixels than a pipeline sees. 3024 x 3024 take 0.1 s, and 27 MB until the next image.
@@ -102,11 +106,12 @@ def _decode(cell: Any) -> "torch.Tensor":
             values = numpy.asarray(image).astype(numpy.float64)
             if not numpy.isfinite(values).all():
                 raise ValueError("its values are not all finite")
-            if image.mode == "F":
-                scale = 255 if values.max() <= 1 else 1
-            else:  # mode I are 32 bits, in which writers store 8 or 16
-                scale = 1 if image.mode == "I" and values.max() <= 255 else 1 / 257
-            image = Image.fromarray((values * scale).round().clip(0, 255).astype(numpy.uint8))
+            least, most, ranges = values.min(), values.max(), (1, 255) if image.mode == "F" else (255, 65535)
+            if least < 0 or most > ranges[1]:
+                raise ValueError(f"values from {least:g} to {most:g}; 0..{ranges[0]} or 0..{ranges[1]} are read")
+            # All modes but I and F are I;16 in some byte order.
+            known = ranges[0] if image.mode in ("I", "F") and most <= ranges[0] else ranges[1]
+            image = Image.fromarray((values * (255 / known)).round().astype(numpy.uint8))
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -119,25 +124,46 @@ def _decode(cell: Any) -> "torch.Tensor":
 # ---- images in tables
 
 
-def encoded_images(rows: "Dataset", column: str, folder: Path) -> "Dataset":
-    """Rows whose images stay encoded, and whose relative paths start at the working folder, no more at `folder`."""
+def encoded_images(rows: "Dataset", column: str) -> "Dataset":
+    """Rows whose images are {"bytes", "path"}, whatever they were, and stay encoded when they are read."""
     from datasets import Image
 
     feature = rows.features[column]
-    if isinstance(feature, Image):
-        return rows.cast_column(column, Image(decode=False))
     kind = getattr(feature, "dtype", None)
-    if kind in ("string", "large_string"):
-        if folder == Path():
-            return rows
-        return rows.map(join_paths, batched=True, fn_kwargs={"column": column, "folder": str(folder)}, desc="paths")
-    if kind not in ("binary", "large_binary") and not (isinstance(feature, dict) and {"bytes", "path"} <= set(feature)):
+    both = isinstance(feature, dict) and {"bytes", "path"} <= set(feature)
+    if not both and not isinstance(feature, Image) and kind not in ("string", "large_string", "binary", "large_binary"):
         raise UserError(f"--task.image-column: {column!r} holds {feature}; paths or encoded images are needed")
-    return rows
+    return rows.cast_column(column, Image(decode=False))
+
+
+def relative_paths(rows: "Dataset", column: str) -> list[str]:
+    """The relative paths, empty ones too, of encoded images that are in files of their own."""
+    import pyarrow.compute
+
+    cells = rows.data.column(column)  # as they are stored: bytes are not copied
+    paths, encoded = (pyarrow.compute.struct_field(cells, name) for name in ("path", "bytes"))
+    return [
+        path for path in paths.filter(encoded.is_null()).to_pylist() if path is not None and not os.path.isabs(path)
+    ]
+
+
+def start_at(rows: "Dataset", column: str, folder: Path) -> "Dataset":
+    """Rows whose relative paths started at a folder, and start at the working folder now; empty ones are None."""
+    start = "" if folder == Path() else str(folder)
+    if not start and all(path.strip() for path in relative_paths(rows, column)):
+        return rows
+    options = {"column": column, "folder": start}
+    return rows.map(join_paths, batched=True, fn_kwargs=options, features=rows.features, desc="paths")
 
 
 def join_paths(rows: dict[str, list[Any]], column: str, folder: str) -> dict[str, list[Any]]:
-    return {column: [path and os.path.join(folder, path) for path in rows[column]]}
+    def joined(cell: Any) -> Any:
+        if cell is None or cell["bytes"] is not None:
+            return cell
+        path = cell["path"]
+        return {"bytes": None, "path": os.path.join(folder, path)} if path and path.strip() else None
+
+    return {column: [joined(cell) for cell in rows[column]]}
 
 
 def unreadable(rows: "Dataset", column: str) -> dict[int, str]:

@@ -90,12 +90,11 @@ def shape_labels(
     merge: dict[str, Any],
     min_rows: int,
     rare: str | None,
-    known: Sequence[str] = (),
 ) -> "DatasetDict":
     """The rows with labels in lower case, merged, and without rare classes, each as asked, counted and logged.
 
-    A class is rare with fewer than `min_rows` rows in train, or if a finished run does not know it (`known`). Its label
-    becomes `rare`; without `rare` its rows are dropped, and lists of labels lose it. Raises UserError.
+    A class is rare with fewer than `min_rows` rows in train. Its label becomes `rare`; without `rare` its rows are
+    dropped, and lists of labels lose it. Raises UserError.
     """
     if rare and not min_rows:
         raise UserError(f"--task.label-rare {rare}: --task.label-min-rows says below how many rows a class is rare")
@@ -127,7 +126,7 @@ def shape_labels(
     rename("in lower case", {name: cased(name) for name in becomes})
     merge = {cased(name): cased(target) for name, target in merge.items()}
     unknown = sorted(merge.keys() - set(becomes.values()))
-    if unknown and not known:  # the other data that a finished run is scored on may lack labels
+    if unknown:
         choices = sorted(set(becomes.values()))
         raise UserError(
             f"--task.label-merge {unknown[0]}: no row has this label{nearest(unknown[0], choices)}; the labels are "
@@ -137,8 +136,6 @@ def shape_labels(
     if min_rows:
         sizes = Counter(label for cell in found["train"] for label in {becomes[name] for name in cell})
         common = {label for label, size in sizes.items() if size >= min_rows}
-        if known:  # names, for which the rows may have ids
-            common = {*known, *(() if any(map(_is_number, known)) else map(str, range(len(known))))}
         if not common:
             raise UserError(f"--task.label-min-rows {min_rows}: no class of train has as many rows")
         target = cased(rare) if rare else None
@@ -276,8 +273,8 @@ def check_lists(lists: bool, columns: tuple[str, ...], problem_type: ProblemType
 def encode(rows: "Dataset", columns: tuple[str, ...], separator: str | None, labels: Labels, split: str) -> list[Any]:
     """The labels as numbers: an id per row; for multi-label a list of 0.0 / 1.0 per label; for regression a float.
 
-    A value is a name if all values of the split are names; else, if they are whole numbers in range, and no name is a
-    number, it is an id. Raises UserError for a label that `labels` does not have.
+    A value is a name if all values of the split are names; else, if they are whole numbers in range (of two labels also
+    False and True), and no name is a number, it is an id. Raises UserError for a label that `labels` does not have.
     """
     values = cells(rows, columns, separator)
     check_lists(isinstance(values[0], list), columns, labels.problem_type)
@@ -299,10 +296,11 @@ def encode(rows: "Dataset", columns: tuple[str, ...], separator: str | None, lab
     ids = {name: number for number, name in enumerate(labels.names)}
     found = {_text(part) for value in values for part in (value if labels.multi else [value])}
     unknown = sorted(found - ids.keys())
+    numbers = {str(number): number for number in range(len(ids))} | ({"False": 0, "True": 1} if len(ids) == 2 else {})
     # Where names are numbers, such as 1, 2, 3, a 0 is a label that train lacks, and no id.
-    named_by_number = any(map(_is_number, ids))
-    if unknown and not named_by_number and all(part.isdecimal() and int(part) < len(ids) for part in found):
-        ids, unknown = {str(number): number for number in range(len(labels.names))}, []
+    named_otherwise = labels.names == ("0", "1") or not any(map(_is_number, ids))
+    if unknown and named_otherwise and found <= numbers.keys():
+        ids, unknown = numbers, []
     if unknown:
         lacking = "--task.label-names lacks" if split == "train" else "train lacks"
         raise UserError(
@@ -342,9 +340,7 @@ def log_labels(labels: Labels, encoded: dict[str, list[Any]]) -> None:
 
 
 def _text(value: Any) -> str:
-    """A label as its name: 3, 3.0 and "3" are the same label, and so are True and 1."""
-    if isinstance(value, bool):
-        return str(int(value))
+    """A label as its name: 3, 3.0 and "3" are the same label; truth values are "False" and "True"."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 
 

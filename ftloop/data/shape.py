@@ -115,7 +115,9 @@ def join_columns(data: "DatasetDict", source: "Data") -> "DatasetDict":
 
     data = type(data)({split: with_features(rows) for split, rows in data.items()})
     known = data["train"].features
-    joins = {name: parts if isinstance(parts, list) else str(parts).split(",") for name, parts in source.join.items()}
+    joins = {
+        name: parts if isinstance(parts, list | tuple) else str(parts).split(",") for name, parts in source.join.items()
+    }
     joins = {name: [str(part).strip() for part in parts] for name, parts in joins.items()}
     named = {source.split_group, *source.split_hash, *(part for parts in joins.values() for part in parts)}
     rest = [name for name, kind in known.items() if _dtype(kind) in TEXTS and name not in named]

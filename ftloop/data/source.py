@@ -93,6 +93,10 @@ class Data:
         for name in ("split_group", "split_hash", "drop_duplicates") if self.streaming else ():
             if getattr(self, name):
                 raise UserError(f"--task.data.streaming: --task.data.{name.replace('_', '-')} needs all rows at once")
+        if self.streaming and self.limit is not None:
+            raise UserError(f"--task.data.limit {self.limit}: a stream has no limit of rows; --max-steps ends it")
+        if not self.streaming and self.shuffle_buffer != type(self).shuffle_buffer:
+            raise UserError(f"--task.data.shuffle-buffer {self.shuffle_buffer}: it is for --task.data.streaming")
         self._check_sources()
 
     @classmethod
@@ -130,12 +134,6 @@ class Data:
             )
         for split in [split for split in data if self.streaming and split != "train"]:
             data[split] = _whole(data[split])
-        for split, wanted in (("validation", self.validation), ("test", self.test)) if self.streaming else ():
-            if split not in data and 0 < wanted < 1:
-                raise UserError(
-                    f"--task.data.{split} {wanted}: nobody knows how many rows a stream has, to take a share of them; "
-                    f"give whole rows: --task.data.{split} 1000"
-                )
         for split, rows in data.items():
             if not (self.streaming and split == "train") and len(rows) == 0:
                 raise UserError(f"--task.data: the split {split!r} is empty")

@@ -52,6 +52,7 @@ def cut_splits(data: "DatasetDict", source: "Data", classes: list[Any] | None) -
     """Cut the splits that the source lacks from train. `classes`: a value per row of train to stratify by, or None."""
     from datasets import DatasetDict
 
+    warn_of_no_effect(data, source)
     data, rows = dict(data), list(range(len(data["train"])))
     original = data["train"]
     places = _places(original, source) if source.split_hash else None
@@ -89,6 +90,19 @@ def cut_splits(data: "DatasetDict", source: "Data", classes: list[Any] | None) -
     if len(rows) < len(original):
         data["train"] = original.select(rows)
     return DatasetDict({split: data[split] for split in SPLITS if split in data})
+
+
+def warn_of_no_effect(data: "DatasetDict", source: "Data") -> None:
+    """Say which options of the cut do nothing, for the source has the splits already."""
+    for split in ("validation", "test"):
+        wanted = getattr(source, split)
+        if split in data and wanted != getattr(type(source), split):
+            logger.warning("data: --task.data.%s %g has no effect: the source has a %s split", split, wanted, split)
+    for name in ("split_group", "split_hash"):
+        if getattr(source, name) and not any(
+            getattr(source, split) and split not in data for split in ("validation", "test")
+        ):
+            logger.warning("data: --task.data.%s has no effect: no split is cut", name.replace("_", "-"))
 
 
 def _cut(rows: list[int], count: int, classes: list[Any] | None, seed: int) -> list[int]:

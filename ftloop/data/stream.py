@@ -43,12 +43,13 @@ class Stream:
         self,
         source: "IterableDataset",
         buffer: int,
-        usable: Callable[["Dataset"], "Dataset"],
+        usable: Callable[["Dataset", int, int], "Dataset"],
         prepare: Callable[["Dataset"], Sequence[dict[str, Any]]],
         identity: str,
     ):
-        """`usable` takes away the rows that cannot be used; `prepare` makes rows what the task's collate takes;
-        `identity` names the source and the options that decide on its rows."""
+        """`usable` takes away the rows that cannot be used: it is given rows, their shard, and the number of the first
+        in it; `prepare` makes rows what the task's collate takes; `identity` names the source and the options that
+        decide on its rows."""
         from datasets import config
 
         self.source, self.buffer, self.usable, self.prepare, self.identity = source, buffer, usable, prepare, identity
@@ -68,8 +69,14 @@ class Stream:
         """The first rows of train in the order of the source, to decide from what the labels are."""
         return self._dataset(self._first(count)[0])
 
-    def hold_out(self, count: int, split: str) -> "Dataset":
+    def hold_out(self, count: float, split: str) -> "Dataset":
         """Take the first rows of the source away from train, into memory: a split that the source lacks."""
+        if count < 1:
+            raise UserError(
+                f"--task.data.{split} {count}: nobody knows how many rows a stream has, to take a share of them; "
+                f"give whole rows: --task.data.{split} 1000"
+            )
+        count = int(count)
         table, taken = self._first(count)
         if len(table) < count:
             raise UserError(f"--task.data.{split} {count}: the stream has {len(table)} rows")
@@ -156,7 +163,7 @@ class Stream:
         seen = left = 0
         try:
             for table in tables:
-                usable = self.usable(Dataset(table)).with_format("arrow")[:]
+                usable = self.usable(Dataset(table), shard, seen).with_format("arrow")[:]
                 seen, left = seen + len(table), left + len(usable)
                 if held_out < len(usable):
                     yield usable.slice(held_out)
@@ -213,7 +220,9 @@ def signature(source: "Data") -> tuple[Any, ...]:
     """The local files of a source with their sizes and times: what is known of its shards holds for these alone."""
     if source.sources:
         return tuple(map(signature, source.sources))
-    places = [place for value in source.files.values() for place in (value if isinstance(value, list) else [value])]
+    places = [
+        place for value in source.files.values() for place in (value if isinstance(value, list | tuple) else [value])
+    ]
     found = [Path(name) for place in places or [source.path] for name in glob.glob(str(Path(place).expanduser()))]
     files = sorted(file for place in found for file in ([place] if place.is_file() else place.rglob("*")))
     return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
