@@ -287,3 +287,13 @@ def test_the_record_of_a_stream_of_several_files_names_the_same_shards(tmp_path)
     files = write_shards(tmp_path, (3, 4))
     assert len(signature(Data(files={"train": files}))) == 2
     assert signature(Data(files={"train": files})) == signature(Data(files={"train": tuple(files)}))
+
+
+def test_csv_is_streamed_though_its_columns_are_not_known_before(tiny, tmp_path):
+    rows = [{"text": row["text"], "label": row["colour"]} for row in sentences(40)]
+    source = ["--task.data.path", write_csv(tmp_path / "rows.csv", rows), "--task.data.streaming"]
+    words = [*source, "--task.data.validation", "5", "--max-steps", "2", "--task.max-length", "32"]
+    result = run_script(
+        "train.py", "configs/text.py", "--task.model", tiny("bert"), *words, "--run-dir", tmp_path / "r"
+    )
+    assert result.code == 0, result.err

@@ -28,6 +28,7 @@ TEXTS = ("string", "large_string", "null")  # a column with nothing in it passes
 
 def shape(data: "DatasetDict", source: "Data") -> "DatasetDict":
     """The rows as the options of `source` want them: columns, then map, join, filter. Raises UserError."""
+    data = type(data)({split: with_features(rows) for split, rows in data.items()})
     if source.columns:
         data = choose_columns(data, source.columns)
     if source.map is not None:
@@ -48,7 +49,6 @@ def choose_columns(data: "DatasetDict", columns: dict[str, Any]) -> "DatasetDict
     ours = {str(theirs): our for our, theirs in columns.items()}  # the command line reads 5 as a number
     if len(ours) < len(columns):
         raise UserError(f"--task.data.columns: a column of the source has two names in {columns}")
-    data = type(data)({split: with_features(rows) for split, rows in data.items()})
     require_columns({"train": data["train"]}, tuple(ours), "--task.data.columns")
     chosen = {}
     for split, rows in data.items():
