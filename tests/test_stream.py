@@ -289,6 +289,9 @@ def test_the_record_of_a_stream_of_several_files_names_the_same_shards(tmp_path)
     assert signature(Data(files={"train": files})) == signature(Data(files={"train": tuple(files)}))
 
 
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # datasets leaves the file to be collected
 def test_csv_is_streamed_though_its_columns_are_not_known_before(tiny, tmp_path):
     rows = [{"text": row["text"], "label": row["colour"]} for row in sentences(40)]
     source = ["--task.data.path", write_csv(tmp_path / "rows.csv", rows), "--task.data.streaming"]
