@@ -70,6 +70,6 @@ def test_the_loss_curve_and_the_weights_equal_the_trainers(tiny, tmp_path, sched
     trainer.train()
     assert len(ours) == 18
     assert ours == pytest.approx(trainer.seen, rel=1e-6)
-    assert ours[-1] < ours[0]
+    assert sum(ours[-6:]) < sum(ours[:6])
     for name, value in trainer.model.state_dict().items():
         assert torch.allclose(weights[name], value.cpu(), rtol=0, atol=1e-6), name
