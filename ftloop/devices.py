@@ -1,11 +1,12 @@
 """The Accelerator of training, evaluation and prediction, with the flags under which the laws of the loop hold."""
 
 import os
+from datetime import timedelta
 from typing import Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin
+from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, InitProcessGroupKwargs
 
 from ftloop.errors import UserError
 
@@ -18,12 +19,18 @@ def precision_of(accelerator: Accelerator) -> str:
     return PRECISIONS[accelerator.mixed_precision]
 
 
-def start_accelerator(precision: Literal["fp32", "bf16", "fp16"] | None = None) -> Accelerator:
-    """Devices, processes and precision; left out, the precision that `accelerate launch` was told, else fp32.
+def start_accelerator(
+    precision: Literal["fp32", "bf16", "fp16"] | None = None, timeout: float = 600, deterministic: bool = False
+) -> Accelerator:
+    """Devices, processes and precision; left out, the precision that `accelerate launch` was told, else fp32. A process
+    that waits for another longer than `timeout` seconds ends with an error.
 
     Raises UserError for a precision that the device lacks, and when one process came of several that were started.
     """
     asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first matrix is multiplied
+        torch.use_deterministic_algorithms(True)  # also turns cuDNN's benchmarks off
     try:
         accelerator = Accelerator(
             # torchrun without a GPU: unless told so, accelerate starts separate runs instead of one.
@@ -35,6 +42,7 @@ def start_accelerator(precision: Literal["fp32", "bf16", "fp16"] | None = None) 
             step_scheduler_with_optimizer=False,
             # The loop divides the loss; a number of steps from the launcher would divide it again.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))],
         )
     except ValueError as error:  # a precision that the device lacks, or a launch without an address
         asked_for = f"--precision {precision}: " if precision else ""

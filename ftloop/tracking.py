@@ -100,10 +100,12 @@ class Step:
 class StepLog:
     """Holds steps back until `flush`, the only place in training where the device is waited for."""
 
-    def __init__(self, log: MetricLog | NoMetricLog, bar: tqdm, accelerator: "Accelerator"):
+    def __init__(self, log: MetricLog | NoMetricLog, bar: tqdm, accelerator: "Accelerator", on_nan: str = "stop"):
         self.log, self.bar, self.accelerator = log, bar, accelerator
         self.pending: list[Step] = []
         self.skipped = 0  # steps in a row that the fp16 gradient scaler left out
+        self.skipped_at_most = MOST_SKIPPED if accelerator.scaler else 0
+        self.on_nan = on_nan  # skip: the loop has left out what is not finite, and said so
         self.started = time.perf_counter()
 
     def add(self, step: Step) -> None:
@@ -121,8 +123,8 @@ class StepLog:
         rate = sum(step.items for step in self.pending) / seconds
         for step, total, norm in zip(self.pending, sums, norms, strict=True):
             # Under fp16 the gradient scaler skips a step whose norm is not finite, and lowers its scale for the next.
-            self.skipped = 0 if math.isfinite(norm) else self.skipped + 1
-            if not math.isfinite(total) or self.skipped > (MOST_SKIPPED if self.accelerator.scaler else 0):
+            self.skipped = 0 if math.isfinite(norm) or self.on_nan == "skip" else self.skipped + 1
+            if self.on_nan == "stop" and (not math.isfinite(total) or self.skipped > self.skipped_at_most):
                 self._stop(step, total, norm)
             if self.skipped:
                 logger.warning(
