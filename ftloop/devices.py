@@ -44,7 +44,7 @@ def start_accelerator(
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))],
         )
-    except ValueError as error:  # a precision that the device lacks, or a launch without an address
+    except (ValueError, RuntimeError) as error:  # a precision or sharding that the device lacks, no address, ..
         asked_for = f"--precision {precision}: " if precision else ""
         raise UserError(f"{asked_for}accelerate cannot start: {error}") from error
     if accelerator.mixed_precision not in PRECISIONS or (
@@ -53,7 +53,8 @@ def start_accelerator(
         raise UserError(f"--precision {accelerator.mixed_precision}: not on this device ({accelerator.device.type})")
     if accelerator.distributed_type not in PLAIN:
         raise UserError(
-            f"accelerate was configured for {accelerator.distributed_type}: ftloop runs replicas of the model only"
+            f"accelerate was configured for {accelerator.distributed_type}: ftloop runs whole copies of the model, one "
+            "to a process (accelerate launch --multi_gpu, torchrun), and shards none"
         )
     if accelerator.num_processes < asked:
         raise UserError(f"{asked} processes were started (WORLD_SIZE), but accelerate sees {accelerator.num_processes}")
