@@ -15,6 +15,7 @@ train.py; a share (`typed`) are new processes by `python` and `torchrun`. It sta
 The seed decides what is drawn, not where a kill hits: that is up to the machine. Linux only (it reads /proc).
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -30,10 +31,10 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import tyro
 
@@ -46,7 +47,7 @@ ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",  # the same bits on any machine
     "ACCELERATE_USE_CPU": "1",
 }
-WORDS = "the a sky grass sea rose is was looks seems very quite so not never deep pale bright red green blue".split()
+WORDS = ["the", "a", "sky", "grass", "sea", "rose", "is", "was", "very", "quite", "not", "pale", "red", "green", "blue"]
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 ROWS = {"train": 43, "validation": 11, "test": 11}  # in batches of 10: the last of an epoch has 3 rows
 SIZES = ["hidden_size=32", "num_hidden_layers=1", "num_attention_heads=2", "intermediate_size=64"]
@@ -56,7 +57,7 @@ MICRO_BATCH = {(1, 1): 10, (1, 3): 4, (2, 1): 5, (2, 3): 2}  # rows, by processe
 PLANS = {"training": 6, "save": 3, "ending": 1, "opening": 1, "start-up": 1}
 MOMENT = 0.01  # seconds, about as long as a save lasts: a kill falls somewhere in it
 LONGEST = 300  # seconds of one start; more is a hang
-PATIENCE = {False: 5, True: 40}  # seconds in which the others may notice that one is gone; torchrun waits 30 itself
+PATIENCE = {False: 2, True: 40}  # seconds in which the others may notice that one is gone; torchrun waits 30 itself
 MOST_KILLS = 8  # of one trial
 
 
@@ -67,11 +68,11 @@ class Options:
     kills: int = 200  # that hit a running training, in all; those in start-up are counted apart
     seed: int = 0  # of what is drawn: where each kill is meant to hit, and which process
     jobs: int = 2  # trials at once
-    typed: float = 0.1  # share of starts in a new process, by python or torchrun
-    modalities: tuple[str, ...] = ("text", "image")
-    workers: tuple[int, ...] = (0, 2)
-    processes: tuple[int, ...] = (1, 2)
-    accumulation: tuple[int, ...] = (1, 3)  # micro-batches in an optimizer step
+    typed: float = 0.1  # share of starts in a new process, by python or torchrun; 0: undisturbed runs are forks, too
+    modalities: tuple[Literal["text", "image"], ...] = ("text", "image")  # these and the next three make the cells
+    workers: tuple[int, ...] = (0, 2)  # of a process: what loads and collates
+    processes: tuple[Literal[1, 2], ...] = (1, 2)  # that train together
+    accumulation: tuple[Literal[1, 3], ...] = (1, 3)  # micro-batches in an optimizer step
     epochs: int = 8  # of 5 optimizer steps
     out: Path | None = None  # the table and every kill, as JSON
 
@@ -98,6 +99,7 @@ class Whole:
     """An undisturbed run: what it left, and the seconds it took."""
 
     digest: dict[str, str]
+    last: str  # the name of its last checkpoint
     training: float  # from the first step to the end
 
 
@@ -113,7 +115,7 @@ class Tally:
         return sum(count[what] for count in self.counts.values())
 
     def table(self) -> str:
-        """Markdown; kills that hit a running training, and those in start-up beside them."""
+        """Markdown: kills that hit a running training, those in start-up beside them; resumes with steps left to do."""
         heads = ("trials", "kills", "two processes", "inside a save", "during start-up", "resumes", "equal")
         lines = [f"| cell | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
         rows = {str(cell): count for cell, count in self.counts.items()}
@@ -182,9 +184,14 @@ def command_of(cell: Cell, data: Path, run: Path, epochs: int) -> list[str]:
     ]
 
 
+def newest(run: Path) -> str:
+    """The name of the newest whole checkpoint; step-000000 if there is none."""
+    return max(path.name for path in (Path("step-000000"), *(run / "checkpoints").glob("step-*[0-9]")))
+
+
 def digest(run: Path) -> dict[str, str]:
     """What two runs must share: sha256 of the weights and the training state; scores, log without clock, file names."""
-    (*_, last) = sorted((run / "checkpoints").glob("step-*[0-9]"))
+    last = run / "checkpoints" / newest(run)
     weights = (last / "weights.pt", last / "training.pt", run / "model" / "model.safetensors")
     found = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in weights}
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -217,10 +224,10 @@ def processes() -> dict[int, tuple[int, int]]:
 class Job:
     """One start of a command, in one process or two, with its own log and all that it starts."""
 
-    def __init__(self, words: list[str], processes: int, typed: bool, log: Path, cache: Path):
+    def __init__(self, words: list[str], processes: int, typed: bool, log: Path):
         self.log, self.processes, self.typed = log, processes, typed
         self.began = time.monotonic()
-        environment = {"HF_DATASETS_CACHE": str(cache)}
+        environment = {"HF_DATASETS_CACHE": str(log.parent / "cache")}
         if typed:
             launcher = [f"-mtorch.distributed.run --standalone --nproc_per_node {processes}".split()] * (processes > 1)
             self.pids = [self._fork([sys.executable, *itertools.chain(*launcher), *words], environment)]
@@ -228,7 +235,7 @@ class Job:
             place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
             ranks = [{**place, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
             self.pids = [self._fork(words, {**environment, **(rank if processes > 1 else {})}) for rank in ranks]
-        self.codes: dict[int, int] = {}
+        self.codes: dict[int, int] = {}  # of those that have ended
         self.known = set(self.pids)  # and what they started, as far as it was seen
 
     def _fork(self, words: list[str], environment: dict[str, str]) -> int:
@@ -252,7 +259,7 @@ class Job:
             sys.argv = words
             runpy.run_path(words[0], run_name="__main__")
         except SystemExit as leaving:
-            code = leaving.code if isinstance(leaving.code, int) else 0
+            code = leaving.code if isinstance(leaving.code, int) else 1
         except BaseException:
             traceback.print_exc()
         finally:  # never back into the harness
@@ -263,8 +270,9 @@ class Job:
     def running(self) -> bool:
         """Whether any of the processes started here runs. Raises TimeoutError for one that does not end."""
         for pid in self.pids:
-            if pid not in self.codes and os.waitpid(pid, os.WNOHANG)[0]:
-                self.codes[pid] = 0  # how it ended is seen by what it left
+            if pid not in self.codes:
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                self.codes |= {pid: os.waitstatus_to_exitcode(status)} if ended else {}
         if time.monotonic() > self.began + LONGEST:
             raise TimeoutError(f"no end after {LONGEST} s")
         return len(self.codes) < len(self.pids)
@@ -280,10 +288,10 @@ class Job:
             return self.pids
         found = {}
         for pid, (parent, _) in processes().items():
-            if parent == self.pids[0]:
-                environment = (Path("/proc") / str(pid) / "environ").read_bytes().split(b"\0")
-                ranks = [word.removeprefix(b"RANK=") for word in environment if word.startswith(b"RANK=")]
-                found |= {int(rank): pid for rank in ranks}
+            with contextlib.suppress(OSError):  # it has just ended
+                if parent == self.pids[0]:
+                    environment = (Path("/proc") / str(pid) / "environ").read_bytes().split(b"\0")
+                    found |= {int(word[5:]): pid for word in environment if word.startswith(b"RANK=")}
         return [found[rank] for rank in sorted(found)]
 
     def left(self) -> set[int]:
@@ -301,16 +309,13 @@ class Job:
             kill(left)
             time.sleep(0.001)
         for pid in set(self.pids) - self.codes.keys():
-            os.waitpid(pid, 0)
-            self.codes[pid] = 0
+            self.codes[pid] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def kill(pids: set[int] | list[int]) -> None:
     for pid in pids:
-        try:
+        with contextlib.suppress(ProcessLookupError):  # it was quicker
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue  # it was quicker
 
 
 def free_port() -> int:
@@ -329,23 +334,31 @@ def free_port() -> int:
 
 
 def run_whole(cell: Cell, options: Options, home: Path, found: dict[Cell, Whole]) -> Iterator[None]:
-    """Run a cell as a user types it, undisturbed."""
-    folder = home / f"whole-{'-'.join(map(str, cell))}"
+    """Run a cell as a user types it, undisturbed. Raises SystemExit if it fails."""
+    folder = home / whole_of(cell)
     folder.mkdir()
-    words = command_of(cell, home, folder / "run", options.epochs)
-    job = Job(words, cell.processes, True, folder / "log", folder / "cache")
+    words, scores = command_of(cell, home, folder / "run", options.epochs), folder / "run" / "scores.json"
+    job = Job(words, cell.processes, options.typed > 0, folder / "log")
     try:
         while job.running() and not job.says("train: "):
             yield
         began = time.monotonic()
+        while job.running() and not scores.exists():
+            yield
+        training = time.monotonic() - began
         while job.running():
             yield
     finally:
         job.end()
-    if not (folder / "run" / "scores.json").exists():
+    if any(job.codes.values()) or not scores.exists():
         raise SystemExit(f"the undisturbed run of {cell} failed: see {folder / 'log'}")
-    found[cell] = Whole(digest(folder / "run"), time.monotonic() - began)
-    print(f"undisturbed: {cell} in {time.monotonic() - job.began:.1f} s", flush=True)
+    found[cell] = Whole(digest(folder / "run"), newest(folder / "run"), training)
+    print(f"undisturbed: {cell}: {time.monotonic() - job.began:.1f} s, training {training:.1f} of them", flush=True)
+
+
+def whole_of(cell: Cell) -> str:
+    """The folder of an undisturbed run."""
+    return f"whole-{'-'.join(map(str, cell))}"
 
 
 def run_trial(
@@ -360,8 +373,10 @@ def run_trial(
     problem = ""
     for start in itertools.count():
         typed = draw.random() < options.typed
-        plan = draw.choices(list(PLANS), list(PLANS.values()))[0] if here["kills"] < most else "none"
-        job = Job(words, cell.processes, typed, folder / f"log-{start:02d}", folder / "cache")
+        # A run that is trained to its end is killed no more: what is left to do would show little.
+        goes_on = here["kills"] < most and newest(run) != whole.last
+        plan = draw.choices(list(PLANS), list(PLANS.values()))[0] if goes_on else "none"
+        job = Job(words, cell.processes, typed, folder / f"log-{start:02d}")
         try:
             yield from wait_for_instant(job, plan, run, whole, draw)
             killed = plan != "none" and job.running()
@@ -377,28 +392,27 @@ def run_trial(
             break
         finally:
             job.end()
-            here["resumes"] += job.says("resume: from")
-        if (run / "scores.json").exists():
+            here["resumes"] += job.says(f"resume: from (?!.*{whole.last})")
+        finished = (run / "scores.json").exists()
+        if not killed and (any(job.codes.values()) or not finished):
+            (*_, last) = ["", *job.log.read_text(errors="replace").splitlines()]
+            problem = f"start {start} failed by itself: {last}"
+        if problem or finished:
             break
-        if not killed:
-            problem = f"start {start} failed by itself"
-            break
-    # A run whose last start was killed behind scores.json is finished all the same.
-    there = {} if problem else digest(run)
-    differing = [name for name in whole.digest if there.get(name) != whole.digest[name]]
-    if differing or problem:
-        what = problem or f"other {', '.join(differing)}"
-        tally.failures.append(f"trial {number} ({cell}): {what}; see {folder} and {home / 'whole-...'}")
+    if not problem:
+        found = digest(run)
+        problem = ", ".join(name for name in whole.digest if found.get(name) != whole.digest[name])
+    here |= {"trials": 1, "equal": int(not problem), "two processes": here["kills"] if cell.processes > 1 else 0}
+    count.update(here)
+    if problem:
+        tally.failures.append(
+            f"trial {number} ({cell}): {problem}; see {folder} and {home / whole_of(cell.undisturbed)}"
+        )
     else:
         shutil.rmtree(folder)
-    here |= {"trials": 1, "equal": int(not differing and not problem)}
-    count.update(here)
-    verdict = "equal" if not differing and not problem else "DIFFERS: " + tally.failures[-1]
-    print(
-        f"{tally.total('kills'):4d} kills  trial {number}: {cell}: {here['kills']} kills, {here['inside a save']} inside "
-        f"a save, {here['during start-up']} in start-up, {here['resumes']} resumes: {verdict}",
-        flush=True,
-    )
+    shown = ", ".join(f"{here[what]} {what}" for what in ("kills", "inside a save", "during start-up", "resumes"))
+    verdict = f"DIFFERS: {problem}" if problem else "equal"
+    print(f"{tally.total('kills'):4d} kills  trial {number}: {cell}: {shown}: {verdict}", flush=True)
 
 
 def wait_for_instant(job: Job, plan: str, run: Path, whole: Whole, draw: random.Random) -> Iterator[None]:
@@ -407,9 +421,10 @@ def wait_for_instant(job: Job, plan: str, run: Path, whole: Whole, draw: random.
     if plan in ("training", "save"):
         while job.running() and not job.says("train: "):
             yield
-        until = time.monotonic() + whole.training * draw.random() ** 2  # mostly early, or few kills end a trial
+        steps_left = 1 - int(newest(run)[5:]) / int(whole.last[5:])
+        until = time.monotonic() + whole.training * steps_left * draw.random() ** 2  # mostly early: many kills a run
     elif plan == "start-up":
-        until = job.began + draw.uniform(0, 6 if job.typed else 1.5)
+        until = job.began + draw.uniform(0, 6 if job.typed else 0.7)
     reached = {
         "save": lambda: time.monotonic() > until and half_saved(run),
         "ending": lambda: modified(run / "model.tmp") > now,
@@ -417,13 +432,13 @@ def wait_for_instant(job: Job, plan: str, run: Path, whole: Whole, draw: random.
     }.get(plan, lambda: time.monotonic() > until)
     while job.running() and not reached():
         yield
-    until = time.monotonic() + (draw.uniform(0, MOMENT) if plan in ("save", "ending", "opening") else 0)
+    until = time.monotonic() + (MOMENT * draw.random() ** 2 if plan in ("save", "ending", "opening") else 0)
     while time.monotonic() < until:
         time.sleep(0.0002)
 
 
-def strike(job: Job, plan: str, run: Path, draw: random.Random) -> Iterator[None]:
-    """Kill a process of the job, or all; wait until all are gone. Returns what was hit, as a dictionary."""
+def strike(job: Job, plan: str, run: Path, draw: random.Random) -> Generator[None, None, dict[str, Any]]:
+    """Kill a process of the job, or all, and wait until all are gone. Returns what was hit."""
     hit = "kills" if job.says("train: ") else "during start-up"
     trainers = job.trainers()
     victims, who = job.left(), "all"
@@ -477,7 +492,7 @@ def drive(tasks: Iterator[Iterator[None]], at_once: int) -> None:
 
 
 def import_all() -> None:
-    """Import once what every start needs."""
+    """Import once what every start needs, and let tyro read the options once."""
     import accelerate
     import datasets
     import evaluate
@@ -488,7 +503,10 @@ def import_all() -> None:
     import ftloop.image
     import ftloop.loop
     import ftloop.text
+    from ftloop.config import from_command_line
 
+    for config in ("text", "image"):
+        from_command_line([str(ROOT / "configs" / f"{config}.py")])
     torch.set_num_threads(1)
     del accelerate, datasets, evaluate, torchvision, BertForSequenceClassification, ViTForImageClassification, ftloop
 
@@ -499,6 +517,7 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     began = time.monotonic()
     home = Path(tempfile.mkdtemp(prefix="ftloop-stress-"))
+    tempfile.tempdir = os.environ["TMPDIR"] = str(home)  # what killed processes leave behind goes with it
     import_all()
     make_data(home)
     threads = len(list(Path("/proc/self/task").iterdir()))

@@ -45,6 +45,7 @@ class TrainState:
     skipped_steps: int = 0  # whose gradients were not finite
     data_digest: str = ""  # of the rows of train: a run goes on with the same ones
     log_bytes: int = 0  # length of metrics.jsonl at this step: what came after it is cut off when resuming
+    ledger_bytes: int = 0  # likewise of ledger.jsonl
 
     def advance(self, window: Any) -> None:
         """Move behind a window (`ftloop.data.order.Window`)."""

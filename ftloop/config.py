@@ -59,6 +59,7 @@ class Config:
     best_direction: Literal["min", "max"] | None = None  # of best_metric; left out: as known for it
     patience: int | None = None  # evaluations without a better score before stopping early; left out: never
     log_every: int = 10  # optimizer steps between looks at the loss: only then is the device waited for
+    digest_every: int | None = None  # optimizer steps between digests of the weights in ledger.jsonl; each waits, too
 
     max_minutes: float | None = None  # stop, saved, before a time limit; the same command goes on
     on_nan: Literal["stop", "skip"] = "stop"  # at a loss or gradient that is not finite; skip waits for each step
@@ -98,6 +99,7 @@ FREE_TO_CHANGE = (
     "resume",
     "workers",
     "log_every",
+    "digest_every",
     "keep",
     "max_minutes",
     "timeout",
@@ -120,7 +122,7 @@ def parse_keep(text: str) -> dict[str, int]:
 def validate(config: Config) -> None:
     """Raise UserError for options that cannot work: before anything is read, written or trained."""
     positive = ("epochs", "max_steps", "batch_size", "micro_batch_size", "eval_batch_size", "patience", "log_every")
-    for name in (*positive, "save_every"):
+    for name in (*positive, "save_every", "digest_every"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UserError(f"{option(name)} {value}: at least 1 is needed")

@@ -28,9 +28,10 @@ logger = logging.getLogger("ftloop")
 def train(config: Config) -> Scores:
     """Train what `config` describes, and return the scores of the kept weights: {"validation": {...}, "test": {...}}.
 
-    Leaves in `config.run_dir`: config.json, metrics.jsonl, checkpoints/, model/, scores.json. Goes on where an
-    unfinished run of the same config stopped; a finished one is left as it is. Run it in one process, or in several by
-    `accelerate launch`, torchrun or `notebook_launcher`. Raises UserError, before training, for what cannot work.
+    Leaves in `config.run_dir`: config.json, metrics.jsonl, ledger.jsonl, checkpoints/, model/, scores.json. Goes on
+    where an unfinished run of the same config stopped; a finished one is left as it is. Run it in one process, or in
+    several by `accelerate launch`, torchrun or `notebook_launcher`. Raises UserError, before training, for what cannot
+    work.
     """
     validate(config)
     accelerator = start_accelerator(config.precision, config.timeout, config.deterministic)
@@ -71,7 +72,7 @@ def train(config: Config) -> Scores:
     model.train()
     bar = tracking.progress_bar(total_steps, state.step, accelerator.is_main_process)
     with closing(run), bar, run.stop as stop:
-        steps = tracking.StepLog(run.log, bar, accelerator, config.on_nan)
+        steps = tracking.StepLog(run.log, run.ledger, bar, accelerator, config.on_nan)
         if run.owes_evaluation(total_steps):
             run.judge(run.evaluate("validation", order.epochs_done()), order.epochs_done())
             run.save()
@@ -99,7 +100,7 @@ def train(config: Config) -> Scores:
             state.advance(window)
 
             epoch = order.epochs_after(window)
-            steps.add(tracking.Step(state.step, epoch, len(window.rows), losses, gradient_norm, learning_rate))
+            steps.add(tracking.Step(state.step, epoch, window, losses, gradient_norm, learning_rate))
             evaluates = config.evaluates_after(state.step, window.ends_epoch) or state.step == total_steps
             logs = evaluates or config.saves_after(state.step) or state.step % config.log_every == 0
             stops = stop.asked(accelerator, may_wait=logs)

@@ -2,6 +2,7 @@
 
 config.json      the record (ftloop/config.py)          checkpoints/   ftloop/checkpoint.py
 metrics.jsonl    the metric log (ftloop/tracking.py)    model/         the kept weights, by save_pretrained
+ledger.jsonl     the rows of each step (ftloop/ledger.py)
 scores.json      their scores by split; written last: the sign of a finished run
 """
 
@@ -30,6 +31,7 @@ from ftloop.checkpoint import TrainState
 from ftloop.config import Config, differences, encode, read_encoded, record_of
 from ftloop.errors import Stopped, TrainingError, UserError
 from ftloop.evaluation import Interrupted, evaluate_split
+from ftloop.ledger import Ledger
 from ftloop.stopping import Stop
 
 logger = logging.getLogger("ftloop")
@@ -66,6 +68,7 @@ class Run:
         """Take what was prepared, bring it to where the run stopped, and open the folder for writing."""
         self.model, self.optimizer, self.schedule, self.loaders = model, optimizer, schedule, loaders
         self.state.data_digest = digest(data["train"])
+        self.ledger = Ledger(self.accelerator, model, self.config.digest_every)
         if self.accelerator.num_processes > 2:
             self._settle(data["train"])
         if self.resumed is not None:
@@ -77,10 +80,11 @@ class Run:
         if not self.accelerator.is_main_process:
             return
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             if self.lock is None:
                 self.lock = lock(self.folder)
             checkpoint.write_text(self.folder / "config.json", record_of(self.config))
+            self.checkpoints.mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(f"--run-dir {self.config.run_dir!r} cannot be written: {error}") from error
         if self.resumed is not None and self.resumed.parent.resolve() != self.checkpoints.resolve():
@@ -92,9 +96,12 @@ class Run:
             for step in {self.state.step, best or self.state.step}:
                 name = checkpoint.name_of(step)
                 shutil.copytree(self.resumed.parent / name, self.checkpoints / name, dirs_exist_ok=True)
-            shutil.copy(self.resumed.parent.parent / "metrics.jsonl", self.folder / "metrics.jsonl")
+            for name in ("metrics.jsonl", "ledger.jsonl"):
+                shutil.copy(self.resumed.parent.parent / name, self.folder / name)
         checkpoint.discard_after(self.checkpoints, self.state.step)
         self.log = tracking.MetricLog(self.folder / "metrics.jsonl", self.state.log_bytes)
+        plan = {"train_rows": len(data["train"]), "batch_size": self.config.batch_size, "seed": self.config.seed}
+        self.ledger.open(self.folder / "ledger.jsonl", self.state.ledger_bytes, self.state.step, plan)
 
     def _settle(self, rows: Any) -> None:
         """One backward pass without gradients. After its first one, DistributedDataParallel divides the parameters anew
@@ -102,12 +109,14 @@ class Run:
         row = rows.read([0], 0)[0] if hasattr(rows, "read") else rows[0]
         batch = {name: value.to(self.accelerator.device) for name, value in self.task.collate([row]).items()}
         targets = batch.pop("labels")
+        self.model.eval()  # running means stay as they are; the loop turns training on
         self.accelerator.backward(self.task.losses(self.model(**batch), targets).sum() * 0)
         self.optimizer.zero_grad()
 
     def close(self) -> None:
-        """Let go of the log and of the folder."""
+        """Let go of the log, the ledger and the folder."""
         self.log.close()
+        self.ledger.close()
         if self.lock is not None:
             os.close(self.lock)
 
@@ -198,7 +207,7 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def _save(self) -> None:
-        self.state.log_bytes = self.log.durable()
+        self.state.log_bytes, self.state.ledger_bytes = self.log.durable(), self.ledger.durable()
         if self.accelerator.is_main_process:
             training = {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
             if self.accelerator.scaler is not None:
@@ -294,7 +303,8 @@ def find_checkpoint(config: Config) -> Path | None:
             )
     for place in {source, folder}:
         if not (place / "config.json").is_file():
-            if place.exists() and (not place.is_dir() or any(place.iterdir())):
+            begun = {"lock", "config.json.tmp"}  # by a run that was killed while it opened the folder
+            if place.exists() and (not place.is_dir() or {path.name for path in place.iterdir()} - begun):
                 raise UserError(f"--run-dir {str(place)!r} is not empty and holds no run: choose another")
             continue
         if config.resume == "none":

@@ -264,3 +264,10 @@ def test_an_error_of_saving_names_what_it_needs(tmp_path):
         checkpoint.save(
             tmp_path / "checkpoints", checkpoint.TrainState(step=1), {"weight": torch.ones(100_000)}, {}, {}
         )
+
+
+def test_a_run_killed_while_it_opened_its_folder_begins_there(words, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").touch()
+    (tmp_path / "run" / "config.json.tmp").write_text("{")
+    assert run_script("train.py", *words, "--max-steps", "2").code == 0
