@@ -4,13 +4,15 @@ A checkpoint is a folder `step-000460` with the files
 
     weights.pt      the model's state_dict, by the names in memory (save_pretrained renames some: it is for export)
     training.pt     state_dicts of optimizer, schedule and gradient scaler
-    state.json      TrainState
-    manifest.json   size and sha256 of the others; written last
+    manifest.json   size and sha256 of these two; versions, threads and processes that made them
+    state.json      TrainState, with its own sha256: it alone may be written anew, when the step is evaluated later
 
 It is written aside as `step-000460.tmp`, synced to disk and renamed: a folder without `.tmp` is whole, whenever the
 process was killed. `torch.load(weights_only=True)` reads it: a checkpoint from elsewhere runs no code.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -24,7 +26,7 @@ from typing import Any
 
 import torch
 
-from ftloop.errors import UserError, nearest
+from ftloop.errors import TrainingError, UserError, nearest
 
 logger = logging.getLogger("ftloop")
 
@@ -40,8 +42,10 @@ class TrainState:
     best_step: int | None = None
     best_scores: dict[str, float] | None = None  # on validation at best_step
     evaluations_since_best: int = 0  # what patience counts
+    skipped_steps: int = 0  # whose gradients were not finite
     data_digest: str = ""  # of the rows of train: a run goes on with the same ones
     log_bytes: int = 0  # length of metrics.jsonl at this step: what came after it is cut off when resuming
+    ledger_bytes: int = 0  # likewise of ledger.jsonl
 
     def advance(self, window: Any) -> None:
         """Move behind a window (`ftloop.data.order.Window`)."""
@@ -64,30 +68,56 @@ class TrainState:
             self.evaluations_since_best += 1
 
 
-def save(folder: Path, state: TrainState, weights: Mapping[str, Any], training: Mapping[str, Any]) -> Path:
-    """Write the checkpoint `folder/step-NNNNNN` and return it. Raises UserError when the disk is full or read-only."""
+def save(
+    folder: Path, state: TrainState, weights: Mapping[str, Any], training: Mapping[str, Any], made_by: Mapping[str, Any]
+) -> Path:
+    """Write the checkpoint `folder/step-NNNNNN` and return it. Raises TrainingError when the disk is full or read-only;
+    the checkpoints before it stay as they are."""
     final = folder / name_of(state.step)
     aside = final.with_name(final.name + ".tmp")
+    needed = size_of(weights) + size_of(training)
     try:
-        if final.exists():  # a resumed run has come to a step that was saved before
+        if final.exists():  # a resumed run is at a step that was saved before, or has evaluated it now
             if damage(final) is None:
+                write_state(final, state)
                 return final
             remove(final)
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
+        if shutil.disk_usage(folder).free < needed:
+            raise OSError(errno.ENOSPC, "No space left on device")
         torch.save(dict(weights), aside / "weights.pt")
         torch.save(dict(training), aside / "training.pt")
-        (aside / "state.json").write_text(json.dumps(asdict(state)))
-        manifest = {file.name: _fingerprint(file) for file in sorted(aside.iterdir())}
-        (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        files = {file.name: _fingerprint(file) for file in sorted(aside.iterdir())}
+        (aside / "manifest.json").write_text(json.dumps({"files": files, "made_by": made_by}, indent=1))
+        write_state(aside, state)
         for path in (*aside.iterdir(), aside):
             _sync(path)
         aside.rename(final)
         _sync(folder)
     except (OSError, RuntimeError) as error:  # a full disk is an OSError or, from torch.save, a RuntimeError
+        with contextlib.suppress(OSError):
+            shutil.rmtree(aside, ignore_errors=True)
         free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
-        raise UserError(f"cannot save the checkpoint {final} ({free / 1e9:.1f} GB free): {error}") from error
+        raise TrainingError(
+            f"cannot save the checkpoint {final}: {error}. It needs {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB are "
+            "free there. The checkpoint before it is whole: make room, and the same command goes on from it"
+        ) from error
     return final
+
+
+def size_of(value: Any) -> int:
+    """The bytes of all tensors in nested dictionaries and lists."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    values = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return sum(map(size_of, values))
+
+
+def write_state(checkpoint: Path, state: TrainState) -> None:
+    """Write or replace the state of a checkpoint, whenever the process is killed the old one or the new one."""
+    values = asdict(state)
+    write_text(checkpoint / "state.json", json.dumps({"state": values, "sha256": _sha256(values)}))
 
 
 def find(folder: Path) -> list[Path]:
@@ -135,14 +165,20 @@ def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, by its manifest; None if it is as it was written."""
     try:
         manifest = json.loads((checkpoint / "manifest.json").read_text())
-    except (OSError, ValueError) as error:
+        manifest = {"files": dict(manifest["files"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return f"its manifest cannot be read ({error})"
-    for name, fingerprint in manifest.items():
+    for name, fingerprint in manifest["files"].items():
         if not (checkpoint / name).is_file():
             return f"{name} is missing"
         if _fingerprint(checkpoint / name) != fingerprint:
             return f"{name} is not what was written"
-    return None
+    try:
+        written = json.loads((checkpoint / "state.json").read_text())
+        known = _sha256(written["state"]) == written["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"state.json cannot be read ({error})"
+    return None if known else "state.json is not what was written"
 
 
 def newest_intact(folder: Path) -> Path | None:
@@ -156,7 +192,12 @@ def newest_intact(folder: Path) -> Path | None:
 
 
 def load_state(checkpoint: Path) -> TrainState:
-    return TrainState(**json.loads((checkpoint / "state.json").read_text()))
+    return TrainState(**json.loads((checkpoint / "state.json").read_text())["state"])
+
+
+def load_made_by(checkpoint: Path) -> dict[str, Any]:
+    """Versions, threads and processes that made a checkpoint."""
+    return json.loads((checkpoint / "manifest.json").read_text())["made_by"]
 
 
 def load_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -183,6 +224,10 @@ def prune(folder: Path, keep_last: int, keep_best: int, metric: str, direction: 
 def _fingerprint(file: Path) -> dict[str, Any]:
     with file.open("rb") as stream:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+
+
+def _sha256(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -59,11 +59,19 @@ class Config:
     best_direction: Literal["min", "max"] | None = None  # of best_metric; left out: as known for it
     patience: int | None = None  # evaluations without a better score before stopping early; left out: never
     log_every: int = 10  # optimizer steps between looks at the loss: only then is the device waited for
+    digest_every: int | None = None  # optimizer steps between digests of the weights in ledger.jsonl; each waits, too
+
+    max_minutes: float | None = None  # stop, saved, before a time limit; the same command goes on
+    on_nan: Literal["stop", "skip"] = "stop"  # at a loss or gradient that is not finite; skip waits for each step
+    timeout: float = 600  # seconds that a process waits for the others before the run ends with an error
+    deterministic: bool = False  # only algorithms that give the same bits again, also on GPUs; slower there
 
     save_every: int | None = None  # optimizer steps between checkpoints, besides one at every evaluation
+    on_save_error: Literal["stop", "continue"] = "stop"  # when a checkpoint cannot be written: disk full, read-only
     keep: str = "last=1,best=1"  # how many of the newest and of the best checkpoints stay
     check: bool = False  # of train.py: look at the data, say all that is found, and stop before training
     resume: str = "auto"  # auto: go on with an unfinished run of this folder; none: never; or the path of a checkpoint
+    allow_changes: bool = False  # with the path of a checkpoint in resume: go on with other options than it had
 
     @property
     def direction(self) -> Literal["min", "max"]:
@@ -85,7 +93,19 @@ class Config:
 
 
 # What may differ when a run goes on: these change its speed or what it leaves behind, not its result.
-FREE_TO_CHANGE = ("run_dir", "check", "resume", "workers", "log_every", "keep")
+FREE_TO_CHANGE = (
+    "run_dir",
+    "check",
+    "resume",
+    "workers",
+    "log_every",
+    "digest_every",
+    "keep",
+    "max_minutes",
+    "timeout",
+    "on_save_error",
+    "allow_changes",
+)
 
 
 def parse_keep(text: str) -> dict[str, int]:
@@ -102,7 +122,7 @@ def parse_keep(text: str) -> dict[str, int]:
 def validate(config: Config) -> None:
     """Raise UserError for options that cannot work: before anything is read, written or trained."""
     positive = ("epochs", "max_steps", "batch_size", "micro_batch_size", "eval_batch_size", "patience", "log_every")
-    for name in (*positive, "save_every"):
+    for name in (*positive, "save_every", "digest_every"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UserError(f"{option(name)} {value}: at least 1 is needed")
@@ -112,6 +132,12 @@ def validate(config: Config) -> None:
             raise UserError(f"{option(name)} {value}: a finite number from 0 on is needed")
     if config.warmup >= 1 and config.warmup != int(config.warmup):
         raise UserError(f"--warmup {config.warmup}: whole steps, or a share below 1")
+    for name in ("max_minutes", "timeout"):
+        value = getattr(config, name)
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise UserError(f"{option(name)} {value}: a number above 0 is needed")
+    if config.allow_changes and config.resume in ("auto", "none"):
+        raise UserError("--allow-changes needs --resume PATH: the checkpoint to go on from, with other options")
     if config.eval_every != "epoch" and config.eval_every < 1:
         raise UserError(f"--eval-every {config.eval_every}: steps from 1 on, or 'epoch'")
     if config.micro_batch_size is not None and config.micro_batch_size > config.batch_size:

@@ -1,11 +1,12 @@
 """The Accelerator of training, evaluation and prediction, with the flags under which the laws of the loop hold."""
 
 import os
+from datetime import timedelta
 from typing import Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin
+from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, InitProcessGroupKwargs
 
 from ftloop.errors import UserError
 
@@ -18,12 +19,18 @@ def precision_of(accelerator: Accelerator) -> str:
     return PRECISIONS[accelerator.mixed_precision]
 
 
-def start_accelerator(precision: Literal["fp32", "bf16", "fp16"] | None = None) -> Accelerator:
-    """Devices, processes and precision; left out, the precision that `accelerate launch` was told, else fp32.
+def start_accelerator(
+    precision: Literal["fp32", "bf16", "fp16"] | None = None, timeout: float = 600, deterministic: bool = False
+) -> Accelerator:
+    """Devices, processes and precision; left out, the precision that `accelerate launch` was told, else fp32. A process
+    that waits for another longer than `timeout` seconds ends with an error.
 
     Raises UserError for a precision that the device lacks, and when one process came of several that were started.
     """
     asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first matrix is multiplied
+        torch.use_deterministic_algorithms(True)  # also turns cuDNN's benchmarks off
     try:
         accelerator = Accelerator(
             # torchrun without a GPU: unless told so, accelerate starts separate runs instead of one.
@@ -35,8 +42,9 @@ def start_accelerator(precision: Literal["fp32", "bf16", "fp16"] | None = None) 
             step_scheduler_with_optimizer=False,
             # The loop divides the loss; a number of steps from the launcher would divide it again.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))],
         )
-    except ValueError as error:  # a precision that the device lacks, or a launch without an address
+    except (ValueError, RuntimeError) as error:  # a precision or sharding that the device lacks, no address, ..
         asked_for = f"--precision {precision}: " if precision else ""
         raise UserError(f"{asked_for}accelerate cannot start: {error}") from error
     if accelerator.mixed_precision not in PRECISIONS or (
@@ -45,7 +53,8 @@ def start_accelerator(precision: Literal["fp32", "bf16", "fp16"] | None = None) 
         raise UserError(f"--precision {accelerator.mixed_precision}: not on this device ({accelerator.device.type})")
     if accelerator.distributed_type not in PLAIN:
         raise UserError(
-            f"accelerate was configured for {accelerator.distributed_type}: ftloop runs replicas of the model only"
+            f"accelerate was configured for {accelerator.distributed_type}: ftloop runs whole copies of the model, one "
+            "to a process (accelerate launch --multi_gpu, torchrun), and shards none"
         )
     if accelerator.num_processes < asked:
         raise UserError(f"{asked} processes were started (WORLD_SIZE), but accelerate sees {accelerator.num_processes}")

@@ -14,18 +14,52 @@ class TrainingError(Exception):
     """A run that cannot go on: a loss that is not a number, say. The text names the step and the rows."""
 
 
+class Stopped(Exception):
+    """A run that was asked to stop, and did. The text says by what and how to go on; `code` is its exit status."""
+
+    def __init__(self, text: str, code: int):
+        super().__init__(text)
+        self.code = code
+
+
 def exit_code_of(main: Callable[[], None]) -> int:
-    """Run the main function of a script: 0; 2 after a UserError, 1 after a TrainingError, whose texts are printed."""
+    """Run the main function of a script: 0; 2 after a UserError, 1 after a TrainingError, 130 after SIGINT, 143 after
+    another signal, and their texts are printed."""
+    speaks = os.environ.get("LOCAL_RANK", "0") == "0"  # one process of each machine
     try:
         main()
     except (UserError, TrainingError) as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # one process of each machine speaks
+        if speaks:
             print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
+    except Stopped as stopped:
+        if speaks:
+            print(stopped, file=sys.stderr)
+        return stopped.code
+    except RuntimeError as error:
+        lost = what_was_lost(error)
+        if lost is None:
+            raise
+        print(f"error: {lost} (process {os.environ.get('RANK', '0')})", file=sys.stderr)  # each process that noticed
+        return 1
+    except KeyboardInterrupt:  # before the first step: nothing was trained
+        if speaks:
+            print("interrupted before the first step", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # `... --help | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     return 0
+
+
+def what_was_lost(error: RuntimeError) -> str | None:
+    """In words, if another process of the run, or a worker, is dead or hangs: the libraries say so in many ways."""
+    text = root_cause(error)
+    if "DataLoader worker" in text:
+        return f"a process that loads data died: {text}. Memory may be short: --workers 0 loads in the training process"
+    if any(sign in text for sign in ("gloo", "NCCL", "DistBackendError", "DistNetworkError", "DistStoreError")):
+        return f"another process of this run is dead, or did not answer within --timeout seconds: {text}"
+    return None
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

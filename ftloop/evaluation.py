@@ -5,7 +5,7 @@ Per-row values are gathered together with their row ids, empty seats are dropped
 summed in float64 by row id, so that it does not depend on the order in which rows were served.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+class Interrupted(Exception):
+    """An evaluation that was asked to stop: it has no scores."""
+
+
+def never() -> bool:
+    """Nobody asks to stop."""
+    return False
+
+
 def evaluation_loader(
     rows: Any, task: Task, accelerator: "Accelerator", batch_size: int, workers: int = 0
 ) -> DataLoader:
@@ -37,16 +46,21 @@ def evaluation_loader(
 
 @torch.no_grad()
 def evaluate_split(
-    model: torch.nn.Module, loader: DataLoader, task: Task, accelerator: "Accelerator"
+    model: torch.nn.Module,
+    loader: DataLoader,
+    task: Task,
+    accelerator: "Accelerator",
+    asked: Callable[[], bool] = never,
 ) -> dict[str, float]:
     """The scores of a prepared model on a split: "loss", the mean of the per-row losses, and the task's metrics.
 
     Called by all processes, and the same on all of them: the main process streams batches into the metrics and tells
-    the others. Raises RuntimeError unless every row was seen exactly once.
+    the others. `asked` is put after each batch: whether to leave, by raising Interrupted. Raises RuntimeError unless
+    every row was seen exactly once.
     """
     scorers = task.build_metrics() if accelerator.is_main_process else []
     losses = torch.zeros(len(loader.dataset), dtype=torch.float64)
-    for values in outputs_by_row(model, loader, task, accelerator):
+    for values in outputs_by_row(model, loader, task, accelerator, asked):
         losses[values["rows"]] = values.pop("losses").double()
         for scorer in scorers:
             metrics.add(scorer, values)
@@ -58,7 +72,11 @@ def evaluate_split(
 
 @torch.no_grad()
 def outputs_by_row(
-    model: torch.nn.Module, loader: DataLoader, task: Task, accelerator: "Accelerator"
+    model: torch.nn.Module,
+    loader: DataLoader,
+    task: Task,
+    accelerator: "Accelerator",
+    asked: Callable[[], bool] = never,
 ) -> Iterator[dict[str, torch.Tensor]]:
     """What `task.predict` makes of each batch, on the CPU of the main process, with "rows" (the ids, in no order), and
     for labelled rows "references" and "losses". Other processes take part and yield nothing."""
@@ -77,6 +95,9 @@ def outputs_by_row(
             values = {name: value[real].cpu() for name, value in values.items()}
             seen[values["rows"]] += 1
             yield values
+        if asked():
+            model.train()
+            raise Interrupted
     model.train()
     if accelerator.is_main_process and not bool((seen == 1).all()):
         raise RuntimeError(f"{int((seen != 1).sum())} of {len(seen)} rows were not evaluated exactly once")

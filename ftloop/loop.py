@@ -28,12 +28,13 @@ logger = logging.getLogger("ftloop")
 def train(config: Config) -> Scores:
     """Train what `config` describes, and return the scores of the kept weights: {"validation": {...}, "test": {...}}.
 
-    Leaves in `config.run_dir`: config.json, metrics.jsonl, checkpoints/, model/, scores.json. Goes on where an
-    unfinished run of the same config stopped; a finished one is left as it is. Run it in one process, or in several by
-    `accelerate launch`, torchrun or `notebook_launcher`. Raises UserError, before training, for what cannot work.
+    Leaves in `config.run_dir`: config.json, metrics.jsonl, ledger.jsonl, checkpoints/, model/, scores.json. Goes on
+    where an unfinished run of the same config stopped; a finished one is left as it is. Run it in one process, or in
+    several by `accelerate launch`, torchrun or `notebook_launcher`. Raises UserError, before training, for what cannot
+    work.
     """
     validate(config)
-    accelerator = start_accelerator(config.precision)
+    accelerator = start_accelerator(config.precision, config.timeout, config.deterministic)
     tracking.set_up_logging(accelerator.is_main_process)
     config = dataclasses.replace(config, precision=precision_of(accelerator))  # recorded, also if the launcher chose it
     task, run = config.task, Run(config, accelerator)
@@ -69,8 +70,12 @@ def train(config: Config) -> Scores:
     logger.info("train: %s, %s on %s, into %s", order, config.precision, accelerator.device.type, run.folder)
 
     model.train()
-    with closing(run.log), tracking.progress_bar(total_steps, state.step, accelerator.is_main_process) as bar:
-        steps = tracking.StepLog(run.log, bar, accelerator)
+    bar = tracking.progress_bar(total_steps, state.step, accelerator.is_main_process)
+    with closing(run), bar, run.stop as stop:
+        steps = tracking.StepLog(run.log, run.ledger, bar, accelerator, config.on_nan)
+        if run.owes_evaluation(total_steps):
+            run.judge(run.evaluate("validation", order.epochs_done()), order.epochs_done())
+            run.save()
         for window, micro_batches in windows(loader, order):
             if run.stops_early():
                 break
@@ -88,22 +93,26 @@ def train(config: Config) -> Scores:
 
             gradient_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf)
             learning_rate = schedule.get_last_lr()[0]
-            optimizer.step()
+            if run.takes(gradient_norm):
+                optimizer.step()
             schedule.step()
             optimizer.zero_grad()
             state.advance(window)
 
             epoch = order.epochs_after(window)
-            steps.add(tracking.Step(state.step, epoch, len(window.rows), losses, gradient_norm, learning_rate))
+            steps.add(tracking.Step(state.step, epoch, window, losses, gradient_norm, learning_rate))
             evaluates = config.evaluates_after(state.step, window.ends_epoch) or state.step == total_steps
-            saves = evaluates or config.saves_after(state.step)
-            if saves or state.step % config.log_every == 0:
+            logs = evaluates or config.saves_after(state.step) or state.step % config.log_every == 0
+            stops = stop.asked(accelerator, may_wait=logs)
+            if logs or stops:
                 steps.flush()  # the device is waited for
-            if evaluates and "validation" in loaders:
+            if evaluates and not stops and "validation" in loaders:
                 run.judge(run.evaluate("validation", epoch), epoch)
-            if saves:
+            if evaluates or stops or config.saves_after(state.step):
                 run.save()
                 steps.restart_clock()
+            if stops:
+                raise run.stopped()
 
         bar.close()
         return run.finish(order.epochs_done())

@@ -2,28 +2,37 @@
 
 config.json      the record (ftloop/config.py)          checkpoints/   ftloop/checkpoint.py
 metrics.jsonl    the metric log (ftloop/tracking.py)    model/         the kept weights, by save_pretrained
+ledger.jsonl     the rows of each step (ftloop/ledger.py)
 scores.json      their scores by split; written last: the sign of a finished run
 """
 
+import fcntl
 import hashlib
 import json
 import logging
+import math
 import os
+import shlex
 import shutil
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
-from ftloop import checkpoint, tracking
+from ftloop import __version__, checkpoint, tracking
 from ftloop.checkpoint import TrainState
 from ftloop.config import Config, differences, encode, read_encoded, record_of
-from ftloop.errors import UserError
-from ftloop.evaluation import evaluate_split
+from ftloop.errors import Stopped, TrainingError, UserError
+from ftloop.evaluation import Interrupted, evaluate_split
+from ftloop.ledger import Ledger
+from ftloop.stopping import Stop
 
 logger = logging.getLogger("ftloop")
 
@@ -34,11 +43,15 @@ class Run:
     """What `train` keeps of a run besides the loop itself. Its state is `state`; the rest is said once, by `start`."""
 
     def __init__(self, config: Config, accelerator: Accelerator):
-        """Look at the folder. Raises UserError rather than mix two runs in it; changes nothing."""
+        """Look at the folder. Raises UserError rather than mix two runs in it; changes nothing but its lock."""
         self.config, self.accelerator, self.task = config, accelerator, config.task
+        self.stop = Stop(config.max_minutes)
         self.folder = Path(config.run_dir)
         self.checkpoints = self.folder / "checkpoints"
         self.state = TrainState()
+        self.lock: int | None = None
+        if accelerator.is_main_process and (self.folder / "config.json").is_file() and not self.finished:
+            self.lock = lock(self.folder)  # first of all: whoever trains there deletes checkpoints
         self.resumed = find_checkpoint(config)
         self.log: Any = tracking.NoMetricLog()
 
@@ -55,6 +68,9 @@ class Run:
         """Take what was prepared, bring it to where the run stopped, and open the folder for writing."""
         self.model, self.optimizer, self.schedule, self.loaders = model, optimizer, schedule, loaders
         self.state.data_digest = digest(data["train"])
+        self.ledger = Ledger(self.accelerator, model, self.config.digest_every)
+        if self.accelerator.num_processes > 2:
+            self._settle(data["train"])
         if self.resumed is not None:
             self._restore(self.resumed)
         if len({*gather_object([self.state.step])}) > 1:
@@ -64,18 +80,45 @@ class Run:
         if not self.accelerator.is_main_process:
             return
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if self.lock is None:
+                self.lock = lock(self.folder)
             checkpoint.write_text(self.folder / "config.json", record_of(self.config))
+            self.checkpoints.mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(f"--run-dir {self.config.run_dir!r} cannot be written: {error}") from error
         if self.resumed is not None and self.resumed.parent.resolve() != self.checkpoints.resolve():
             # By --resume PATH from another folder: what this run will need of the other comes along.
-            for step in {self.state.step, self.state.best_step or self.state.step}:
+            best = self.state.best_step
+            if best is not None and not (self.resumed.parent / checkpoint.name_of(best)).is_dir():
+                logger.warning("resume: the best weights so far, of step %d, are gone: later ones will be kept", best)
+                self.state.best_step = self.state.best_scores = best = None
+            for step in {self.state.step, best or self.state.step}:
                 name = checkpoint.name_of(step)
                 shutil.copytree(self.resumed.parent / name, self.checkpoints / name, dirs_exist_ok=True)
-            shutil.copy(self.resumed.parent.parent / "metrics.jsonl", self.folder / "metrics.jsonl")
+            for name in ("metrics.jsonl", "ledger.jsonl"):
+                shutil.copy(self.resumed.parent.parent / name, self.folder / name)
         checkpoint.discard_after(self.checkpoints, self.state.step)
         self.log = tracking.MetricLog(self.folder / "metrics.jsonl", self.state.log_bytes)
+        plan = {"train_rows": len(data["train"]), "batch_size": self.config.batch_size, "seed": self.config.seed}
+        self.ledger.open(self.folder / "ledger.jsonl", self.state.ledger_bytes, self.state.step, plan)
+
+    def _settle(self, rows: Any) -> None:
+        """One backward pass without gradients. After its first one, DistributedDataParallel divides the parameters anew
+        for its sums; between three processes or more, that changes their order, and a resumed run would differ."""
+        row = rows.read([0], 0)[0] if hasattr(rows, "read") else rows[0]
+        batch = {name: value.to(self.accelerator.device) for name, value in self.task.collate([row]).items()}
+        targets = batch.pop("labels")
+        self.model.eval()  # running means stay as they are; the loop turns training on
+        self.accelerator.backward(self.task.losses(self.model(**batch), targets).sum() * 0)
+        self.optimizer.zero_grad()
+
+    def close(self) -> None:
+        """Let go of the log, the ledger and the folder."""
+        self.log.close()
+        self.ledger.close()
+        if self.lock is not None:
+            os.close(self.lock)
 
     def _restore(self, found: Path) -> None:
         """Load a checkpoint strictly, no key missing and none left over. Raises UserError if the data changed."""
@@ -93,14 +136,32 @@ class Run:
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(training["scaler"])
         logger.info("resume: from %s", found)
+        before, now = checkpoint.load_made_by(found), made_by(self.accelerator)
+        changed = [f"{name} {value} -> {now[name]}" for name, value in before.items() if now.get(name) != value]
+        if changed:
+            logger.warning(
+                "resume: not on what the run began on (%s): the same rows in each step, results equal up to rounding",
+                ", ".join(changed),
+            )
 
     def evaluate(self, split: str, epoch: float) -> dict[str, float]:
         """Score a split, and log the scores."""
         began = time.perf_counter()
-        scores = evaluate_split(self.model, self.loaders[split], self.task, self.accelerator)
+        try:
+            asked = partial(self.stop.asked, self.accelerator)
+            scores = evaluate_split(self.model, self.loaders[split], self.task, self.accelerator, asked)
+        except Interrupted:
+            self.save()  # not evaluated: a run that goes on from here evaluates first
+            raise self.stopped() from None
         seconds = time.perf_counter() - began
         self.log.write(self.state.step, epoch, split, scores, len(self.loaders[split].dataset) / seconds)
         return scores
+
+    def owes_evaluation(self, total_steps: int) -> bool:
+        """Whether the run was stopped between a step and the evaluation after it."""
+        state = self.state
+        due = self.config.evaluates_after(state.step, ends_epoch=state.window == 0) or state.step == total_steps
+        return "validation" in self.loaders and state.step > 0 and state.scores is None and due
 
     def judge(self, scores: dict[str, float], epoch: float) -> None:
         """Take the scores on validation: are these weights the best so far?"""
@@ -118,18 +179,43 @@ class Run:
             )
         return out
 
+    def stopped(self) -> Stopped:
+        """What ends a run that was asked to stop, and is saved."""
+        done, command = f"{self.stop.reason}: stopped after step {self.state.step}, and saved.", shlex.join(sys.argv)
+        return Stopped(f"{done} To go on, run the same command again: python {command}", self.stop.code)
+
+    def takes(self, gradient_norm: Any) -> bool:
+        """Whether the optimizer may step: not with gradients that are not finite, if these are to be skipped. Asking
+        waits for the device; all processes have the same gradients, and so the same answer."""
+        if self.config.on_nan == "stop" or math.isfinite(float(gradient_norm)):
+            return True
+        self.state.skipped_steps += 1
+        logger.warning(
+            "step %d is skipped: its gradient norm is %f (%d step(s) skipped so far)",
+            *(self.state.step + 1, gradient_norm, self.state.skipped_steps),
+        )
+        return False
+
     def save(self) -> None:
         """Write a checkpoint on the main process, then delete those it replaces."""
-        self.state.log_bytes = self.log.durable()
+        try:
+            self._save()
+        except TrainingError as error:
+            if self.config.on_save_error == "stop":
+                raise
+            logger.error("%s (--on-save-error continue: training goes on)", error)
+        self.accelerator.wait_for_everyone()
+
+    def _save(self) -> None:
+        self.state.log_bytes, self.state.ledger_bytes = self.log.durable(), self.ledger.durable()
         if self.accelerator.is_main_process:
             training = {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
             if self.accelerator.scaler is not None:
                 training["scaler"] = self.accelerator.scaler.state_dict()
             weights = self.accelerator.unwrap_model(self.model).state_dict()
-            checkpoint.save(self.checkpoints, self.state, weights, training)
+            checkpoint.save(self.checkpoints, self.state, weights, training, made_by(self.accelerator))
             kept, config = self.config.kept, self.config
             checkpoint.prune(self.checkpoints, kept["last"], kept["best"], config.best_metric, config.direction)
-        self.accelerator.wait_for_everyone()
 
     def finish(self, epoch: float) -> Scores:
         """Take the best weights, score them on test, write model/ and scores.json, and say where everything is."""
@@ -173,6 +259,33 @@ class Run:
         logger.info("            %s predict.py %s --help", python, folder)
 
 
+def made_by(accelerator: Accelerator) -> dict[str, Any]:
+    """What may change the bits of a result, besides the config: recorded in each checkpoint, compared when resuming."""
+    device = accelerator.device
+    return {
+        "ftloop": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "processes": accelerator.num_processes,
+    }
+
+
+def lock(folder: Path) -> int:
+    """Hold the folder of a run for this process; the kernel lets go of it when the process ends, however it ends.
+
+    Not `flock`, which the workers of a DataLoader would inherit and hold on to. Raises UserError if another holds it.
+    """
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise UserError(f"--run-dir {str(folder)!r}: another process is training in this folder") from error
+    return descriptor
+
+
 def find_checkpoint(config: Config) -> Path | None:
     """The checkpoint to go on from; None starts anew. Raises UserError if that would mix two runs in one folder."""
     folder = source = Path(config.run_dir)
@@ -190,7 +303,8 @@ def find_checkpoint(config: Config) -> Path | None:
             )
     for place in {source, folder}:
         if not (place / "config.json").is_file():
-            if place.exists() and (not place.is_dir() or any(place.iterdir())):
+            begun = {"lock", "config.json.tmp"}  # by a run that was killed while it opened the folder
+            if place.exists() and (not place.is_dir() or {path.name for path in place.iterdir()} - begun):
                 raise UserError(f"--run-dir {str(place)!r} is not empty and holds no run: choose another")
             continue
         if config.resume == "none":
@@ -198,7 +312,9 @@ def find_checkpoint(config: Config) -> Path | None:
                 f"--run-dir {str(place)!r} holds a run already, and --resume none starts anew: choose another"
             )
         changed = differences(read_encoded(place)[1], encode(config))
-        if changed:
+        if changed and config.allow_changes and place == source:
+            logger.warning("resume: with other options than before: %s", "; ".join(changed))
+        elif changed:
             raise UserError(
                 f"--run-dir {str(place)!r} holds another run, with {'; '.join(changed)}: choose another --run-dir"
             )

@@ -18,6 +18,9 @@ from ftloop.errors import TrainingError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from ftloop.data.order import Window
+    from ftloop.ledger import Ledger
+
 logger = logging.getLogger("ftloop")
 
 MOST_SKIPPED = 20  # steps in a row under fp16; the scale is halved each time, and starts at 65 536
@@ -91,22 +94,28 @@ class Step:
 
     number: int
     epoch: float
-    items: int  # rows of the step over all processes
+    window: "Window"  # its rows over all processes
     losses: list[tuple[torch.Tensor, torch.Tensor]]  # of this process: row ids and their losses, per micro-batch
     gradient_norm: torch.Tensor
     learning_rate: float
+    weights: str | None = None  # their digest after it, if one was due
 
 
 class StepLog:
     """Holds steps back until `flush`, the only place in training where the device is waited for."""
 
-    def __init__(self, log: MetricLog | NoMetricLog, bar: tqdm, accelerator: "Accelerator"):
-        self.log, self.bar, self.accelerator = log, bar, accelerator
+    def __init__(
+        self, log: MetricLog | NoMetricLog, ledger: "Ledger", bar: tqdm, accelerator: "Accelerator", on_nan: str
+    ):
+        self.log, self.ledger, self.bar, self.accelerator = log, ledger, bar, accelerator
         self.pending: list[Step] = []
         self.skipped = 0  # steps in a row that the fp16 gradient scaler left out
+        self.skipped_at_most = MOST_SKIPPED if accelerator.scaler else 0
+        self.on_nan = on_nan  # skip: the loop has left out what is not finite, and said so
         self.started = time.perf_counter()
 
     def add(self, step: Step) -> None:
+        step.weights = self.ledger.weights_after(step.number)
         self.pending.append(step)
 
     def flush(self) -> None:
@@ -115,22 +124,25 @@ class StepLog:
             return
         # Summed as in the gradient: over the rows of all processes, divided once.
         sums = torch.stack([sum(losses.sum() for _, losses in step.losses) for step in self.pending])
-        sums = self.accelerator.reduce(sums, "sum").tolist()
+        # Gathered and not reduced: how often the log is written must not change the order in which processes are added.
+        sums = [sum(parts) for parts in self.accelerator.gather(sums).reshape(-1, len(sums)).T.tolist()]
+        items = [len(step.window.rows) for step in self.pending]
+        self.ledger.write(self.pending, [total / count for total, count in zip(sums, items, strict=True)])
         norms = torch.stack([step.gradient_norm for step in self.pending]).tolist()
         seconds = time.perf_counter() - self.started
-        rate = sum(step.items for step in self.pending) / seconds
-        for step, total, norm in zip(self.pending, sums, norms, strict=True):
+        rate = sum(items) / seconds
+        for step, total, count, norm in zip(self.pending, sums, items, norms, strict=True):
             # Under fp16 the gradient scaler skips a step whose norm is not finite, and lowers its scale for the next.
-            self.skipped = 0 if math.isfinite(norm) else self.skipped + 1
-            if not math.isfinite(total) or self.skipped > (MOST_SKIPPED if self.accelerator.scaler else 0):
-                self._stop(step, total, norm)
+            self.skipped = 0 if math.isfinite(norm) or self.on_nan == "skip" else self.skipped + 1
+            if self.on_nan == "stop" and (not math.isfinite(total) or self.skipped > self.skipped_at_most):
+                self._stop(step, total / count, norm)
             if self.skipped:
                 logger.warning(
                     "step %d was skipped: its gradient overflows in fp16 (%d in a row)", step.number, self.skipped
                 )
-            scores = {"loss": total / step.items, "learning_rate": step.learning_rate, "gradient_norm": norm}
+            scores = {"loss": total / count, "learning_rate": step.learning_rate, "gradient_norm": norm}
             self.log.write(step.number, step.epoch, "train", scores, rate)
-        newest, mean = self.pending[-1], sum(sums) / sum(step.items for step in self.pending)
+        newest, mean = self.pending[-1], sum(sums) / sum(items)
         self.bar.set_postfix(epoch=f"{newest.epoch:.2f}", loss=f"{mean:.4f}", rows_per_s=f"{rate:.0f}", refresh=False)
         self.bar.update(newest.number - self.bar.n)
         self.pending.clear()
@@ -140,7 +152,7 @@ class StepLog:
         """Leave out of items_per_second what was not training: an evaluation, a checkpoint."""
         self.started = time.perf_counter()
 
-    def _stop(self, step: Step, total: float, norm: float) -> None:
+    def _stop(self, step: Step, loss: float, norm: float) -> None:
         from accelerate.utils import gather_object
 
         bad = [row for rows, losses in step.losses for row in rows[~losses.isfinite()].tolist() if row >= 0]
@@ -151,7 +163,7 @@ class StepLog:
             else "the gradient, not a row's loss"
         )
         raise TrainingError(
-            f"step {step.number}: the loss is {total / step.items}, the gradient norm {norm}, from {which}. "
+            f"step {step.number}: the loss is {loss}, the gradient norm {norm}, from {which}. "
             "The last checkpoint is from before. A smaller --learning-rate or --max-grad-norm may help"
         )
 

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 UNBOUNDED = sys.maxsize  # what len() says of a stream: it is one epoch without end (ftloop/data/stream.py shuffles it)
 
 
+BLOCK = 65_536  # places of an epoch that are computed and remembered together
+FEISTEL_ROUNDS = 8  # four give an order that no statistics tell from a random one; eight for sets of a few rows
+
+
 def mix(*counters: int | str) -> int:
     """A 63-bit seed from any counters: `mix(seed, "order", epoch)`. Near counters give unrelated seeds."""
     return int.from_bytes(hashlib.blake2b(repr(counters).encode(), digest_size=8).digest(), "little") >> 1
@@ -51,17 +55,49 @@ def seeded(seed: int) -> Iterator[None]:
         numpy.random.set_state(states[2])
 
 
-@functools.lru_cache(maxsize=2)  # the sampler and the loop both ask; at an epoch's end the sampler is one epoch ahead
-def epoch_order(rows: int, seed: int, epoch: int) -> torch.Tensor:
-    """The row ids of an epoch in the order of training: a permutation, int64 of shape (rows,)."""
-    return torch.randperm(rows, generator=torch.Generator().manual_seed(mix(seed, "order", epoch)))
-
-
 def rows_served(rows: int, seed: int, epoch: int, start: int, stop: int) -> list[int]:
-    """The row ids of an epoch from the place `start` to before `stop`; of a stream, the positions themselves."""
+    """The row ids at the places from `start` to before `stop` of an epoch; of a stream, the positions themselves.
+
+    The order is a permutation drawn by (seed, epoch) that needs no table: the row at a place is computed by itself, by
+    a Feistel network (Luby and Rackoff, 1988) on the smallest even number of bits that holds all places; a number that
+    is no row is put through it again until it is one, four times at most on average (Black and Rogaway, 2002). So a run
+    of ten million rows goes on in the middle of an epoch as quickly as one of ten.
+    """
     if rows == UNBOUNDED:
         return list(range(start, stop))
-    return epoch_order(rows, seed, epoch)[start:stop].tolist()
+    stop = min(stop, rows)
+    parts = [_order_of_block(rows, seed, epoch, block) for block in range(start // BLOCK, -(-stop // BLOCK))]
+    first = start // BLOCK * BLOCK
+    return numpy.concatenate([numpy.empty(0, numpy.uint64), *parts])[start - first : stop - first].tolist()
+
+
+@functools.lru_cache(maxsize=4)  # the sampler and the loop both ask; at an epoch's end the sampler is one epoch ahead
+def _order_of_block(rows: int, seed: int, epoch: int, block: int) -> numpy.ndarray:
+    """The row ids at BLOCK places of an epoch, uint64: together 0.15 us each, alone 0.5 ms."""
+    half = max(1, -(-(rows - 1).bit_length() // 2))
+    keys = [numpy.uint64(mix(seed, "order", epoch, number)) for number in range(FEISTEL_ROUNDS)]
+    found = numpy.arange(block * BLOCK, min((block + 1) * BLOCK, rows), dtype=numpy.uint64)
+    walking = numpy.arange(len(found))
+    while len(walking):
+        found[walking] = _feistel(found[walking], keys, half)
+        walking = walking[found[walking] >= rows]
+    return found
+
+
+def _feistel(numbers: numpy.ndarray, keys: list[numpy.uint64], half: int) -> numpy.ndarray:
+    """A permutation of the numbers below 2 ** (2 * half), uint64."""
+    bits, mask = numpy.uint64(half), numpy.uint64((1 << half) - 1)
+    left, right = numbers >> bits, numbers & mask
+    for key in keys:
+        left, right = right, left ^ (_splitmix(right ^ key) & mask)
+    return (left << bits) | right
+
+
+def _splitmix(numbers: numpy.ndarray) -> numpy.ndarray:
+    """Sixty-four bits in, sixty-four unrelated ones out (splitmix64; Steele, Lea and Flood, 2014)."""
+    numbers = (numbers ^ (numbers >> numpy.uint64(30))) * numpy.uint64(0xBF58476D1CE4E5B9)
+    numbers = (numbers ^ (numbers >> numpy.uint64(27))) * numpy.uint64(0x94D049BB133111EB)
+    return numbers ^ (numbers >> numpy.uint64(31))
 
 
 def deal(rows: list[int], micro_batch_size: int, processes: int) -> Iterator[list[int]]:

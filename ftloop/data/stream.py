@@ -17,10 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch.utils.data import get_worker_info
 
-from ftloop.data.order import UNBOUNDED, mix, seeded
+from ftloop.data.order import UNBOUNDED, mix, rows_served, seeded
 from ftloop.errors import UserError, root_cause
 
 if TYPE_CHECKING:
@@ -130,15 +129,14 @@ class Stream:
 
     @staticmethod
     def _shuffled(rows: "pyarrow.Table", seed: int, epoch: int, index: int) -> "pyarrow.Table":
-        # The first block as `epoch_order` shuffles a table: a stream that fits the buffer trains as the table would.
-        generator = torch.Generator().manual_seed(mix(seed, "order", epoch, *([index] if index else [])))
-        return rows.take(torch.randperm(len(rows), generator=generator).numpy())
+        # The first block in the order of a table: a stream that fits the buffer trains as the table would.
+        seed = mix(seed, "block", index) if index else seed
+        return rows.take(rows_served(len(rows), seed, epoch, 0, len(rows)))
 
     def _epoch(self, seed: int, epoch: int, skipped: int) -> Iterator["pyarrow.Table"]:
         """The rows of train in the order of the epoch's shards, from row `skipped` on."""
         count = self.source.num_shards
-        generator = torch.Generator().manual_seed(mix(seed, "shards", epoch))
-        for shard in torch.randperm(count, generator=generator).tolist():
+        for shard in rows_served(count, mix(seed, "shards"), epoch, 0, count):
             if self.sizes.get(shard, UNBOUNDED) <= skipped:
                 skipped -= self.sizes[shard]
                 continue
