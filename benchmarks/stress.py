@@ -199,7 +199,7 @@ def digest(run: Path) -> dict[str, str]:
     found["metrics.jsonl"] = json.dumps(
         [{name: value for name, value in line.items() if name not in clock} for line in lines]
     )
-    found["scores.json"] = (run / "scores.json").read_text()
+    found |= {name: (run / name).read_text() for name in ("scores.json", "ledger.jsonl")}
     found["names of files"] = " ".join(sorted(str(path.relative_to(run)) for path in run.rglob("*")))
     return found
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 import torch
 
-from ftloop.data.order import _splitmix
+from ftloop.data.order import splitmix
 from ftloop.tracking import MetricLog, NoMetricLog, Step
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def chained(before: bytes, entry: dict[str, Any]) -> str:
 
 def digest_of(ids: Iterable[int]) -> int:
     """The digest of a multiset of row ids, below 2 ** 64."""
-    mixed = _splitmix(numpy.asarray(ids, numpy.int64).astype(numpy.uint64) + ODD)
+    mixed = splitmix(numpy.asarray(ids, numpy.int64).astype(numpy.uint64) + ODD)
     return int(mixed.sum(dtype=numpy.uint64))
 
 

@@ -109,8 +109,8 @@ def test_the_core_can_be_known_by_the_evening():
     sizes = {name: lines_of(file) for name, file in CORE.items()}
     tables = sum(size for name, size in sizes.items() if part_of(name) == "data" and "order" not in name)
     print(json.dumps(sizes, indent=1), "in all", sum(sizes.values()), "of them data", tables)
-    assert sum(sizes.values()) - tables < 2950
-    assert tables < 1900  # looked up when it is needed, one file at a time, not read through
+    assert sum(sizes.values()) - tables < 3100
+    assert tables < 2000  # looked up when it is needed, one file at a time, not read through
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: file.relative_to(ROOT).as_posix())

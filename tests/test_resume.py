@@ -28,6 +28,7 @@ def digest(run: Path) -> dict[str, str]:
     clock = ("time", "items_per_second")
     found["log"] = json.dumps([{name: value for name, value in line.items() if name not in clock} for line in lines])
     found["scores"] = (run / "scores.json").read_text()
+    found["ledger"] = (run / "ledger.jsonl").read_text()
     return found
 
 

@@ -89,11 +89,11 @@ def _feistel(numbers: numpy.ndarray, keys: list[numpy.uint64], half: int) -> num
     bits, mask = numpy.uint64(half), numpy.uint64((1 << half) - 1)
     left, right = numbers >> bits, numbers & mask
     for key in keys:
-        left, right = right, left ^ (_splitmix(right ^ key) & mask)
+        left, right = right, left ^ (splitmix(right ^ key) & mask)
     return (left << bits) | right
 
 
-def _splitmix(numbers: numpy.ndarray) -> numpy.ndarray:
+def splitmix(numbers: numpy.ndarray) -> numpy.ndarray:
     """Sixty-four bits in, sixty-four unrelated ones out (splitmix64; Steele, Lea and Flood, 2014)."""
     numbers = (numbers ^ (numbers >> numpy.uint64(30))) * numpy.uint64(0xBF58476D1CE4E5B9)
     numbers = (numbers ^ (numbers >> numpy.uint64(27))) * numpy.uint64(0x94D049BB133111EB)
