@@ -10,7 +10,7 @@ quickstart: .venv/requirements  ## MiniLM on docstrings, then a ViT on digits: n
 	$(BIN)/python train.py configs/quickstart_image.py
 
 test: .venv/requirements-dev  ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/requirements-dev  ## style and formatting
 	$(BIN)/ruff check .

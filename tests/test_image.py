@@ -239,7 +239,7 @@ def test_all_kinds_of_labels(words, photos, tmp_path):
     assert result.code == 0, result.err
     evaluated = run_script("evaluate.py", tmp_path / "run", "--json")
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())["test"]
-    assert json.loads(evaluated.out) == pytest.approx(scores, rel=1e-5)
+    assert json.loads(evaluated.out) == pytest.approx(scores, rel=1e-5, abs=1e-6)  # a correlation may be near 0
     assert run_script("predict.py", tmp_path / "run", photos / "test" / "0.png").code == 0
 
 

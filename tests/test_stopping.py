@@ -90,6 +90,12 @@ def start(words: list[str], *launcher: str, **environment: str) -> subprocess.Po
     )
 
 
+def has_logged(run: Path) -> bool:
+    """Whether the training has come so far that it hears signals."""
+    log = run / "metrics.jsonl"
+    return log.exists() and log.stat().st_size > 0
+
+
 def wait_for(condition, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -100,7 +106,7 @@ def wait_for(condition, seconds: float = 60) -> None:
 def test_a_second_run_in_the_folder_is_refused_and_a_killed_one_leaves_no_lock(words, tmp_path):
     words = [*words, "--epochs", "300", "--workers", "2"]
     first = start(words)
-    wait_for((tmp_path / "run" / "metrics.jsonl").exists)
+    wait_for(lambda: has_logged(tmp_path / "run"))
     second = start(words)
     assert second.wait(60) == 2
     assert "another process is training in this folder" in second.stderr.read()
@@ -114,7 +120,7 @@ def test_a_second_run_in_the_folder_is_refused_and_a_killed_one_leaves_no_lock(w
 
 def test_two_signals_leave_at_once(words, tmp_path):
     process = start([*words, "--epochs", "3000"])
-    wait_for((tmp_path / "run" / "metrics.jsonl").exists)
+    wait_for(lambda: has_logged(tmp_path / "run"))
     os.kill(process.pid, signal.SIGTERM)
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait(20) == 143
@@ -126,7 +132,7 @@ def test_two_signals_leave_at_once(words, tmp_path):
 def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(words, tmp_path):
     long = [*words, "--epochs", "300"]
     process = start(long, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    wait_for((tmp_path / "run" / "metrics.jsonl").exists)
+    wait_for(lambda: has_logged(tmp_path / "run"))
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGUSR1)
     assert process.wait(60) != 0
@@ -210,7 +216,7 @@ def test_a_lost_worker_and_a_lost_process_are_named(words, tmp_path):
     assert "--workers 0" in what_was_lost(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."))
     assert what_was_lost(RuntimeError("shapes do not fit")) is None
     process = start([*words, "--epochs", "300"], "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    wait_for((tmp_path / "run" / "metrics.jsonl").exists)
+    wait_for(lambda: has_logged(tmp_path / "run"))
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
     began = time.monotonic()

@@ -164,6 +164,7 @@ class Cut(BaseException):
     """Stands for the end of the process."""
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the cut leaves its file open
 def test_a_stream_that_was_cut_goes_on_as_if_it_had_not_been(words, tmp_path, monkeypatch):
     assert run_script("train.py", *words, "--run-dir", tmp_path / "whole").code == 0
     from ftloop import tracking

@@ -51,6 +51,7 @@ def run(tmp_path):
         "model/model.safetensors": "model",
         "metrics.jsonl": '{"step": 4, "value": 0.5, "time": 1.0, "items_per_second": 9}\n',
         "scores.json": "{}",
+        "ledger.jsonl": "{}",
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
