@@ -99,6 +99,7 @@ class Run:
             for name in ("metrics.jsonl", "ledger.jsonl"):
                 shutil.copy(self.resumed.parent.parent / name, self.folder / name)
         checkpoint.discard_after(self.checkpoints, self.state.step)
+        self._prune()  # a run may have been killed between its last save and this
         self.log = tracking.MetricLog(self.folder / "metrics.jsonl", self.state.log_bytes)
         plan = {"train_rows": len(data["train"]), "batch_size": self.config.batch_size, "seed": self.config.seed}
         self.ledger.open(self.folder / "ledger.jsonl", self.state.ledger_bytes, self.state.step, plan)
@@ -214,8 +215,12 @@ class Run:
                 training["scaler"] = self.accelerator.scaler.state_dict()
             weights = self.accelerator.unwrap_model(self.model).state_dict()
             checkpoint.save(self.checkpoints, self.state, weights, training, made_by(self.accelerator))
-            kept, config = self.config.kept, self.config
-            checkpoint.prune(self.checkpoints, kept["last"], kept["best"], config.best_metric, config.direction)
+            self._prune()
+
+    def _prune(self) -> None:
+        """Delete the checkpoints that newer or better ones have replaced."""
+        kept, config = self.config.kept, self.config
+        checkpoint.prune(self.checkpoints, kept["last"], kept["best"], config.best_metric, config.direction)
 
     def finish(self, epoch: float) -> Scores:
         """Take the best weights, score them on test, write model/ and scores.json, and say where everything is."""
