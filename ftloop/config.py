@@ -63,7 +63,7 @@ class Config:
 
     max_minutes: float | None = None  # stop, saved, before a time limit; the same command goes on
     on_nan: Literal["stop", "skip"] = "stop"  # at a loss or gradient that is not finite; skip waits for each step
-    timeout: float = 600  # seconds that a process waits for the others before the run ends with an error
+    timeout: float = 600  # seconds a process waits for others, also while one prepares rows, before the run ends
     deterministic: bool = False  # only algorithms that give the same bits again, also on GPUs; slower there
 
     save_every: int | None = None  # optimizer steps between checkpoints, besides one at every evaluation
