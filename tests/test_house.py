@@ -30,8 +30,9 @@ MAY_IMPORT = {
     "tracking": (),
     "ledger": ("data", "tracking"),
     "stopping": (),
-    "loop": ("stopping", "config", "run", "evaluation", "tracking", "optim", "devices", "data"),
-    "run": ("", "stopping", "config", "evaluation", "checkpoint", "tracking", "ledger"),
+    "memory": ("config", "checkpoint", "data"),
+    "loop": ("memory", "stopping", "config", "run", "evaluation", "tracking", "optim", "devices", "data"),
+    "run": ("", "stopping", "config", "evaluation", "checkpoint", "tracking", "ledger", "data"),
     "evaluation": ("config", "checkpoint", "tracking", "task", "metrics", "devices", "data"),
 }
 
