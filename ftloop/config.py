@@ -52,6 +52,8 @@ class Config:
     max_grad_norm: float = 1.0  # gradients of a greater norm are scaled down to it; 0: no clipping
 
     precision: Literal["fp32", "bf16", "fp16"] | None = None  # left out: as accelerate launch was told, else fp32
+    matmul: Literal["auto", "default", "onednn", "tf32"] = "auto"  # of fp32: auto, the quickest true fp32; tf32: GPUs
+    cheaper_dropout: bool = False  # on a CPU, draw 16 bits a number: the same distribution, other draws
     gradient_checkpointing: bool = False  # compute activations twice, not store them: a third slower, less memory
     workers: int = 0  # processes that load and collate; 0: the training process does
 

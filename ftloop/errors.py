@@ -1,6 +1,7 @@
 """The exceptions whose text is all that a person needs: the entry points print it alone, without a traceback."""
 
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -36,7 +37,10 @@ def exit_code_of(main: Callable[[], None]) -> int:
         if speaks:
             print(stopped, file=sys.stderr)
         return stopped.code
-    except RuntimeError as error:
+    except BrokenPipeError:  # `... --help | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (RuntimeError, OSError) as error:
         lost = what_was_lost(error)
         if lost is None:
             raise
@@ -46,15 +50,15 @@ def exit_code_of(main: Callable[[], None]) -> int:
         if speaks:
             print("interrupted before the first step", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `... --help | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     return 0
 
 
-def what_was_lost(error: RuntimeError) -> str | None:
-    """In words, if another process of the run, or a worker, is dead or hangs: the libraries say so in many ways."""
+def what_was_lost(error: RuntimeError | OSError) -> str | None:
+    """In words, if another process of the run, or a worker, is dead or hangs, as the libraries say in many ways, or if
+    the disk cannot be written."""
     text = root_cause(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return f"nothing can be written: {text}. Make room, and the same command goes on from the newest checkpoint"
     if "DataLoader worker" in text:
         return f"a process that loads data died: {text}. Memory may be short: --workers 0 loads in the training process"
     if any(sign in text for sign in ("gloo", "NCCL", "DistBackendError", "DistNetworkError", "DistStoreError")):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader
 
-from ftloop import metrics, tracking
+from ftloop import checkpoint, kernels, metrics, tracking
 from ftloop.config import read_record
 from ftloop.data.loader import build_loader
 from ftloop.data.order import UNBOUNDED, EvaluationOrder
@@ -125,6 +125,12 @@ def load_run(run_dir: str | Path) -> tuple[Task, "PreTrainedModel"]:
     return task, task.build_model()
 
 
+def matmul_of(run_dir: str | Path) -> str:
+    """What a finished run computed fp32 products with: its scores are computed likewise."""
+    checkpoints = checkpoint.find(Path(run_dir) / "checkpoints")
+    return checkpoint.load_made_by(checkpoints[-1]).get("matmul", "default") if checkpoints else "default"
+
+
 def evaluate(run_dir: str | Path, split: str | None = None, batch_size: int | None = None) -> dict[str, float]:
     """The scores of a finished run on a split of its data: the same numbers as its training printed for that split.
 
@@ -135,6 +141,7 @@ def evaluate(run_dir: str | Path, split: str | None = None, batch_size: int | No
     accelerator = start_accelerator(config.precision)
     tracking.set_up_logging(accelerator.is_main_process)
     task, model = load_run(run_dir)
+    kernels.adapt(model, kernels.settle("auto", matmul_of(run_dir), accelerator), cheaper=False)
     with accelerator.local_main_process_first():
         data = task.load()
     split = split or ("test" if "test" in data else "validation")
@@ -157,6 +164,7 @@ def predict(run_dir: str | Path, rows: "Dataset", batch_size: int = 64) -> list[
         raise UserError("predict runs in one process: start it without torchrun or accelerate launch")
     tracking.set_up_logging(accelerator.is_main_process)
     task, model = load_run(run_dir)
+    kernels.adapt(model, kernels.settle("auto", matmul_of(run_dir), accelerator), cheaper=False)
     loader = evaluation_loader(task.prepare_new(rows), task, accelerator, batch_size)
     model = accelerator.prepare_model(model, evaluation_mode=True)
     described: list[Any] = [None] * len(rows)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from typing import Any
 
-from ftloop import tracking
+from ftloop import kernels, tracking
 from ftloop.config import Config, validate, validate_with_data
 from ftloop.data.loader import build_loader
 from ftloop.data.order import TrainOrder, Window, batching_of, mix, seed_all
@@ -40,6 +40,7 @@ def train(config: Config) -> Scores:
     task, run = config.task, Run(config, accelerator)
     if run.finished:
         return run.read_scores()
+    run.matmul = kernels.settle(config.matmul, run.recorded.get("matmul"), accelerator)
 
     # What is learned, and from what. One process of a machine prepares the rows, the others read its cache.
     with accelerator.local_main_process_first():
@@ -47,6 +48,7 @@ def train(config: Config) -> Scores:
     validate_with_data(config, data)
     seed_all(mix(config.seed, "model"))
     model = task.build_model().to(accelerator.device)
+    kernels.adapt(model, run.matmul, config.cheaper_dropout)
     if config.gradient_checkpointing:
         save_memory(model)
     optimizer = config.optimizer(model, config)

@@ -56,6 +56,8 @@ class Run:
         if accelerator.is_main_process and (self.folder / "config.json").is_file() and not self.finished:
             self.lock = lock(self.folder)  # first of all: whoever trains there deletes checkpoints
         self.resumed = find_checkpoint(config)
+        self.recorded = checkpoint.load_made_by(self.resumed) if self.resumed else {}
+        self.matmul = "default"  # what fp32 products are computed with (ftloop/kernels.py)
         self.log: Any = tracking.NoMetricLog()
 
     @property
@@ -146,7 +148,7 @@ class Run:
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(training["scaler"])
         logger.info("resume: from %s", found)
-        before, now = checkpoint.load_made_by(found), made_by(self.accelerator)
+        before, now = self.recorded, made_by(self.accelerator, self.matmul)
         changed = [f"{name} {value} -> {now[name]}" for name, value in before.items() if now.get(name) != value]
         if changed:
             logger.warning(
@@ -161,7 +163,8 @@ class Run:
             asked = partial(self.stop.asked, self.accelerator)
             scores = evaluate_split(self.model, self.loaders[split], self.task, self.accelerator, asked)
         except Interrupted:
-            self.save()  # not evaluated: a run that goes on from here evaluates first
+            if split == "validation":  # not evaluated: a run that goes on from here evaluates first
+                self.save()
             raise self.stopped() from None
         seconds = time.perf_counter() - began
         self.log.write(self.state.step, epoch, split, scores, len(self.loaders[split].dataset) / seconds)
@@ -223,7 +226,7 @@ class Run:
             if self.accelerator.scaler is not None:
                 training["scaler"] = self.accelerator.scaler.state_dict()
             weights = self.accelerator.unwrap_model(self.model).state_dict()
-            checkpoint.save(self.checkpoints, self.state, weights, training, made_by(self.accelerator))
+            checkpoint.save(self.checkpoints, self.state, weights, training, made_by(self.accelerator, self.matmul))
             self._prune()
 
     def _prune(self) -> None:
@@ -234,8 +237,12 @@ class Run:
     def finish(self, epoch: float) -> Scores:
         """Take the best weights, score them on test, write model/ and scores.json, and say where everything is."""
         bare, state = self.accelerator.unwrap_model(self.model), self.state
+        best = self.checkpoints / checkpoint.name_of(state.best_step or state.step)
+        if state.best_step and not best.is_dir():  # by --on-save-error continue
+            logger.error("the best weights, of step %s, could not be saved: the last are kept", state.best_step)
+            state.best_step, state.best_scores = state.step, state.scores
         if (state.best_step or state.step) != state.step:
-            bare.load_state_dict(checkpoint.load_weights(self.checkpoints / checkpoint.name_of(state.best_step)))
+            bare.load_state_dict(checkpoint.load_weights(best))
         scores = {"validation": state.best_scores} if state.best_scores else {}
         if "test" in self.loaders:
             scores["test"] = self.evaluate("test", epoch)
@@ -273,7 +280,7 @@ class Run:
         logger.info("            %s predict.py %s --help", python, folder)
 
 
-def made_by(accelerator: Accelerator) -> dict[str, Any]:
+def made_by(accelerator: Accelerator, matmul: str) -> dict[str, Any]:
     """What may change the bits of a result, besides the config: recorded in each checkpoint, compared when resuming."""
     device = accelerator.device
     return {
@@ -281,6 +288,8 @@ def made_by(accelerator: Accelerator) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "matmul": matmul,
         "threads": torch.get_num_threads(),
         "processes": accelerator.num_processes,
     }

@@ -115,7 +115,7 @@ class Classification(Task):
     label_separator: str | None = None  # splits the text of the label column into several labels: ","
     label_lower: bool = False  # labels in lower case, so that Joy and joy are one
     label_merge: Pairs = field(default_factory=dict)  # label and what it becomes: grief sadness annoyance anger
-    label_min_rows: int = 0  # rows that a class must have; the rows of rarer ones are dropped, or merged:
+    label_min_rows: int = 0  # rows that a class must have; those of rarer classes are dropped, or renamed:
     label_rare: str | None = None  # what the classes below --task.label-min-rows become: other
     label_names: tuple[str, ...] = ()  # in the order of the ids, or one file with a name a line; left out: from train
     problem_type: ProblemType | None = None  # left out: multi-label for lists, regression for decimals

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from ftloop.errors import UserError, root_cause
+from ftloop.packing import Packing, check_packing, places_of
 from ftloop.task import Batch, Classification
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class TextClassification(Classification):
     max_windows: int = 16  # of a text; what is beyond is cut, and counted
     pad_to: Literal["longest", "max"] = "longest"  # of the micro-batch; max: every row to max_length (TPUs, compilers)
     pad_to_multiple_of: int | None = None  # tokens; left out: 8 under bf16 and fp16, for tensor cores, else 1
+    packing: bool = False  # compute without padding (BERT, RoBERTa, ModernBERT, ..): the same logits and gradients
 
     model_class = "AutoModelForSequenceClassification"
     input_option = "--task.text-columns"
@@ -54,6 +56,8 @@ class TextClassification(Classification):
             raise UserError(f"--task.text-columns {' '.join(self.text_columns)}: the same column twice is no pair")
         if self.pad_to_multiple_of is not None and self.pad_to_multiple_of < 1:
             raise UserError(f"--task.pad-to-multiple-of {self.pad_to_multiple_of}: at least 1 token is needed")
+        if self.packing and self.pad_to == "max":
+            raise UserError("--task.packing with --task.pad-to max: one leaves padding out, the other asks for it")
         if self.max_length < 4:
             raise UserError(f"--task.max-length {self.max_length}: at least 4 tokens are needed")
         if self.long_text != "truncate" and len(self.text_columns) > 1:
@@ -92,6 +96,8 @@ class TextClassification(Classification):
 
     def configure(self, config: "PretrainedConfig") -> None:
         super().configure(config)
+        if self.packing:
+            check_packing(config, self.processor.padding_side)
         if getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = self.processor.pad_token_id
         positions = getattr(config, "max_position_embeddings", None) or self.max_length
@@ -180,29 +186,33 @@ class TextClassification(Classification):
     @cached_property
     def collator(self) -> "DataCollatorWithPadding":
         from accelerate.state import AcceleratorState, is_initialized
-        from transformers import DataCollatorWithPadding
+
+        from ftloop.data.tokens import PaddingCollator
 
         multiple = self.pad_to_multiple_of
         if multiple is None:
             half = is_initialized() and AcceleratorState().mixed_precision in ("bf16", "fp16")
             multiple = 8 if half else 1
         if self.pad_to == "max":
-            return DataCollatorWithPadding(self.processor, "max_length", self.max_length)
-        return DataCollatorWithPadding(self.processor, pad_to_multiple_of=multiple)
+            return PaddingCollator(self.processor, "max_length", self.max_length)
+        return PaddingCollator(self.processor, pad_to_multiple_of=multiple)
 
     def collate(self, examples: list[dict[str, Any]]) -> Batch:
-        """The model's inputs, shape (rows, tokens), and "labels". With windows, the inputs are (windows, tokens), those
-        of all rows one after another, and "windows", int64 (rows, most windows of a row), says which are whose: their
-        numbers in the batch, and -1 where a row has no more.
+        """The model's inputs, shape (rows, tokens), "labels" and, to be packed, "places".
+
+        With windows, the inputs are (windows, tokens), those of all rows one after another, and "windows", int64 (rows,
+        most windows of a row), says which are whose: their numbers in the batch, and -1 where a row has no more.
 
         The rows of a micro-batch are fixed, its windows are not: in the worst case it takes `max_windows` times the
         memory of one with short texts. If that does not fit, a lower --micro-batch-size gives the same result in less.
         """
-        names = [name for name in examples[0] if name != "length"]
         if self.long_text != "windows":
-            return self.collator([{name: example[name] for name in names} for example in examples]).data
+            from ftloop.data.tokens import without
+
+            return self.with_places(self.collator(without("length", examples)).data)
         import torch
 
+        names = [name for name in examples[0] if name != "length"]
         inputs = [name for name in names if name != "labels"]
         windows, numbers = [], []
         for example in examples:
@@ -212,10 +222,17 @@ class TextClassification(Classification):
         batch = self.collator(windows).data
         if "labels" in names:
             batch["labels"] = torch.tensor([example["labels"] for example in examples])
+        batch = self.with_places(batch)
         return {**batch, "windows": torch.nn.utils.rnn.pad_sequence(numbers, batch_first=True, padding_value=-1)}
+
+    def with_places(self, batch: Batch) -> Batch:
+        """With "places", int64 (tokens,), if it is to be packed: they are found here, where no device is waited for."""
+        return {**batch, "places": places_of(batch["attention_mask"])} if self.packing else batch
 
     def build_model(self) -> "PreTrainedModel":
         model = super().build_model()
+        if self.packing:
+            Packing(model)
         if self.long_text == "windows":
             WindowPooling(model)
         return model

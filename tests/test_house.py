@@ -20,7 +20,9 @@ MAY_IMPORT = {
     "__init__": None,
     "config": ("", "task", "optim", "metrics", "data", "options"),
     "task": ("metrics", "data", "options"),
-    "text": ("task", "metrics", "data", "options"),
+    "packing": (),
+    "kernels": (),
+    "text": ("task", "metrics", "data", "options", "packing"),
     "image": ("task", "metrics", "data", "options"),
     "data": ("data", "options"),
     "metrics": (),
@@ -31,9 +33,9 @@ MAY_IMPORT = {
     "ledger": ("data", "tracking"),
     "stopping": (),
     "memory": ("config", "checkpoint", "data"),
-    "loop": ("memory", "stopping", "config", "run", "evaluation", "tracking", "optim", "devices", "data"),
+    "loop": ("kernels", "memory", "stopping", "config", "run", "evaluation", "tracking", "optim", "devices", "data"),
     "run": ("", "stopping", "config", "evaluation", "checkpoint", "tracking", "ledger", "data"),
-    "evaluation": ("config", "checkpoint", "tracking", "task", "metrics", "devices", "data"),
+    "evaluation": ("kernels", "config", "checkpoint", "tracking", "task", "metrics", "devices", "data"),
 }
 
 
@@ -110,8 +112,8 @@ def test_the_core_can_be_known_by_the_evening():
     sizes = {name: lines_of(file) for name, file in CORE.items()}
     tables = sum(size for name, size in sizes.items() if part_of(name) == "data" and "order" not in name)
     print(json.dumps(sizes, indent=1), "in all", sum(sizes.values()), "of them data", tables)
-    assert sum(sizes.values()) - tables < 3200
-    assert tables < 2000  # looked up when it is needed, one file at a time, not read through
+    assert sum(sizes.values()) - tables < 3900
+    assert tables < 2300  # looked up when it is needed, one file at a time, not read through
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: file.relative_to(ROOT).as_posix())

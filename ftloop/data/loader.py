@@ -19,7 +19,9 @@ class Rows(Dataset):
     """
 
     def __init__(self, dataset: Any, seed: int = 0):
-        self.dataset, self.seed = dataset, seed
+        from ftloop.data.tokens import Tokens  # imports transformers
+
+        self.dataset, self.seed = Tokens.of(dataset), seed
         # Rows of a plain table are read at once for the whole micro-batch, and draw nothing.
         self.plain = hasattr(dataset, "__getitems__") and getattr(dataset, "format", {}).get("type") != "custom"
 

@@ -1,0 +1,208 @@
+"""Which kernels a CPU computes with: matrix products by the quicker of two libraries, and dropout with cheaper draws.
+
+torch multiplies fp32 matrices with MKL, which takes a slow path on some chips. Its setting "medium" hands them to
+oneDNN instead. What that does depends on the chip: with AVX-512, the products stay fp32 (1.66 x the speed on MiniLM);
+with AMX, they fall to bf16; with AVX2 alone, nothing changes. So both are tried when a run starts, for speed and error.
+"""
+
+import logging
+import math
+import os
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from accelerate.utils import broadcast_object_list
+
+from ftloop.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from accelerate import Accelerator
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger("ftloop")
+
+Matmul = Literal["default", "onednn"]
+
+ROWS, WIDTH, INNER = 128, 384, 1536  # of the products tried: a feed-forward layer of MiniLM
+SECONDS = 0.2  # for all the rounds of the probe
+WORTH = 1.1  # times the speed; below that, the default stays, whose attention is quicker too
+# oneDNN sums in another order than MKL, and errs up to twice as much; TF32 some 500 times, bf16 some 5 000 times.
+FP32 = 4.0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What products are computed with, and why."""
+
+    matmul: Matmul
+    speed: float  # of oneDNN, the default's being 1
+    error: float  # of oneDNN, the default's being 1
+    seconds: float  # that the probe took
+
+    def __str__(self) -> str:
+        return f"{self.matmul} (onednn: {self.speed:.2f} x the speed, {self.error:.1f} x the error of the default)"
+
+
+def choose(asked: Literal["auto", "default", "onednn"], recorded: str | None = None) -> Matmul:
+    """What this run computes with, for `use`. To be called by one process, which tells the others.
+
+    `asked`: --matmul; `recorded`: what the run used before it was interrupted, which "auto" keeps to whatever a probe
+    would say now, as long as it is fp32. Raises UserError for oneDNN if asked for where its products are not.
+    """
+    if asked == "default" or (asked == "auto" and recorded == "default"):
+        return "default"
+    choice = probe()
+    if asked == "onednn" and choice.error > FP32:
+        raise UserError(
+            f"--matmul onednn: its products are not fp32 on this machine ({choice.error:.0f} times the error); "
+            "the choices are auto and default"
+        )
+    if asked == "auto" and recorded is None:
+        logger.info("matmul: %s", choice)
+        return choice.matmul
+    return "onednn" if choice.error <= FP32 else "default"
+
+
+def settle(asked: str, recorded: str | None, accelerator: "Accelerator") -> str:
+    """Use what --matmul asks for, the same in all processes, and return its name. Raises UserError for what this device
+    has not; on a GPU, and in half precision, "auto" is the default."""
+    fp32_on_cpu = accelerator.device.type == "cpu" and accelerator.mixed_precision == "no"
+    if asked == "tf32":
+        if accelerator.device.type != "cuda":
+            raise UserError("--matmul tf32: for GPUs only; on a CPU, the choices are auto, default and onednn")
+        torch.set_float32_matmul_precision("high")
+        return asked
+    if asked == "onednn" and not fp32_on_cpu:
+        raise UserError("--matmul onednn: for fp32 on a CPU only; the choices are auto, default and, on GPUs, tf32")
+    chosen = broadcast_object_list([choose(asked, recorded)])[0] if fp32_on_cpu else "default"
+    use(chosen)
+    return chosen
+
+
+def adapt(model: "PreTrainedModel", matmul: str, cheaper: bool) -> None:
+    """Make a model compute with what was settled; `cheaper`: --cheaper-dropout."""
+    choose_attention(model, matmul)
+    if cheaper:
+        cheaper_dropout(model)
+
+
+def probe() -> Choice:
+    """Try the three products of a linear layer, forward and backward, with both libraries in turn. Leaves the settings
+    and the random generator of torch as they are."""
+    began = time.perf_counter()
+    generator = torch.Generator().manual_seed(0)
+    rows, weight, gradient = (
+        torch.randn(shape, generator=generator) for shape in ((ROWS, WIDTH), (INNER, WIDTH), (ROWS, INNER))
+    )
+    factors = (rows, weight.T), (gradient, weight), (gradient.T, rows)
+
+    def products(matmul: Matmul) -> list[torch.Tensor]:
+        use(matmul)
+        return [left @ right for left, right in factors]
+
+    with torch.no_grad(), restored():
+        default, onednn = products("default"), products("onednn")  # both have their kernels ready from here on
+        if all(map(torch.equal, default, onednn)):  # this chip knows one way only
+            return Choice("default", 1.0, 1.0, time.perf_counter() - began)
+        error = error_of(onednn, factors) / error_of(default, factors)
+        default_seconds = onednn_seconds = math.inf
+        for rounds in range(1, 20):
+            # The least, not the mean: what other programs take only adds.
+            default_seconds = min(default_seconds, seconds_of(products, "default"))
+            onednn_seconds = min(onednn_seconds, seconds_of(products, "onednn"))
+            if rounds > 1 and time.perf_counter() - began > SECONDS:
+                break
+    speed = default_seconds / onednn_seconds
+    matmul: Matmul = "onednn" if speed > WORTH and error <= FP32 else "default"
+    return Choice(matmul, speed, error, time.perf_counter() - began)
+
+
+def error_of(products: list[torch.Tensor], factors: tuple[tuple[torch.Tensor, torch.Tensor], ...]) -> float:
+    """The largest relative error of some fp32 products, from float64. A few rows tell fp32 from less."""
+    errors = []
+    for product, (left, right) in zip(products, factors, strict=True):
+        exact = left[:16].double() @ right.double()
+        errors.append(float((product[:16] - exact).norm() / exact.norm()))
+    return max(errors)
+
+
+def seconds_of(products: "Callable[[Matmul], Any]", matmul: Matmul) -> float:
+    start = time.perf_counter()
+    products(matmul)
+    return time.perf_counter() - start
+
+
+def use(matmul: Matmul) -> None:
+    """Compute fp32 products with it from now on, in this process. "default" takes back what "onednn" did, and does
+    nothing before it."""
+    if matmul == "onednn":
+        # oneDNN keeps the kernels that it made, for 1 024 shapes: each new length of a batch brings some 15. It reads
+        # this when it makes the first one, not when torch is imported.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
+        torch.set_float32_matmul_precision("medium")
+    elif settings()[0] == "bf16":
+        torch.set_float32_matmul_precision("highest")
+        set_back(("none", "none"))
+
+
+def settings() -> tuple[str, str]:
+    """How fp32 products are computed by oneDNN, and on GPUs: "none" if nothing was said."""
+    return torch.backends.mkldnn.matmul.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+
+
+def set_back(before: tuple[str, str]) -> None:
+    torch.backends.mkldnn.matmul.fp32_precision, torch.backends.cuda.matmul.fp32_precision = before
+
+
+@contextmanager
+def restored() -> "Iterator[None]":
+    """The settings are behind it what they are before it."""
+    before = settings()
+    try:
+        yield
+    finally:
+        # By the older name as well: torch refuses to tell it if the two disagree.
+        torch.set_float32_matmul_precision({"bf16": "medium", "tf32": "high"}.get(before[0], "highest"))
+        set_back(before)
+
+
+def choose_attention(model: "PreTrainedModel", matmul: str) -> None:
+    """Plain ("eager") attention with oneDNN, in place of SDPA: the same logits to rounding, and the same dropout.
+
+    SDPA's own kernel for CPUs makes many small products, each of which oneDNN is slow to begin (3.6 x the time). It
+    computes without dropout only; with it, SDPA is plain attention as well. What it costs is memory: rows x heads x
+    longest^2 numbers in a layer. An exported model does not remember it; one that computes packed, or by any other
+    kind of attention, is left as it is.
+    """
+    if matmul == "onednn" and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation("eager")
+
+
+class CheaperDropout(torch.nn.Dropout):
+    """Dropout that draws 16 random bits a number, and not a float (on a CPU; elsewhere it is torch's).
+
+    `p` is rounded to a 65 536th, and what is kept is scaled by that, so that the expectation stays exact. The draws
+    come from torch's global generator, one after another: the same for any number of threads, others than torch's.
+    """
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        dropped = round(self.p * 2**16)
+        if not self.training or self.inplace or states.device.type != "cpu" or dropped in (0, 2**16):
+            return super().forward(states)
+        # 64 bits at once: the generator takes its time by the call, not by the bit.
+        bits = torch.empty((states.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        kept = bits[: states.numel()].view(states.shape) >= dropped - 2**15
+        return states * kept.to(states.dtype).mul_(2**16 / (2**16 - dropped))
+
+
+def cheaper_dropout(model: torch.nn.Module) -> None:
+    """Let all `torch.nn.Dropout` of a model draw cheaper, in place: names and weights stay as they are. Dropout within
+    attention is a function, not a module, and stays torch's."""
+    for module in model.modules():
+        if type(module) is torch.nn.Dropout:
+            module.__class__ = CheaperDropout

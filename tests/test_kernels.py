@@ -1,0 +1,221 @@
+"""Kernels: products stay fp32, settings come back, a run keeps its choice; attention and dropout mean the same."""
+
+import copy
+import json
+import math
+import time
+
+import pytest
+import torch
+
+from ftloop import kernels
+from ftloop.errors import UserError
+from ftloop.kernels import CheaperDropout, Choice, cheaper_dropout, choose, choose_attention, probe, use
+
+
+@pytest.fixture(autouse=True)
+def as_found():
+    before = kernels.settings()
+    yield
+    assert kernels.settings() == before
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.fixture
+def probed(monkeypatch):
+    """`probed(choice)`: what a probe would find on another machine."""
+
+    def say(choice: Choice | None) -> None:
+        monkeypatch.setattr(kernels, "probe", lambda: choice)
+
+    return say
+
+
+QUICK = Choice("onednn", speed=1.66, error=1.4, seconds=0.2)
+SLOW = Choice("default", speed=0.9, error=1.4, seconds=0.2)
+BF16 = Choice("default", speed=3.0, error=8000, seconds=0.2)
+
+
+def test_a_probe_is_short_and_leaves_torch_as_it_is():
+    torch.manual_seed(3)
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    began = time.process_time()
+    choice = probe()
+    assert time.process_time() - began < 1  # a quarter second of a machine without other work
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+    assert choice.matmul == "default" or (choice.speed > kernels.WORTH and choice.error <= kernels.FP32)
+
+
+@pytest.mark.parametrize(("rows", "width", "out"), [(1024, 384, 1536), (33, 1536, 384)])
+def test_products_of_what_is_chosen_are_fp32(rows, width, out):
+    left, right = torch.randn(rows, width), torch.randn(width, out)
+    exact = left.double() @ right.double()
+    with kernels.restored():
+        use(probe().matmul)
+        found = left @ right
+    assert float((found - exact).norm() / exact.norm()) < 2e-6  # fp32: 3e-7, TF32: 2e-4, bf16: 3e-3
+
+
+def test_products_that_are_not_fp32_are_told_from_those_that_are():
+    factors = ((torch.randn(64, 384), torch.randn(384, 128)),)
+    true, half = ([(left.to(kind) @ right.to(kind)).float() for left, right in factors] for kind in KINDS)
+    assert kernels.error_of(half, factors) > 100 * kernels.FP32 * kernels.error_of(true, factors)
+
+
+KINDS = (torch.float32, torch.bfloat16)
+
+
+def test_default_changes_no_setting_and_takes_back_what_onednn_did():
+    before = kernels.settings()
+    use("default")
+    assert kernels.settings() == before
+    use("onednn")
+    assert torch.get_float32_matmul_precision() == "medium"
+    use("default")
+    assert kernels.settings() == before
+    torch.set_float32_matmul_precision("high")
+    probe()
+    assert torch.get_float32_matmul_precision() == "high"
+    torch.set_float32_matmul_precision("highest")
+    kernels.set_back(before)
+
+
+def test_what_is_asked_for_wins_then_what_is_recorded_then_the_probe(probed):
+    probed(None)  # not asked
+    assert choose("default") == choose("default", "onednn") == choose("auto", "default") == "default"
+    probed(SLOW)
+    assert choose("auto") == "default"
+    assert choose("auto", "onednn") == choose("onednn") == choose("onednn", "default") == "onednn"
+    probed(QUICK)
+    assert choose("auto") == "onednn"
+    assert choose("auto", "default") == "default"
+
+
+def test_nothing_but_fp32_is_chosen(probed):
+    probed(BF16)
+    assert choose("auto") == choose("auto", "onednn") == "default"
+    with pytest.raises(UserError, match=r"--matmul onednn: its products are not fp32 on this machine \(8000 times"):
+        choose("onednn")
+
+
+def test_the_choice_is_one_line(probed, caplog):
+    probed(QUICK)
+    with caplog.at_level("INFO", "ftloop"):
+        choose("auto")
+    assert caplog.messages == ["matmul: onednn (onednn: 1.66 x the speed, 1.4 x the error of the default)"]
+
+
+def model_of(tiny, **options):
+    from transformers import AutoModelForSequenceClassification
+
+    torch.manual_seed(0)
+    return AutoModelForSequenceClassification.from_pretrained(tiny("bert"), **options)
+
+
+BATCH = {"input_ids": torch.randint(5, 20, (4, 9)), "attention_mask": torch.ones(4, 9, dtype=torch.int64)}
+BATCH["attention_mask"][1:, 5:] = 0
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_attention_with_onednn_computes_the_same_and_drops_the_same(tiny, dropout, tmp_path):
+    sdpa = model_of(tiny, attention_probs_dropout_prob=dropout)
+    eager = copy.deepcopy(sdpa)
+    choose_attention(eager, "default")
+    assert eager.config._attn_implementation == "sdpa"
+    choose_attention(eager, "onednn")
+    assert eager.config._attn_implementation == "eager"
+    for mode in (False, True):
+        logits = []
+        for model in (sdpa.train(mode), eager.train(mode)):
+            torch.manual_seed(1)
+            logits.append(model(**BATCH).logits)
+        torch.testing.assert_close(*logits, rtol=0, atol=1e-5)
+    eager.save_pretrained(tmp_path)
+    assert "eager" not in json.dumps(json.loads((tmp_path / "config.json").read_text()))
+
+
+def test_another_kind_of_attention_stays(tiny):
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    AttentionInterface.register("of_a_fork", sdpa_attention_forward)
+    model = model_of(tiny)
+    model.set_attn_implementation("of_a_fork")
+    choose_attention(model, "onednn")
+    assert model.config._attn_implementation == "of_a_fork"
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 1 / 3, 1e-4, 0.999])
+def test_cheaper_dropout_keeps_as_many_as_it_should(p):
+    """Within 4.5 standard deviations of a binomial, in all and in each quarter of the bits drawn at once."""
+    torch.manual_seed(0)
+    dropped, count = round(p * 2**16) / 2**16, 1_000_003
+    found = CheaperDropout(p)(torch.ones(count))
+    for start, step in [(0, 1), *((start, 4) for start in range(4))]:
+        part = found[start::step]
+        kept = int((part != 0).sum())
+        assert abs(kept - len(part) * (1 - dropped)) < 4.5 * math.sqrt(len(part) * dropped * (1 - dropped))
+    # What is kept makes up for what is dropped: the expectation of a 1 is 1.
+    assert found.max().item() == pytest.approx(1 / (1 - dropped), rel=1e-7)
+    assert set(found.unique().tolist()) == {0.0, found.max().item()}
+    assert abs(dropped - p) <= 2**-17
+
+
+def test_neighbours_are_dropped_independently():
+    torch.manual_seed(0)
+    kept = (CheaperDropout(0.5)(torch.ones(1_000_000)) != 0).double() * 2 - 1
+    for distance in (1, 2, 3, 4, 5, 8, 384):
+        assert abs(float((kept[:-distance] * kept[distance:]).mean())) < 4.5 / 1000
+
+
+def test_cheaper_dropout_is_a_function_of_the_seed_alone():
+    states, dropout = torch.randn(7, 13, 5), CheaperDropout(0.2)
+
+    def drop(seed: int, threads: int = 1) -> torch.Tensor:
+        torch.manual_seed(seed)
+        torch.set_num_threads(threads)
+        try:
+            return dropout(states.clone())
+        finally:
+            torch.set_num_threads(1)
+
+    assert torch.equal(drop(1), drop(1, threads=2))
+    assert not torch.equal(drop(1), drop(2))
+    torch.manual_seed(1)
+    assert not torch.equal(dropout(states), dropout(states))
+
+
+def test_gradients_pass_what_is_kept_and_nothing_else():
+    torch.manual_seed(0)
+    states = torch.randn(3, 50, requires_grad=True)
+    found = CheaperDropout(0.25)(states)
+    found.sum().backward()
+    torch.testing.assert_close(states.grad, torch.where(found != 0, 4 / 3, 0.0))
+
+
+def test_cheaper_dropout_where_there_is_nothing_to_draw():
+    states = torch.randn(4, 4)
+    assert torch.equal(CheaperDropout(0.3).eval()(states), states)
+    assert torch.equal(CheaperDropout(0.0)(states), states)
+    assert torch.equal(CheaperDropout(1e-6)(states.clone()) != 0, torch.ones(4, 4, dtype=torch.bool))
+    assert torch.equal(CheaperDropout(1.0)(states), torch.zeros(4, 4))
+    assert CheaperDropout(0.3)(states[:0]).shape == (0, 4)
+
+
+def test_a_model_with_cheaper_dropout_keeps_its_names_and_works_under_autocast(tiny):
+    model = model_of(tiny)
+    plain = copy.deepcopy(model)
+    cheaper_dropout(model)
+    assert any(isinstance(module, CheaperDropout) for module in model.modules())
+    assert not any(type(module) is torch.nn.Dropout for module in model.modules())
+    assert list(model.state_dict()) == list(plain.state_dict())
+    assert [name for name, _ in model.named_modules()] == [name for name, _ in plain.named_modules()]
+    assert torch.equal(model.eval()(**BATCH).logits, plain.eval()(**BATCH).logits)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model.train()(**BATCH).logits.float().sum()
+    loss.backward()
+    assert torch.isfinite(loss)
+    half = CheaperDropout(0.5)(torch.ones(100, dtype=torch.bfloat16))
+    assert half.dtype == torch.bfloat16
+    assert set(half.unique().tolist()) == {0.0, 2.0}

@@ -1,0 +1,212 @@
+"""Padding-free text: less is computed, and logits and gradients are those of the padded model."""
+
+import copy
+import json
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from conftest import ARCHITECTURES, SIZES, WORDS, run_script, sentences
+from safetensors.torch import load_file
+from test_long_text import documents, text_task
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+
+from ftloop import UserError
+from ftloop.memory import save_memory
+from ftloop.packing import ENCODERS, Packing, check_packing, places_of
+from ftloop.text import WindowPooling
+
+UNEQUAL = (3, 60, 7, 2, 20, 33)
+VOCABULARY = 5 + len(WORDS)
+
+
+def build(architecture: str, dropout: float = 0.0, **options: Any) -> PreTrainedModel:
+    """A random classifier of three classes in training mode; padding has an id that RoBERTa's positions start from."""
+    sizes = ARCHITECTURES.get(architecture, SIZES)
+    specials = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
+    config = AutoConfig.for_model(
+        architecture, vocab_size=VOCABULARY, max_position_embeddings=80, num_labels=3, **specials, **sizes, **options
+    )
+    for name in vars(config):
+        if "drop" in name and isinstance(getattr(config, name), float):
+            setattr(config, name, dropout)
+    torch.manual_seed(0)
+    return AutoModelForSequenceClassification.from_config(config).train()
+
+
+def batch_of(lengths: tuple[int, ...], width: int | None = None) -> dict[str, torch.Tensor]:
+    """Random ids, padded to the longest or to `width`; where a model knows segments, the second half is the other."""
+    mask = (torch.arange(width or max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    ids = torch.randint(5, VOCABULARY, mask.shape, generator=torch.Generator().manual_seed(1))
+    return {"input_ids": ids.where(mask == 1, 1), "attention_mask": mask}
+
+
+def with_segments(batch: dict[str, torch.Tensor], model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    if getattr(model.config, "type_vocab_size", 1) < 2:
+        return batch
+    mask = batch["attention_mask"]
+    return {**batch, "token_type_ids": (torch.arange(mask.shape[1]) >= mask.sum(dim=1, keepdim=True) // 2) * mask}
+
+
+def logits_and_gradients(model: PreTrainedModel, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    logits = model(**batch).logits
+    (logits.float() * torch.linspace(-1, 1, logits.numel()).view_as(logits)).sum().backward()
+    return logits.detach(), {name: weight.grad for name, weight in model.named_parameters()}
+
+
+def assert_same(padded: PreTrainedModel, packed: PreTrainedModel, batch: dict[str, Any], tolerance: float = 1e-5):
+    """The two models on a batch, which the packed one gets with its places."""
+    logits, gradients = logits_and_gradients(padded, batch)
+    with_places = batch | {"places": places_of(batch["attention_mask"])}
+    packed_logits, packed_gradients = logits_and_gradients(packed, with_places)
+    torch.testing.assert_close(packed_logits, logits, rtol=tolerance, atol=tolerance)
+    assert any(gradient.abs().max() > 1e-2 for gradient in gradients.values() if gradient is not None)
+    for name, gradient in gradients.items():
+        if gradient is None:
+            assert packed_gradients[name] is None
+        else:
+            torch.testing.assert_close(packed_gradients[name], gradient, rtol=tolerance, atol=tolerance, msg=name)
+
+
+def pair_of(architecture: str, **options: Any) -> tuple[PreTrainedModel, PreTrainedModel]:
+    padded = build(architecture, **options)
+    packed = copy.deepcopy(padded)
+    Packing(packed)
+    return padded, packed
+
+
+def seen_by_layers(model: PreTrainedModel) -> set[tuple[int, ...]]:
+    """Fills with the shapes, but for the last dimension, that the linear layers of the base model see."""
+    shapes: set[tuple[int, ...]] = set()
+    for name, module in model.base_model.named_modules():
+        if isinstance(module, torch.nn.Linear) and "pooler" not in name:
+            module.register_forward_pre_hook(lambda _, inputs: shapes.add(tuple(inputs[0].shape[:-1])))
+    return shapes
+
+
+# ---- equal to the padded model
+
+
+@pytest.mark.parametrize("lengths", [UNEQUAL, (9,), (12, 12, 12)], ids=["unequal", "one row", "equal"])
+@pytest.mark.parametrize("architecture", ENCODERS)
+def test_logits_and_gradients_are_those_of_the_padded_model(architecture, lengths):
+    padded, packed = pair_of(architecture)
+    assert_same(padded, packed, with_segments(batch_of(lengths), padded))
+
+
+@pytest.mark.parametrize("architecture", ENCODERS)
+def test_all_but_attention_sees_tokens_alone(architecture):
+    _, packed = pair_of(architecture)
+    shapes = seen_by_layers(packed)
+    assert_same(build(architecture), packed, batch_of(UNEQUAL, width=64))
+    assert shapes == {(1, sum(UNEQUAL))}
+
+
+def test_the_mean_of_a_rows_tokens_is_that_of_the_padded_model():
+    padded, packed = pair_of("modernbert", classifier_pooling="mean")
+    assert_same(padded, packed, batch_of(UNEQUAL))
+
+
+@pytest.mark.parametrize("architecture", ENCODERS)
+def test_a_batch_without_places_is_packed_by_its_mask_and_one_without_a_mask_is_not(architecture):
+    padded, packed = pair_of(architecture)
+    batch = batch_of(UNEQUAL)
+    torch.testing.assert_close(packed(**batch).logits, padded(**batch).logits, rtol=1e-5, atol=1e-5)
+    ids = batch["input_ids"].clamp(min=5)
+    torch.testing.assert_close(packed(input_ids=ids).logits, padded(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "distilbert", "modernbert"])
+def test_with_gradient_checkpointing(architecture):
+    padded, packed = pair_of(architecture)
+    save_memory(packed)
+    assert_same(padded, packed, batch_of(UNEQUAL))
+
+
+@pytest.mark.parametrize("architecture", ENCODERS)
+def test_under_bf16_to_its_precision(architecture):
+    padded, packed = pair_of(architecture)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_same(padded, packed, batch_of(UNEQUAL), tolerance=5e-2)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "modernbert"])
+def test_windows_of_long_texts_are_rows_like_others(architecture):
+    padded, packed = pair_of(architecture)
+    WindowPooling(padded)
+    WindowPooling(packed)
+    windows = torch.tensor([[0, 1, 2], [3, -1, -1], [4, 5, -1]])
+    assert_same(padded, packed, batch_of(UNEQUAL) | {"windows": windows})
+    assert packed(**batch_of(UNEQUAL), windows=windows).logits.shape == (3, 3)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_dropout_is_drawn_in_training_only_and_by_the_seed(trained):
+    model = build("bert", dropout=0.5)
+    Packing(model)
+    batch, found = batch_of(UNEQUAL), []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        with nullcontext() if trained else torch.no_grad():
+            found.append(model.train(trained)(**batch).logits.detach())
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2]) is not trained
+
+
+# ---- what cannot
+
+
+def test_what_cannot_be_packed_is_refused(tiny, tmp_path):
+    with pytest.raises(UserError, match=r"--task\.packing: a model of type 'albert' cannot .* bert, .*modernbert"):
+        check_packing(AutoConfig.for_model("albert"), "right")
+    with pytest.raises(UserError, match=r"--task\.packing: a decoder of type 'bert'"):
+        check_packing(AutoConfig.for_model("bert", is_decoder=True), "right")
+    with pytest.raises(UserError, match=r"--task\.packing: this tokenizer pads on the left"):
+        check_packing(AutoConfig.for_model("bert"), "left")
+    task = text_task(tiny("bert"), tmp_path / "rows.csv", sentences(4), packing=True, pad_to="max")
+    with pytest.raises(UserError, match=r"--task\.packing with --task\.pad-to max"):
+        task.check()
+
+
+# ---- in a run
+
+
+def test_a_batch_says_where_its_tokens_are(tiny, tmp_path):
+    for name, options in {"rows": {}, "windows": {"long_text": "windows", "max_length": 12}}.items():
+        task = text_task(tiny("bert"), tmp_path / f"{name}.csv", documents(5), packing=True, **options)
+        batch = task.collate([task.load()["train"][row] for row in range(5)])
+        assert batch["places"].dtype == torch.int64
+        cells = batch["input_ids"].flatten()
+        assert (cells[batch["places"]] != 0).all()
+        assert len(batch["places"]) == (cells != 0).sum()
+
+
+def test_a_run_is_that_of_the_padded_model_and_leaves_the_same_model_folder(tiny, colours, tmp_path):
+    words = ("configs/text.py", "--task.model", tiny("bert"), *colours, "--task.dropout", "0", "--log-every", "1")
+    curves, folders = [], []
+    for name, options in {"padded": (), "packed": ("--task.packing",)}.items():
+        result = run_script("train.py", *words, *options, "--run-dir", str(tmp_path / name))
+        assert result.code == 0, result.err
+        lines = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+        curves.append([line["value"] for line in lines if line["name"] == "loss"])
+        folders.append(tmp_path / name / "model")
+    assert len(curves[0]) > 8
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+    assert (folders[0] / "config.json").read_text() == (folders[1] / "config.json").read_text()
+    padded, packed = (load_file(folder / "model.safetensors") for folder in folders)
+    assert {name: value.shape for name, value in padded.items()} == {
+        name: value.shape for name, value in packed.items()
+    }
+    assert "ftloop" not in (folders[1] / "config.json").read_text()
+
+
+def test_a_packed_run_with_dropout_trains_and_is_scored_and_used_as_any(tiny, colours, tmp_path):
+    words = ("configs/text.py", "--task.model", tiny("modernbert"), *colours, "--task.dropout", "0.1")
+    assert run_script("train.py", *words, "--task.packing").code == 0
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    evaluated = run_script("evaluate.py", str(tmp_path / "run"))
+    assert evaluated.code == 0, evaluated.err
+    assert f"{scores['test']['accuracy']:.4f}"[:5] in evaluated.out
+    assert run_script("predict.py", str(tmp_path / "run"), "the sky is red", "the red rose looks very pale").code == 0
