@@ -6,9 +6,10 @@
 A cell is {text, image} x {workers 0, 2} x {1, 2 processes} x {accumulation 1, 3}: tiny random models with dropout and
 augmentation, ragged tails, a checkpoint every two steps. Its undisturbed run is the command as a user types it, without
 workers. A trial is the same command killed at drawn instants and started again until it ends: one of two processes or
-both, anywhere in training, inside a save, in start-up. Then these must be equal, byte for byte: the weights and the
-training state of the last checkpoint, model/, scores.json, the log without its clock, the names of all files. Exit
-status 1 if anything differs.
+both, anywhere in training, inside a save, in start-up. A trial also draws whether it runs in bf16, and whether it stops
+early; its undisturbed run does likewise. Then these must be equal, byte for byte: the weights and the training state of
+the last checkpoint, model/, scores.json, the log without its clock, the names of all files. Exit status 1 if anything
+differs.
 
 Importing the libraries takes seconds. So this process imports them once, and most starts are forks of it that run
 train.py; a share (`typed`) are new processes by `python` and `torchrun`. It stays free of threads, or no fork is sound.
@@ -55,6 +56,8 @@ MICRO_BATCH = {(1, 1): 10, (1, 3): 4, (2, 1): 5, (2, 3): 2}  # rows, by processe
 # Where a kill is meant to hit, and how often: any instant of training; a save; model/ and scores.json being written;
 # the folder being opened or brought back to its checkpoint; any instant before.
 PLANS = {"training": 6, "save": 3, "ending": 1, "opening": 1, "start-up": 1}
+# What a trial may have besides. With patience, evaluations are close together, and one that is not better ends the run.
+DRAWN = {"bf16": ["--precision", "bf16"], "patience": ["--patience", "2", "--eval-every", "4"]}
 MOMENT = 0.01  # seconds, about as long as a save lasts: a kill falls somewhere in it
 LONGEST = 300  # seconds of one start; more is a hang
 PATIENCE = {False: 2, True: 40}  # seconds in which the others may notice that one is gone; torchrun waits 30 itself
@@ -73,6 +76,10 @@ class Options:
     workers: tuple[int, ...] = (0, 2)  # of a process: what loads and collates
     processes: tuple[Literal[1, 2], ...] = (1, 2)  # that train together
     accumulation: tuple[Literal[1, 3], ...] = (1, 3)  # micro-batches in an optimizer step
+    drawn: tuple[Literal["bf16", "patience"], ...] = (
+        "bf16",
+        "patience",
+    )  # what half of the trials have, each by itself
     epochs: int = 8  # of 5 optimizer steps
     out: Path | None = None  # the table and every kill, as JSON
 
@@ -88,10 +95,20 @@ class Cell(NamedTuple):
     def __str__(self) -> str:
         return f"{self.modality}, workers {self.workers}, processes {self.processes}, accumulation {self.accumulation}"
 
+
+class Kind(NamedTuple):
+    """What a trial runs: a cell, and what it drew of DRAWN."""
+
+    cell: Cell
+    drawn: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return ", ".join([str(self.cell), *self.drawn])
+
     @property
-    def undisturbed(self) -> "Cell":
-        """The cell that this one must equal: workers change the speed, nothing else."""
-        return self._replace(workers=0)
+    def undisturbed(self) -> "Kind":
+        """What this must equal: workers change the speed, nothing else."""
+        return self._replace(cell=self.cell._replace(workers=0))
 
 
 @dataclass
@@ -115,8 +132,9 @@ class Tally:
         return sum(count[what] for count in self.counts.values())
 
     def table(self) -> str:
-        """Markdown: kills that hit a running training, those in start-up beside them; resumes with steps left to do."""
-        heads = ("trials", "kills", "two processes", "inside a save", "during start-up", "resumes", "equal")
+        """Markdown: kills that hit a running training, and those of them with two processes, in a save, in bf16, with
+        patience; those in start-up are counted apart; resumes with steps left to do."""
+        heads = ("trials", "kills", "two processes", "inside a save", "during start-up", *DRAWN, "resumes", "equal")
         lines = [f"| cell | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
         rows = {str(cell): count for cell, count in self.counts.items()}
         rows["**all**"] = Counter({head: self.total(head) for head in heads})
@@ -165,8 +183,9 @@ def make_data(folder: Path) -> None:
     AutoConfig.for_model("bert", vocab_size=len(vocabulary), pad_token_id=0).save_pretrained(folder / "bert")
 
 
-def command_of(cell: Cell, data: Path, run: Path, epochs: int) -> list[str]:
+def command_of(kind: Kind, data: Path, run: Path, epochs: int) -> list[str]:
     """`train.py configs/text.py ...`, relative to the root of the project."""
+    cell = kind.cell
     if cell.modality == "text":
         files = [word for split in ROWS for word in (split, str(data / "text" / f"{split}.csv"))]
         source = ["configs/text.py", "--task.data.files", *files, "--task.max-length", "32"]
@@ -180,7 +199,7 @@ def command_of(cell: Cell, data: Path, run: Path, epochs: int) -> list[str]:
         *("train.py", *source, "--task.init", "random", "--task.dropout", "0.1", "--run-dir", str(run)),
         *("--batch-size", "10", "--micro-batch-size", str(micro_batch), "--workers", str(cell.workers)),
         *("--epochs", str(epochs), "--learning-rate", "5e-3", "--log-every", "1", "--eval-every", "7"),
-        *("--save-every", "2", "--keep", "last=2,best=1"),
+        *("--save-every", "2", "--keep", "last=2,best=1", *itertools.chain(*(DRAWN[name] for name in kind.drawn))),
     ]
 
 
@@ -333,12 +352,20 @@ def free_port() -> int:
 # ---- trials: generators that yield wherever they wait, so that one process without threads drives several
 
 
-def run_whole(cell: Cell, options: Options, home: Path, found: dict[Cell, Whole]) -> Iterator[None]:
-    """Run a cell as a user types it, undisturbed. Raises SystemExit if it fails."""
-    folder = home / whole_of(cell)
+def run_whole(
+    kind: Kind, options: Options, home: Path, found: dict[Kind, Whole | None]
+) -> Generator[None, None, Whole]:
+    """Run it as a user types it, undisturbed, unless it was; wait for another trial that does. Raises SystemExit if it
+    fails."""
+    if kind in found:
+        while (whole := found[kind]) is None:
+            yield
+        return whole
+    found[kind] = None
+    folder = home / whole_of(kind)
     folder.mkdir()
-    words, scores = command_of(cell, home, folder / "run", options.epochs), folder / "run" / "scores.json"
-    job = Job(words, cell.processes, options.typed > 0, folder / "log")
+    words, scores = command_of(kind, home, folder / "run", options.epochs), folder / "run" / "scores.json"
+    job = Job(words, kind.cell.processes, options.typed > 0, folder / "log")
     try:
         while job.running() and not job.says("train: "):
             yield
@@ -351,25 +378,29 @@ def run_whole(cell: Cell, options: Options, home: Path, found: dict[Cell, Whole]
     finally:
         job.end()
     if any(job.codes.values()) or not scores.exists():
-        raise SystemExit(f"the undisturbed run of {cell} failed: see {folder / 'log'}")
-    found[cell] = Whole(digest(folder / "run"), newest(folder / "run"), training)
-    print(f"undisturbed: {cell}: {time.monotonic() - job.began:.1f} s, training {training:.1f} of them", flush=True)
+        raise SystemExit(f"the undisturbed run of {kind} failed: see {folder / 'log'}")
+    found[kind] = whole = Whole(digest(folder / "run"), newest(folder / "run"), training)
+    seconds = f"{time.monotonic() - job.began:.1f} s, training {training:.1f} of them"
+    print(f"undisturbed: {kind}: to {whole.last}, {seconds}", flush=True)
+    return whole
 
 
-def whole_of(cell: Cell) -> str:
+def whole_of(kind: Kind) -> str:
     """The folder of an undisturbed run."""
-    return f"whole-{'-'.join(map(str, cell))}"
+    return f"whole-{'-'.join(map(str, (*kind.cell, *kind.drawn)))}"
 
 
 def run_trial(
-    number: int, cell: Cell, options: Options, home: Path, whole: Whole, most: int, tally: Tally
+    number: int, cell: Cell, options: Options, home: Path, wholes: dict[Kind, Whole | None], most: int, tally: Tally
 ) -> Iterator[None]:
     """Start, kill, start again until it ends, and compare."""
     draw = random.Random(f"{options.seed} {number}")
+    kind = Kind(cell, tuple(name for name in options.drawn if draw.random() < 0.5))
+    whole = yield from run_whole(kind.undisturbed, options, home, wholes)
     folder = home / f"trial-{number:03d}"
     folder.mkdir()
     run, count, here = folder / "run", tally.counts[cell], Counter()
-    words = command_of(cell, home, run, options.epochs)
+    words = command_of(kind, home, run, options.epochs)
     problem = ""
     for start in itertools.count():
         typed = draw.random() < options.typed
@@ -384,7 +415,9 @@ def run_trial(
                 event = yield from strike(job, plan, run, draw)
                 here[event["hit"]] += 1
                 here["inside a save"] += event["inside a save"]
-                tally.kills.append({"trial": number, "cell": list(cell), "start": start, "typed": typed, **event})
+                tally.kills.append(
+                    {"trial": number, "cell": [*cell, *kind.drawn], "start": start, "typed": typed, **event}
+                )
             while job.running():
                 yield
         except TimeoutError as error:
@@ -403,16 +436,17 @@ def run_trial(
         found = digest(run)
         problem = ", ".join(name for name in whole.digest if found.get(name) != whole.digest[name])
     here |= {"trials": 1, "equal": int(not problem), "two processes": here["kills"] if cell.processes > 1 else 0}
+    here |= dict.fromkeys(kind.drawn, here["kills"])
     count.update(here)
     if problem:
         tally.failures.append(
-            f"trial {number} ({cell}): {problem}; see {folder} and {home / whole_of(cell.undisturbed)}"
+            f"trial {number} ({kind}): {problem}; see {folder} and {home / whole_of(kind.undisturbed)}"
         )
     else:
         shutil.rmtree(folder)
     shown = ", ".join(f"{here[what]} {what}" for what in ("kills", "inside a save", "during start-up", "resumes"))
     verdict = f"DIFFERS: {problem}" if problem else "equal"
-    print(f"{tally.total('kills'):4d} kills  trial {number}: {cell}: {shown}: {verdict}", flush=True)
+    print(f"{tally.total('kills'):4d} kills  trial {number}: {kind}: {shown}: {verdict}", flush=True)
 
 
 def wait_for_instant(job: Job, plan: str, run: Path, whole: Whole, draw: random.Random) -> Iterator[None]:
@@ -528,11 +562,7 @@ def main() -> None:
         Cell(*cell)
         for cell in itertools.product(options.modalities, options.workers, options.processes, options.accumulation)
     ]
-    wholes: dict[Cell, Whole] = {}
-    drive(
-        (run_whole(cell, options, home, wholes) for cell in dict.fromkeys(cell.undisturbed for cell in cells)),
-        options.jobs,
-    )
+    wholes: dict[Kind, Whole | None] = {}  # None: it runs
     tally = Tally({cell: Counter() for cell in cells})
     most = min(max(1, options.kills // len(cells)), MOST_KILLS)
 
@@ -541,7 +571,7 @@ def main() -> None:
         for number, cell in enumerate(itertools.cycle(cells)):
             if number >= len(cells) and tally.total("kills") >= options.kills:
                 return
-            yield run_trial(number, cell, options, home, wholes[cell.undisturbed], most, tally)
+            yield run_trial(number, cell, options, home, wholes, most, tally)
 
     drive(trials(), options.jobs)
     seconds = time.monotonic() - began

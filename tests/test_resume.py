@@ -143,6 +143,22 @@ def test_early_stopping_counts_evaluations_without_a_better_score(words, tmp_pat
     assert checkpoint.find(tmp_path / "run" / "checkpoints")[-1].name == "step-000018"
 
 
+# With patience, the run stops after step 18 of 30; it is cut after one of the two evaluations that count.
+@pytest.mark.parametrize(
+    ("option", "step"), [(("--precision", "bf16"), 11), (("--patience", "2", "--learning-rate", "0"), 14)]
+)
+def test_in_bf16_and_with_patience_a_cut_run_is_the_uninterrupted_run(words, tmp_path, monkeypatch, option, step):
+    words = [*words, *option, "--epochs", "5"]
+    whole = run_script("train.py", *words, "--run-dir", str(tmp_path / "whole"))
+    assert whole.code == 0, whole.err
+    assert ("stopped early" in whole.err) == ("--patience" in option)
+    cut_after(words, monkeypatch, step)
+    resumed = run_script("train.py", *words)
+    assert resumed.code == 0, resumed.err
+    assert "resume: from" in resumed.err
+    assert digest(tmp_path / "run") == digest(tmp_path / "whole")
+
+
 def cut_after(words: list[str], monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     with monkeypatch.context() as patched:
         cut_at(patched, "a step", step + 1)
