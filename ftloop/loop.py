@@ -21,6 +21,7 @@ from ftloop.errors import UserError
 from ftloop.evaluation import evaluation_loader
 from ftloop.optim import build_schedule
 from ftloop.run import Run, Scores
+from ftloop.sharding import whole
 
 logger = logging.getLogger("ftloop")
 
@@ -91,7 +92,7 @@ def train(config: Config) -> Scores:
                     accelerator.backward(loss.sum() * processes / len(window.rows))
                 losses.append((ids, loss.detach()))
 
-            gradient_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf)
+            gradient_norm = whole(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf))
             learning_rate = schedule.get_last_lr()[0]
             if run.takes(gradient_norm):
                 optimizer.step()

@@ -26,7 +26,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
-from ftloop import __version__, checkpoint, tracking
+from ftloop import __version__, checkpoint, sharding, tracking
 from ftloop.checkpoint import TrainState
 from ftloop.config import Config, differences, encode, read_encoded, record_of
 from ftloop.errors import Stopped, TrainingError, UserError
@@ -69,7 +69,7 @@ class Run:
         self.model, self.optimizer, self.schedule, self.loaders = model, optimizer, schedule, loaders
         self.state.data_digest = digest(data["train"])
         self.ledger = Ledger(self.accelerator, model, self.config.digest_every)
-        if self.accelerator.num_processes > 2:
+        if self.accelerator.num_processes > 2 and not self.accelerator.is_fsdp2:
             self._settle(data["train"])
         if self.resumed is not None:
             self._restore(self.resumed)
@@ -77,6 +77,7 @@ class Run:
             raise UserError(
                 f"the machines do not share --run-dir {self.config.run_dir!r}: they begin at different steps"
             )
+        weights = self.ledger.weights_after(self.state.step)  # all processes take part
         if not self.accelerator.is_main_process:
             return
         try:
@@ -102,7 +103,7 @@ class Run:
         self._prune()  # a run may have been killed between its last save and this
         self.log = tracking.MetricLog(self.folder / "metrics.jsonl", self.state.log_bytes)
         plan = {"train_rows": len(data["train"]), "batch_size": self.config.batch_size, "seed": self.config.seed}
-        self.ledger.open(self.folder / "ledger.jsonl", self.state.ledger_bytes, self.state.step, plan)
+        self.ledger.open(self.folder / "ledger.jsonl", self.state.ledger_bytes, self.state.step, plan, weights)
 
     def _settle(self, rows: Any) -> None:
         """One backward pass without gradients. After its first one, DistributedDataParallel divides the parameters anew
@@ -130,9 +131,9 @@ class Run:
                 "bring the data back, or train anew in another --run-dir"
             )
         vars(self.state).update(vars(state))
-        self.accelerator.unwrap_model(self.model).load_state_dict(checkpoint.load_weights(found))
+        sharding.load_weights(self.model, checkpoint.load_weights(found), self.accelerator)
         training = checkpoint.load_training(found)
-        self.optimizer.load_state_dict(training["optimizer"])
+        sharding.load_optimizer(self.optimizer, training["optimizer"], self.accelerator)
         self.schedule.load_state_dict(training["schedule"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(training["scaler"])
@@ -209,11 +210,13 @@ class Run:
 
     def _save(self) -> None:
         self.state.log_bytes, self.state.ledger_bytes = self.log.durable(), self.ledger.durable()
+        # All processes take part, for each may have a part of the weights.
+        weights = sharding.weights_of(self.model, self.accelerator)
+        training = {"optimizer": sharding.gathered(self.optimizer.state_dict(), self.accelerator)}
         if self.accelerator.is_main_process:
-            training = {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+            training["schedule"] = self.schedule.state_dict()
             if self.accelerator.scaler is not None:
                 training["scaler"] = self.accelerator.scaler.state_dict()
-            weights = self.accelerator.unwrap_model(self.model).state_dict()
             checkpoint.save(self.checkpoints, self.state, weights, training, made_by(self.accelerator))
             self._prune()
 
@@ -226,14 +229,16 @@ class Run:
         """Take the best weights, score them on test, write model/ and scores.json, and say where everything is."""
         bare, state = self.accelerator.unwrap_model(self.model), self.state
         if (state.best_step or state.step) != state.step:
-            bare.load_state_dict(checkpoint.load_weights(self.checkpoints / checkpoint.name_of(state.best_step)))
+            best = checkpoint.load_weights(self.checkpoints / checkpoint.name_of(state.best_step))
+            sharding.load_weights(self.model, best, self.accelerator)
         scores = {"validation": state.best_scores} if state.best_scores else {}
         if "test" in self.loaders:
             scores["test"] = self.evaluate("test", epoch)
+        weights = sharding.weights_of(self.model, self.accelerator)
         if self.accelerator.is_main_process:
             aside = self.folder / "model.tmp"
             shutil.rmtree(aside, ignore_errors=True)
-            bare.save_pretrained(aside)
+            bare.save_pretrained(aside, state_dict=weights)
             if self.task.processor is not None:
                 self.task.processor.save_pretrained(aside)
             shutil.rmtree(self.folder / "model", ignore_errors=True)
@@ -274,6 +279,7 @@ def made_by(accelerator: Accelerator) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "processes": accelerator.num_processes,
+        "weights": "sharded" if accelerator.is_fsdp2 else "whole",
     }
 
 

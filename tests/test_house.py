@@ -25,13 +25,14 @@ MAY_IMPORT = {
     "data": ("data", "options"),
     "metrics": (),
     "optim": (),
-    "devices": (),
+    "devices": ("sharding",),
+    "sharding": (),
     "checkpoint": (),
     "tracking": (),
-    "ledger": ("data", "tracking"),
+    "ledger": ("data", "tracking", "sharding"),
     "stopping": (),
-    "loop": ("stopping", "config", "run", "evaluation", "tracking", "optim", "devices", "data"),
-    "run": ("", "stopping", "config", "evaluation", "checkpoint", "tracking", "ledger"),
+    "loop": ("stopping", "config", "run", "evaluation", "tracking", "optim", "devices", "sharding", "data"),
+    "run": ("", "stopping", "config", "evaluation", "checkpoint", "tracking", "ledger", "sharding"),
     "evaluation": ("config", "checkpoint", "tracking", "task", "metrics", "devices", "data"),
 }
 
