@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils import FullyShardedDataParallelPlugin, convert_to_fp32
 
 from ftloop.errors import UserError
 
@@ -46,13 +46,15 @@ class Shards(FullyShardedDataParallelPlugin):
             self.transformer_cls_names_to_wrap = sorted(
                 {type(layer).__name__ for layer in max(lists, key=len, default=[])}
             )
+        if self.mixed_precision_policy is not None:  # accelerate asks twice; what is float32 already stays as it is
+            model.register_forward_hook(lambda _model, _inputs, outputs: convert_to_fp32(outputs))
         super().set_auto_wrap_policy(model)
 
     def set_mixed_precision(self, mixed_precision: Any, buffer_autocast: bool = False, override: bool = False) -> None:
-        """As with whole copies: gradients are added up in float32, and a model returns float32."""
+        """As with whole copies, gradients are added up in float32, and (above) a model returns float32."""
         super().set_mixed_precision(mixed_precision, buffer_autocast, override)
         self.mixed_precision_policy = replace(
-            self.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=torch.float32
+            self.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None
         )
 
 

@@ -130,6 +130,16 @@ def test_shards_resume_with_the_same_bits_and_keep_the_best_weights(words, drive
     assert json.loads(result.out) == pytest.approx(json.loads((run / "scores.json").read_text())["test"], rel=1e-5)
 
 
+def test_bf16_in_shards_has_losses_in_float32_and_goes_with_gradient_checkpointing(words, driver, tmp_path):
+    words += ["--task.dropout", "0", "--max-steps", "3", "--precision", "bf16"]
+    assert run_script(*words, "--run-dir", tmp_path / "plain").code == 0
+    train(driver, *words, "--gradient-checkpointing", **SHARDS)
+    for name in ("loss", "gradient_norm"):
+        assert values(tmp_path / "run", name) == pytest.approx(values(tmp_path / "plain", name), rel=0.05), name
+    losses = torch.tensor(values(tmp_path / "run", "loss")[:2]) * 8  # sums of 8 rows
+    assert not torch.equal(losses, losses.bfloat16().float())
+
+
 @pytest.mark.parametrize(
     ("told", "reason"),
     [
