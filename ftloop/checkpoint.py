@@ -43,6 +43,7 @@ class TrainState:
     best_scores: dict[str, float] | None = None  # on validation at best_step
     evaluations_since_best: int = 0  # what patience counts
     skipped_steps: int = 0  # whose gradients were not finite
+    at_once: int | None = None  # rows (with --batching tokens: tokens) of one forward pass that fitted into memory
     data_digest: str = ""  # of the rows of train: a run goes on with the same ones
     log_bytes: int = 0  # length of metrics.jsonl at this step: what came after it is cut off when resuming
     ledger_bytes: int = 0  # likewise of ledger.jsonl

@@ -38,7 +38,9 @@ class Config:
     epochs: int = 3  # passes over the train split
     max_steps: int | None = None  # optimizer steps; given, it decides instead of epochs
     batch_size: int = 32  # rows per optimizer step, over all processes
-    micro_batch_size: int | None = None  # rows per process and forward pass; left out: all at once, no accumulation
+    micro_batch_size: int | Literal["auto"] | None = None  # rows per process and forward pass; auto: the most that fit
+    batching: Literal["random", "length", "tokens"] | None = None  # left out: by length, where rows differ in it
+    max_tokens: int | None = None  # per process and forward pass, padding included; with --batching tokens
     seed: int = 42  # of the order of rows, the new weights, dropout, random collators
 
     learning_rate: float = 5e-5  # after warmup
@@ -83,6 +85,11 @@ class Config:
         """How many checkpoints stay: {"last": 1, "best": 1}."""
         return parse_keep(self.keep)
 
+    def at_once(self, processes: int) -> int:
+        """What a process computes in one forward pass at most: rows, or with `batching` tokens, tokens."""
+        whole = math.ceil(self.batch_size / processes)
+        return self.max_tokens or (whole if self.micro_batch_size in (None, "auto") else self.micro_batch_size)
+
     def evaluates_after(self, step: int, ends_epoch: bool) -> bool:
         """Whether validation is scored after an optimizer step."""
         return ends_epoch if self.eval_every == "epoch" else step % self.eval_every == 0
@@ -122,9 +129,9 @@ def parse_keep(text: str) -> dict[str, int]:
 def validate(config: Config) -> None:
     """Raise UserError for options that cannot work: before anything is read, written or trained."""
     positive = ("epochs", "max_steps", "batch_size", "micro_batch_size", "eval_batch_size", "patience", "log_every")
-    for name in (*positive, "save_every", "digest_every"):
+    for name in (*positive, "save_every", "digest_every", "max_tokens"):
         value = getattr(config, name)
-        if value is not None and value < 1:
+        if value not in (None, "auto") and value < 1:
             raise UserError(f"{option(name)} {value}: at least 1 is needed")
     for name in ("learning_rate", "weight_decay", "warmup", "max_grad_norm", "workers"):
         value = getattr(config, name)
@@ -140,7 +147,11 @@ def validate(config: Config) -> None:
         raise UserError("--allow-changes needs --resume PATH: the checkpoint to go on from, with other options")
     if config.eval_every != "epoch" and config.eval_every < 1:
         raise UserError(f"--eval-every {config.eval_every}: steps from 1 on, or 'epoch'")
-    if config.micro_batch_size is not None and config.micro_batch_size > config.batch_size:
+    if (config.batching == "tokens") != (config.max_tokens is not None):
+        raise UserError("--batching tokens and --max-tokens N belong together: N tokens per process and forward pass")
+    if config.max_tokens is not None and config.micro_batch_size is not None:
+        raise UserError("--micro-batch-size and --max-tokens both say how much is computed at once: give one of them")
+    if config.micro_batch_size not in (None, "auto") and config.micro_batch_size > config.batch_size:
         raise UserError(
             f"--micro-batch-size {config.micro_batch_size} is more than --batch-size {config.batch_size}: "
             "the batch of an optimizer step is divided into micro-batches, not the other way round"
@@ -160,6 +171,13 @@ def validate_with_data(config: Config, splits: Mapping[str, Any]) -> None:
         raise UserError("--task.data.streaming needs --max-steps: how many rows a stream has is not known")
     if config.patience is not None and "validation" not in splits:
         raise UserError("--patience counts evaluations on validation, and the data has no such split")
+    grouped = config.batching in ("length", "tokens")
+    if grouped and "length" not in getattr(splits["train"], "column_names", ()):
+        raise UserError(f"--batching {config.batching}: the rows of this task do not differ in length, or are a stream")
+    if config.max_tokens is not None and config.max_tokens < max(splits["train"]["length"]):
+        raise UserError(
+            f"--max-tokens {config.max_tokens}: the longest row of train has {max(splits['train']['length'])} tokens"
+        )
     names = config.task.score_names()
     known = ("loss", *names)
     # What a metric of the Hub reports shows when it is computed: with one, any name may be right.

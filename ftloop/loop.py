@@ -15,10 +15,10 @@ from typing import Any
 from ftloop import tracking
 from ftloop.config import Config, validate, validate_with_data
 from ftloop.data.loader import build_loader
-from ftloop.data.order import TrainOrder, Window, mix, seed_all
+from ftloop.data.order import TrainOrder, Window, batching_of, mix, seed_all
 from ftloop.devices import precision_of, start_accelerator
-from ftloop.errors import UserError
 from ftloop.evaluation import evaluation_loader
+from ftloop.memory import Memory, save_memory
 from ftloop.optim import build_schedule
 from ftloop.run import Run, Scores
 from ftloop.sharding import whole
@@ -55,8 +55,11 @@ def train(config: Config) -> Scores:
     # In which order, for how long.
     rows, processes = len(data["train"]), accelerator.num_processes
     total_steps = config.max_steps or config.epochs * math.ceil(rows / config.batch_size)
-    micro_batch_size = config.micro_batch_size or math.ceil(config.batch_size / processes)
-    order = TrainOrder(rows, config.batch_size, micro_batch_size, processes, total_steps, config.seed, run.state)
+    at_once = config.at_once(processes)
+    order = TrainOrder(
+        *(rows, config.batch_size, at_once, processes, total_steps, config.seed, run.state),
+        **batching_of(data["train"], config.batching),
+    )
     loader = build_loader(data["train"], order, task.collate, config.seed, config.workers)
     schedule = build_schedule(optimizer, config, total_steps)
 
@@ -66,13 +69,13 @@ def train(config: Config) -> Scores:
         for split in ("validation", "test")
         if split in data
     }
-    run.start(data, model, optimizer, schedule, loaders)
-    state = run.state
-    logger.info("train: %s, %s on %s, into %s", order, config.precision, accelerator.device.type, run.folder)
-
+    run.start(data, order, model, optimizer, schedule, loaders)
+    state, memory = run.state, Memory(config, order, run.state, accelerator)
     model.train()
     bar = tracking.progress_bar(total_steps, state.step, accelerator.is_main_process)
     with closing(run), bar, run.stop as stop:
+        memory.divide(model, data["train"])
+        logger.info("train: %s, %s on %s, into %s", order, config.precision, accelerator.device.type, run.folder)
         steps = tracking.StepLog(run.log, run.ledger, bar, accelerator, config.on_nan)
         if run.owes_evaluation(total_steps):
             run.judge(run.evaluate("validation", order.epochs_done()), order.epochs_done())
@@ -82,15 +85,21 @@ def train(config: Config) -> Scores:
                 break
 
             losses = []
-            for number, (batch, is_last) in enumerate(micro_batches):
-                seed_all(mix(config.seed, "dropout", state.step, number, accelerator.process_index))
-                ids, targets = batch.pop("rows"), batch.pop("labels")
-                # Processes exchange gradients once a step, with the last micro-batch.
-                with nullcontext() if is_last else accelerator.no_sync(model):
-                    loss = task.losses(model(**batch), targets) * (ids >= 0)  # an empty seat counts nothing
-                    # Processes average their gradients: times their number, the average is a sum.
-                    accelerator.backward(loss.sum() * processes / len(window.rows))
-                losses.append((ids, loss.detach()))
+            with memory:
+                for number, (batch, is_last) in enumerate(micro_batches):
+                    seed_all(mix(config.seed, "dropout", state.step, number, accelerator.process_index))
+                    ids, targets = batch.pop("rows"), batch.pop("labels")
+                    # Processes exchange gradients once a step, with the last micro-batch.
+                    with nullcontext() if is_last else accelerator.no_sync(model):
+                        loss = task.losses(model(**batch), targets) * (ids >= 0)  # an empty seat counts nothing
+                        # Processes average their gradients: times their number, the average is a sum.
+                        accelerator.backward(loss.sum() * processes / len(window.rows))
+                    losses.append((ids, loss.detach()))
+            if memory.ran_out:  # the window comes again, in smaller micro-batches
+                batch = targets = loss = None
+                optimizer.zero_grad()
+                memory.release()
+                continue
 
             gradient_norm = whole(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf))
             learning_rate = schedule.get_last_lr()[0]
@@ -121,16 +130,13 @@ def train(config: Config) -> Scores:
 
 def windows(loader: Any, order: TrainOrder) -> Iterator[tuple[Window, Iterator[tuple[dict[str, Any], bool]]]]:
     """Each optimizer step from the position of the state on: its window, and this process's micro-batches of it, each
-    with whether it is the last. A loader that ends too early is a RuntimeError, not a step without gradients."""
-    batches = iter(loader)
-    for window in order.windows():
-        rounds = order.rounds(len(window.rows))
-        yield window, ((next(batches), number == rounds) for number in range(1, rounds + 1))
+    with whether it is the last. A loader that ends too early is a RuntimeError, not a step without gradients.
 
-
-def save_memory(model: Any) -> None:
-    """Gradient checkpointing. Raises UserError for a model that cannot."""
-    try:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    except (AttributeError, ValueError) as error:
-        raise UserError(f"--gradient-checkpointing: this model cannot: {error}") from error
+    A step that was not done comes again, where what is computed at once was made smaller."""
+    while order.state.step < order.total_steps:
+        batches, at_once = iter(loader), order.at_once
+        for window in order.windows():
+            rounds = len(order.rounds(window))
+            yield window, ((next(batches), number == rounds) for number in range(1, rounds + 1))
+            if order.at_once != at_once:
+                break

@@ -2,7 +2,7 @@
 
 config.json      the record (ftloop/config.py)          checkpoints/   ftloop/checkpoint.py
 metrics.jsonl    the metric log (ftloop/tracking.py)    model/         the kept weights, by save_pretrained
-ledger.jsonl     the rows of each step (ftloop/ledger.py)
+ledger.jsonl     the rows of each step (ftloop/ledger.py), and lengths.npy, from which their order follows
 scores.json      their scores by split; written last: the sign of a finished run
 """
 
@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 import transformers
 from accelerate import Accelerator
@@ -29,6 +30,8 @@ from torch.utils.data import DataLoader
 from ftloop import __version__, checkpoint, sharding, tracking
 from ftloop.checkpoint import TrainState
 from ftloop.config import Config, differences, encode, read_encoded, record_of
+from ftloop.data.loader import batch_of
+from ftloop.data.order import TrainOrder
 from ftloop.errors import Stopped, TrainingError, UserError
 from ftloop.evaluation import Interrupted, evaluate_split
 from ftloop.ledger import Ledger
@@ -64,7 +67,9 @@ class Run:
         logger.info("%s is finished already: nothing to do", self.folder)
         return json.loads((self.folder / "scores.json").read_text())
 
-    def start(self, data: Any, model: Any, optimizer: Any, schedule: Any, loaders: dict[str, DataLoader]) -> None:
+    def start(
+        self, data: Any, order: TrainOrder, model: Any, optimizer: Any, schedule: Any, loaders: dict[str, DataLoader]
+    ) -> None:
         """Take what was prepared, bring it to where the run stopped, and open the folder for writing."""
         self.model, self.optimizer, self.schedule, self.loaders = model, optimizer, schedule, loaders
         self.state.data_digest = digest(data["train"])
@@ -102,14 +107,16 @@ class Run:
         checkpoint.discard_after(self.checkpoints, self.state.step)
         self._prune()  # a run may have been killed between its last save and this
         self.log = tracking.MetricLog(self.folder / "metrics.jsonl", self.state.log_bytes)
-        plan = {"train_rows": len(data["train"]), "batch_size": self.config.batch_size, "seed": self.config.seed}
+        plan = {"train_rows": order.rows, "batch_size": order.step_size, "seed": order.seed, "grouped": order.grouped}
+        if order.grouped:  # the order of rows follows from them: `python -m ftloop verify` does without the data
+            numpy.save(self.folder / "lengths.npy", order.lengths)
         self.ledger.open(self.folder / "ledger.jsonl", self.state.ledger_bytes, self.state.step, plan, weights)
 
     def _settle(self, rows: Any) -> None:
         """One backward pass without gradients. After its first one, DistributedDataParallel divides the parameters anew
         for its sums; between three processes or more, that changes their order, and a resumed run would differ."""
-        row = rows.read([0], 0)[0] if hasattr(rows, "read") else rows[0]
-        batch = {name: value.to(self.accelerator.device) for name, value in self.task.collate([row]).items()}
+        batch = batch_of(rows, [(0, 0)], self.task.collate, self.config.seed)
+        batch = {name: value.to(self.accelerator.device) for name, value in batch.items() if name != "rows"}
         targets = batch.pop("labels")
         self.model.eval()  # running means stay as they are; the loop turns training on
         self.accelerator.backward(self.task.losses(self.model(**batch), targets).sum() * 0)
@@ -131,6 +138,8 @@ class Run:
                 "bring the data back, or train anew in another --run-dir"
             )
         vars(self.state).update(vars(state))
+        if self.config.allow_changes:
+            self.state.at_once = None
         sharding.load_weights(self.model, checkpoint.load_weights(found), self.accelerator)
         training = checkpoint.load_training(found)
         sharding.load_optimizer(self.optimizer, training["optimizer"], self.accelerator)

@@ -117,7 +117,8 @@ class TextClassification(Classification):
         )
         self.say_what_was_cut(rows)
         _ = self.collator  # made here: a worker process gets it with the task, and asks nobody for the precision
-        return rows.remove_columns(["windows", "truncated"])
+        # Padded to --task.max-length, all rows cost the same: none is longer than others.
+        return rows.remove_columns(["windows", "truncated", *(["length"] if self.pad_to == "max" else [])])
 
     def prepare_some(self, rows: "Dataset") -> Sequence[dict[str, Any]]:
         """As `prepare`, without a cache and without a word: a block of a stream."""

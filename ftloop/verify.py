@@ -29,7 +29,9 @@ def prove(run: Path) -> list[str]:
     for entry in entries:
         if "train_rows" in entry:
             plan, rows = entry, entry["train_rows"]
-            order = TrainOrder(rows, plan["batch_size"], plan["batch_size"], 1, UNBOUNDED, plan["seed"], state)
+            lengths = lengths_of(run, rows) if plan["grouped"] else None
+            size, seed = plan["batch_size"], plan["seed"]
+            order = TrainOrder(rows, size, size, 1, UNBOUNDED, seed, state, lengths, plan["grouped"])
             windows = order.windows()
             continue
         check_step(entry, state)
@@ -56,10 +58,22 @@ def prove(run: Path) -> list[str]:
     ]
 
 
+def lengths_of(run: Path, rows: int) -> numpy.ndarray:
+    """The lengths by which the rows of train were grouped. Raises Wrong if they are not those of so many rows."""
+    file = run / "lengths.npy"
+    if not file.is_file():
+        raise Wrong(f"{file} is missing: the order of rows, grouped by length, follows from it")
+    lengths = numpy.load(file)
+    if len(lengths) != rows:
+        raise Wrong(f"{file} has {len(lengths)} rows, and the plan {rows}")
+    return lengths
+
+
 def said_of(plan: dict[str, Any]) -> str:
     """A plan in words."""
+    how = "grouped by length in the order" if plan["grouped"] else "in the order"
     rows = "a stream" if plan["train_rows"] == UNBOUNDED else f"{plan['train_rows']} rows"
-    return f"{rows}, {plan['batch_size']} in a step, in the order of seed {plan['seed']}"
+    return f"{rows}, {plan['batch_size']} in a step, {how} of seed {plan['seed']}"
 
 
 def read(run: Path) -> list[dict[str, Any]]:

@@ -31,8 +31,9 @@ MAY_IMPORT = {
     "tracking": (),
     "ledger": ("data", "tracking", "sharding"),
     "stopping": (),
-    "loop": ("stopping", "config", "run", "evaluation", "tracking", "optim", "devices", "sharding", "data"),
-    "run": ("", "stopping", "config", "evaluation", "checkpoint", "tracking", "ledger", "sharding"),
+    "memory": ("config", "checkpoint", "data"),
+    "loop": ("memory", "stopping", "config", "run", "evaluation", "tracking", "optim", "devices", "sharding", "data"),
+    "run": ("", "stopping", "config", "evaluation", "checkpoint", "tracking", "ledger", "sharding", "data"),
     "evaluation": ("config", "checkpoint", "tracking", "task", "metrics", "devices", "data"),
 }
 

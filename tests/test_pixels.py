@@ -229,7 +229,7 @@ def test_unreadable_images_are_left_out_on_request_and_named(table, tmp_path):
     assert result.code == 0, result.err
     assert "data: train: dropped 2 unreadable image(s)" in result.err
     assert "cut.png" in result.err
-    assert "8 rows, 1 steps" in result.err  # 12 - 2 dropped - 2 cut off
+    assert "8 rows in random order, 1 steps" in result.err  # 12 - 2 dropped - 2 cut off
     # What is kept in the cache knows of a file that changed in its place.
     (tmp_path / "scans" / "0.PNG").write_bytes(b"changed")
     result = run_script(

@@ -207,6 +207,7 @@ def test_a_stream_that_fits_the_buffer_trains_as_the_file_does(tiny, tmp_path):
     with gzip.open(tmp_path / "train.jsonl.gz", "wt") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     common = ["configs/text.py", "--task.model", tiny("bert"), "--task.max-length", "32", "--log-every", "1"]
+    common += ["--batching", "random"]  # of a stream, nobody knows the lengths beforehand
     common += ["--batch-size", "10", "--max-steps", "8", "--task.data.files", "validation", tmp_path / "validation.csv"]
     assert run_script("train.py", *common, "train", tmp_path / "train.jsonl", "--run-dir", tmp_path / "table").code == 0
     streamed = [

@@ -56,6 +56,11 @@ class Collate:
         return {**batch, "rows": torch.tensor([row for _, row in keys])}
 
 
+def batch_of(dataset: Any, keys: list[tuple[int, int]], collate: Callable, seed: int) -> dict[str, torch.Tensor]:
+    """One batch, of the rows with these keys (epoch, row), as the loader would make it."""
+    return Collate(collate, seed)(Rows(dataset, seed).__getitems__(keys))
+
+
 def build_loader(
     dataset: Any, order: TrainOrder | EvaluationOrder, collate: Callable, seed: int = 0, workers: int = 0
 ) -> DataLoader:
