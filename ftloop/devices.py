@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, InitProcessGroupKwargs
 
+from ftloop import sharding
 from ftloop.errors import UserError
 
 PRECISIONS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}  # accelerate's names, and ours
@@ -25,8 +26,10 @@ def start_accelerator(
     """Devices, processes and precision; left out, the precision that `accelerate launch` was told, else fp32. A process
     that waits for another longer than `timeout` seconds ends with an error.
 
-    Raises UserError for a precision that the device lacks, and when one process came of several that were started.
+    Raises UserError for a precision that the device lacks, for shards that are not FSDP2 on GPUs, and when one process
+    came of several that were started.
     """
+    shards = sharding.asked_for()
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first matrix is multiplied
@@ -42,6 +45,7 @@ def start_accelerator(
             step_scheduler_with_optimizer=False,
             # The loop divides the loss; a number of steps from the launcher would divide it again.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            fsdp_plugin=shards,
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))],
         )
     except (ValueError, RuntimeError) as error:  # a precision or sharding that the device lacks, no address, ..
@@ -51,10 +55,12 @@ def start_accelerator(
         accelerator.mixed_precision == "fp16" and not accelerator.scaler
     ):
         raise UserError(f"--precision {accelerator.mixed_precision}: not on this device ({accelerator.device.type})")
-    if accelerator.distributed_type not in PLAIN:
+    if shards:
+        sharding.check(accelerator)
+    elif accelerator.distributed_type not in PLAIN:
         raise UserError(
             f"accelerate was configured for {accelerator.distributed_type}: ftloop runs whole copies of the model, one "
-            "to a process (accelerate launch --multi_gpu, torchrun), and shards none"
+            "to a process (accelerate launch --multi_gpu, torchrun), or shards by FSDP2 (--use_fsdp --fsdp_version 2)"
         )
     if accelerator.num_processes < asked:
         raise UserError(f"{asked} processes were started (WORLD_SIZE), but accelerate sees {accelerator.num_processes}")

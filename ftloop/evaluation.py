@@ -151,7 +151,9 @@ def evaluate(run_dir: str | Path, split: str | None = None, batch_size: int | No
         whole = [name for name, rows in data.items() if len(rows) != UNBOUNDED]
         raise UserError(f"--split {split}: a stream has no end; what can be scored: {', '.join(whole) or 'nothing'}")
     loader = evaluation_loader(data[split], task, accelerator, batch_size or config.eval_batch_size)
-    return evaluate_split(accelerator.prepare_model(model, evaluation_mode=True), loader, task, accelerator)
+    return evaluate_split(
+        accelerator.prepare_model(model, device_placement=True, evaluation_mode=True), loader, task, accelerator
+    )
 
 
 def predict(run_dir: str | Path, rows: "Dataset", batch_size: int = 64) -> list[dict[str, Any]]:
@@ -166,7 +168,7 @@ def predict(run_dir: str | Path, rows: "Dataset", batch_size: int = 64) -> list[
     task, model = load_run(run_dir)
     kernels.adapt(model, kernels.settle("auto", matmul_of(run_dir), accelerator), cheaper=False)
     loader = evaluation_loader(task.prepare_new(rows), task, accelerator, batch_size)
-    model = accelerator.prepare_model(model, evaluation_mode=True)
+    model = accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
     described: list[Any] = [None] * len(rows)
     for values in outputs_by_row(model, loader, task, accelerator):
         ids = values.pop("rows").tolist()

@@ -19,6 +19,7 @@ import numpy
 import torch
 
 from ftloop.data.order import splitmix
+from ftloop.sharding import weights_of
 from ftloop.tracking import MetricLog, NoMetricLog, Step
 
 if TYPE_CHECKING:
@@ -36,22 +37,27 @@ class Ledger:
         self.file: Any = NoMetricLog()
         self.newest = b""  # the line that the next one is chained to
 
-    def open(self, file: Path, keep_bytes: int, step: int, plan: dict[str, int]) -> None:
-        """Cut the ledger to what the resumed `step` had written, and go on; on the main process only."""
+    def open(self, file: Path, keep_bytes: int, step: int, plan: dict[str, int], weights: str | None) -> None:
+        """Cut the ledger to what the resumed `step` had written, and go on; on the main process only. `weights` is
+        their digest after that step, if one is due."""
         self.file = MetricLog(file, keep_bytes)
         planned = b""
         with file.open("rb") as lines:
             for self.newest in lines:
                 planned = self.newest if b'"train_rows"' in self.newest else planned
         if json.dumps(plan)[1:-1].encode() + b"," not in planned:
-            self._append({"step": step, **plan, "weights": self.weights_after(step)})
+            self._append({"step": step, **plan, "weights": weights})
 
     def weights_after(self, step: int) -> str | None:
-        """The digest of the weights as they are now, if one is due after this step. The device is waited for."""
-        if self.digest_every is None or step % self.digest_every or not self.accelerator.is_main_process:
+        """The digest of the weights as they are now, if one is due after this step; on the main process. All call it:
+        each may have a part of the weights. The device is waited for."""
+        if self.digest_every is None or step % self.digest_every:
+            return None
+        weights = weights_of(self.model, self.accelerator)
+        if not self.accelerator.is_main_process:
             return None
         found = hashlib.sha256()
-        for tensor in self.accelerator.unwrap_model(self.model).state_dict().values():
+        for tensor in weights.values():
             found.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
         return found.hexdigest()
 

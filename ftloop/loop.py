@@ -21,6 +21,7 @@ from ftloop.evaluation import evaluation_loader
 from ftloop.memory import Memory, save_memory
 from ftloop.optim import build_schedule
 from ftloop.run import Run, Scores
+from ftloop.sharding import whole
 
 logger = logging.getLogger("ftloop")
 
@@ -102,7 +103,7 @@ def train(config: Config) -> Scores:
                 memory.release()
                 continue
 
-            gradient_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf)
+            gradient_norm = whole(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf))
             learning_rate = schedule.get_last_lr()[0]
             if run.takes(gradient_norm):
                 optimizer.step()

@@ -38,6 +38,8 @@ class Memory:
         `model` on the longest of the `rows` of train."""
         tries = self.config.micro_batch_size == "auto" and not self.state.at_once
         self.order.at_once = min(self.order.at_once, self.state.at_once or self.order.at_once)
+        if tries and self.accelerator.is_fsdp2:
+            raise UserError("--micro-batch-size auto: not in shards, where no process computes alone; give a number")
         if tries:
             bare = self.accelerator.unwrap_model(model)  # alone: no process waits for another
             found = gather_object([self._most_that_fits(bare, rows)])

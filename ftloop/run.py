@@ -27,7 +27,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
-from ftloop import __version__, checkpoint, tracking
+from ftloop import __version__, checkpoint, sharding, tracking
 from ftloop.checkpoint import TrainState
 from ftloop.config import Config, differences, encode, read_encoded, record_of
 from ftloop.data.loader import batch_of
@@ -76,7 +76,7 @@ class Run:
         self.model, self.optimizer, self.schedule, self.loaders = model, optimizer, schedule, loaders
         self.state.data_digest = digest(data["train"])
         self.ledger = Ledger(self.accelerator, model, self.config.digest_every)
-        if self.accelerator.num_processes > 2:
+        if self.accelerator.num_processes > 2 and not self.accelerator.is_fsdp2:
             self._settle(data["train"])
         if self.resumed is not None:
             self._restore(self.resumed)
@@ -84,6 +84,7 @@ class Run:
             raise UserError(
                 f"the machines do not share --run-dir {self.config.run_dir!r}: they begin at different steps"
             )
+        weights = self.ledger.weights_after(self.state.step)  # all processes take part
         if not self.accelerator.is_main_process:
             return
         try:
@@ -111,7 +112,7 @@ class Run:
         plan = {"train_rows": order.rows, "batch_size": order.step_size, "seed": order.seed, "grouped": order.grouped}
         if order.grouped:  # the order of rows follows from them: `python -m ftloop verify` does without the data
             numpy.save(self.folder / "lengths.npy", order.lengths)
-        self.ledger.open(self.folder / "ledger.jsonl", self.state.ledger_bytes, self.state.step, plan)
+        self.ledger.open(self.folder / "ledger.jsonl", self.state.ledger_bytes, self.state.step, plan, weights)
 
     def _settle(self, rows: Any) -> None:
         """One backward pass without gradients. After its first one, DistributedDataParallel divides the parameters anew
@@ -141,9 +142,9 @@ class Run:
         vars(self.state).update(vars(state))
         if self.config.allow_changes:
             self.state.at_once = None
-        self.accelerator.unwrap_model(self.model).load_state_dict(checkpoint.load_weights(found))
+        sharding.load_weights(self.model, checkpoint.load_weights(found), self.accelerator)
         training = checkpoint.load_training(found)
-        self.optimizer.load_state_dict(training["optimizer"])
+        sharding.load_optimizer(self.optimizer, training["optimizer"], self.accelerator)
         self.schedule.load_state_dict(training["schedule"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(training["scaler"])
@@ -221,11 +222,13 @@ class Run:
 
     def _save(self) -> None:
         self.state.log_bytes, self.state.ledger_bytes = self.log.durable(), self.ledger.durable()
+        # All processes take part, for each may have a part of the weights.
+        weights = sharding.weights_of(self.model, self.accelerator)
+        training = {"optimizer": sharding.gathered(self.optimizer.state_dict(), self.accelerator)}
         if self.accelerator.is_main_process:
-            training = {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+            training["schedule"] = self.schedule.state_dict()
             if self.accelerator.scaler is not None:
                 training["scaler"] = self.accelerator.scaler.state_dict()
-            weights = self.accelerator.unwrap_model(self.model).state_dict()
             checkpoint.save(self.checkpoints, self.state, weights, training, made_by(self.accelerator, self.matmul))
             self._prune()
 
@@ -242,14 +245,15 @@ class Run:
             logger.error("the best weights, of step %s, could not be saved: the last are kept", state.best_step)
             state.best_step, state.best_scores = state.step, state.scores
         if (state.best_step or state.step) != state.step:
-            bare.load_state_dict(checkpoint.load_weights(best))
+            sharding.load_weights(self.model, checkpoint.load_weights(best), self.accelerator)
         scores = {"validation": state.best_scores} if state.best_scores else {}
         if "test" in self.loaders:
             scores["test"] = self.evaluate("test", epoch)
+        weights = sharding.weights_of(self.model, self.accelerator)
         if self.accelerator.is_main_process:
             aside = self.folder / "model.tmp"
             shutil.rmtree(aside, ignore_errors=True)
-            bare.save_pretrained(aside)
+            bare.save_pretrained(aside, state_dict=weights)
             if self.task.processor is not None:
                 self.task.processor.save_pretrained(aside)
             shutil.rmtree(self.folder / "model", ignore_errors=True)
@@ -292,6 +296,7 @@ def made_by(accelerator: Accelerator, matmul: str) -> dict[str, Any]:
         "matmul": matmul,
         "threads": torch.get_num_threads(),
         "processes": accelerator.num_processes,
+        "weights": "sharded" if accelerator.is_fsdp2 else "whole",
     }
 
 

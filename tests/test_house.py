@@ -27,14 +27,18 @@ MAY_IMPORT = {
     "data": ("data", "options"),
     "metrics": (),
     "optim": (),
-    "devices": (),
+    "devices": ("sharding",),
+    "sharding": (),
     "checkpoint": (),
     "tracking": (),
-    "ledger": ("data", "tracking"),
+    "ledger": ("data", "tracking", "sharding"),
     "stopping": (),
     "memory": ("config", "checkpoint", "data"),
-    "loop": ("kernels", "memory", "stopping", "config", "run", "evaluation", "tracking", "optim", "devices", "data"),
-    "run": ("", "stopping", "config", "evaluation", "checkpoint", "tracking", "ledger", "data"),
+    "loop": (
+        *("kernels", "memory", "stopping", "config", "run", "evaluation", "tracking", "optim", "devices", "sharding"),
+        "data",
+    ),
+    "run": ("", "stopping", "config", "evaluation", "checkpoint", "tracking", "ledger", "sharding", "data"),
     "evaluation": ("kernels", "config", "checkpoint", "tracking", "task", "metrics", "devices", "data"),
 }
 
