@@ -55,7 +55,7 @@ class Config:
     matmul: Literal["auto", "default", "onednn", "tf32"] = "auto"  # of fp32: auto, the quickest true fp32; tf32: GPUs
     cheaper_dropout: bool = False  # on a CPU, draw 16 bits a number: the same distribution, other draws
     gradient_checkpointing: bool = False  # compute activations twice, not store them: a third slower, less memory
-    workers: int = 0  # processes that load and collate; 0: the training process does
+    workers: int | Literal["auto"] = "auto"  # processes that load and collate; 0: the training process does
 
     eval_every: int | Literal["epoch"] = "epoch"  # optimizer steps between evaluations on validation; always at the end
     eval_batch_size: int = 64  # rows per process and forward pass in evaluation
@@ -63,6 +63,7 @@ class Config:
     best_direction: Literal["min", "max"] | None = None  # of best_metric; left out: as known for it
     patience: int | None = None  # evaluations without a better score before stopping early; left out: never
     log_every: int = 10  # optimizer steps between looks at the loss: only then is the device waited for
+    profile: int = 0  # optimizer steps that torch's profiler records, into profile.json; the top ten are printed
     digest_every: int | None = None  # optimizer steps between digests of the weights in ledger.jsonl; each waits, too
 
     max_minutes: float | None = None  # stop, saved, before a time limit; the same command goes on
@@ -108,6 +109,7 @@ FREE_TO_CHANGE = (
     "resume",
     "workers",
     "log_every",
+    "profile",
     "digest_every",
     "keep",
     "max_minutes",
@@ -135,9 +137,9 @@ def validate(config: Config) -> None:
         value = getattr(config, name)
         if value not in (None, "auto") and value < 1:
             raise UserError(f"{option(name)} {value}: at least 1 is needed")
-    for name in ("learning_rate", "weight_decay", "warmup", "max_grad_norm", "workers"):
+    for name in ("learning_rate", "weight_decay", "warmup", "max_grad_norm", "workers", "profile"):
         value = getattr(config, name)
-        if not (math.isfinite(value) and value >= 0):
+        if value != "auto" and not (math.isfinite(value) and value >= 0):
             raise UserError(f"{option(name)} {value}: a finite number from 0 on is needed")
     if config.warmup >= 1 and config.warmup != int(config.warmup):
         raise UserError(f"--warmup {config.warmup}: whole steps, or a share below 1")

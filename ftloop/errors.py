@@ -3,7 +3,9 @@
 import difflib
 import errno
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 
 
@@ -40,7 +42,8 @@ def exit_code_of(main: Callable[[], None]) -> int:
     except BrokenPipeError:  # `... --help | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, EOFError) as error:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises, for a dead worker, wherever we are
         lost = what_was_lost(error)
         if lost is None:
             raise
@@ -53,13 +56,15 @@ def exit_code_of(main: Callable[[], None]) -> int:
     return 0
 
 
-def what_was_lost(error: RuntimeError | OSError) -> str | None:
+def what_was_lost(error: Exception) -> str | None:
     """In words, if another process of the run, or a worker, is dead or hangs, as the libraries say in many ways, or if
     the disk cannot be written."""
     text = root_cause(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         return f"nothing can be written: {text}. Make room, and the same command goes on from the newest checkpoint"
-    if "DataLoader worker" in text:
+    # A worker that dies while it hands over a batch closes its socket, and no error names the DataLoader.
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if "DataLoader worker" in text or any(file.endswith("resource_sharer.py") for file in files):
         return f"a process that loads data died: {text}. Memory may be short: --workers 0 loads in the training process"
     if any(sign in text for sign in ("gloo", "NCCL", "DistBackendError", "DistNetworkError", "DistStoreError")):
         return f"another process of this run is dead, or did not answer within --timeout seconds: {text}"

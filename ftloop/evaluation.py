@@ -84,6 +84,7 @@ def outputs_by_row(
     seen = torch.zeros(len(loader.dataset), dtype=torch.int64)
     for batch in loader:
         values, targets = {"rows": batch.pop("rows")}, batch.pop("labels", None)
+        batch.pop("tokens", None)
         outputs = model(**batch)
         values |= task.predict(outputs)
         if targets is not None:

@@ -45,6 +45,8 @@ class Choice:
     seconds: float  # that the probe took
 
     def __str__(self) -> str:
+        if self.speed == self.error == 1:
+            return f"{self.matmul} (onednn multiplies as the default does on this chip)"
         return f"{self.matmul} (onednn: {self.speed:.2f} x the speed, {self.error:.1f} x the error of the default)"
 
 

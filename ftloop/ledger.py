@@ -78,8 +78,7 @@ class Ledger:
         if self.accelerator.is_main_process:
             entry = {name: value for name, value in entry.items() if value is not None}
             self.newest = json.dumps({**entry, "chain": chained(self.newest, entry)}).encode() + b"\n"
-            self.file.stream.write(self.newest)
-            self.file.stream.flush()
+            self.file.append(self.newest)
 
     def durable(self) -> int:
         """Wait until the disk has all lines; the length of the ledger in bytes, for the checkpoint."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from ftloop import kernels, tracking
 from ftloop.config import Config, validate, validate_with_data
-from ftloop.data.loader import build_loader
+from ftloop.data.loader import build_loader, workers_of
 from ftloop.data.order import TrainOrder, Window, batching_of, mix, seed_all
 from ftloop.devices import precision_of, start_accelerator
 from ftloop.evaluation import evaluation_loader
@@ -62,12 +62,13 @@ def train(config: Config) -> Scores:
         *(rows, config.batch_size, at_once, processes, total_steps, config.seed, run.state),
         **batching_of(data["train"], config.batching),
     )
-    loader = build_loader(data["train"], order, task.collate, config.seed, config.workers)
+    workers = workers_of(config.workers, data["train"], accelerator.device)
+    loader = build_loader(data["train"], order, task.collate, config.seed, workers)
     schedule = build_schedule(optimizer, config, total_steps)
 
     model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
     loaders = {
-        split: evaluation_loader(data[split], task, accelerator, config.eval_batch_size, config.workers)
+        split: evaluation_loader(data[split], task, accelerator, config.eval_batch_size, workers)
         for split in ("validation", "test")
         if split in data
     }
@@ -75,14 +76,15 @@ def train(config: Config) -> Scores:
     state, memory = run.state, Memory(config, order, run.state, accelerator)
     model.train()
     bar = tracking.progress_bar(total_steps, state.step, accelerator.is_main_process)
-    with closing(run), bar, run.stop as stop:
+    served, profile = tracking.Served(loader), tracking.Profile(config.profile, run.folder, accelerator)
+    with closing(run), bar, closing(profile), run.stop as stop:
         memory.divide(model, data["train"])
         logger.info("train: %s, %s on %s, into %s", order, config.precision, accelerator.device.type, run.folder)
-        steps = tracking.StepLog(run.log, run.ledger, bar, accelerator, config.on_nan)
+        steps = tracking.StepLog(run.log, run.ledger, bar, served, accelerator, config.on_nan)
         if run.owes_evaluation(total_steps):
             run.judge(run.evaluate("validation", order.epochs_done()), order.epochs_done())
             run.save()
-        for window, micro_batches in windows(loader, order):
+        for window, micro_batches in windows(served, order):
             if run.stops_early():
                 break
 
@@ -111,6 +113,7 @@ def train(config: Config) -> Scores:
             optimizer.zero_grad()
             state.advance(window)
 
+            profile.step()
             epoch = order.epochs_after(window)
             steps.add(tracking.Step(state.step, epoch, window, losses, gradient_norm, learning_rate))
             evaluates = config.evaluates_after(state.step, window.ends_epoch) or state.step == total_steps

@@ -106,7 +106,9 @@ class Memory:
         weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
         reserved = [torch.empty_like(parameter) for parameter in weights for _ in range(2)]
         batch = batch_of(rows, [(0, row) for row in tried], self.config.task.collate, self.config.seed)
-        batch = {name: value.to(self.accelerator.device) for name, value in batch.items() if name != "rows"}
+        batch = {
+            name: value.to(self.accelerator.device) for name, value in batch.items() if name not in ("rows", "tokens")
+        }
         targets = batch.pop("labels")
         model.train()
         self.accelerator.backward(self.config.task.losses(model(**batch), targets).sum() * 0)

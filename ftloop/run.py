@@ -118,7 +118,9 @@ class Run:
         """One backward pass without gradients. After its first one, DistributedDataParallel divides the parameters anew
         for its sums; between three processes or more, that changes their order, and a resumed run would differ."""
         batch = batch_of(rows, [(0, 0)], self.task.collate, self.config.seed)
-        batch = {name: value.to(self.accelerator.device) for name, value in batch.items() if name != "rows"}
+        batch = {
+            name: value.to(self.accelerator.device) for name, value in batch.items() if name not in ("rows", "tokens")
+        }
         targets = batch.pop("labels")
         self.model.eval()  # running means stay as they are; the loop turns training on
         self.accelerator.backward(self.task.losses(self.model(**batch), targets).sum() * 0)
@@ -305,7 +307,10 @@ def lock(folder: Path) -> int:
 
     Not `flock`, which the workers of a DataLoader would inherit and hold on to. Raises UserError if another holds it.
     """
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
+    try:
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        raise UserError(f"--run-dir {str(folder)!r} cannot be written: {error}") from error
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -1,11 +1,14 @@
 """What a run says while it trains: metrics.jsonl, the progress bar, lines on the terminal."""
 
+import contextlib
 import json
 import logging
 import math
 import os
+import resource
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,16 +58,30 @@ class MetricLog:
 
     def __init__(self, file: Path, keep_bytes: int):
         """Cut the log to what the resumed step had written (`keep_bytes`; 0 for a new run) and append from there."""
-        self.stream = file.open("ab")
+        self.file, self.stream = file, file.open("ab")
         self.stream.truncate(min(keep_bytes, file.stat().st_size))
 
-    def write(self, step: int, epoch: float, split: str, scores: dict[str, float], items_per_second: float) -> None:
+    def write(
+        self, step: int, epoch: float, split: str, scores: dict[str, float], items_per_second: float, **speed: Any
+    ) -> None:
+        """One line for each of the scores. `speed`: what else was measured since the last lines."""
         now = round(time.time(), 3)
         for name, value in finite(scores).items():
             line = {"step": step, "epoch": round(epoch, 6), "split": split, "name": name, "value": value}
             line |= {"time": now, "items_per_second": round(items_per_second, 2)}
-            self.stream.write(json.dumps(line).encode() + b"\n")
-        self.stream.flush()
+            line |= {"speed": speed} if speed else {}
+            self.append(json.dumps(line).encode() + b"\n")
+
+    def append(self, line: bytes) -> None:
+        """Add a line, and hand it to the system. Raises TrainingError when the disk is full or read-only."""
+        try:
+            self.stream.write(line)
+            self.stream.flush()
+        except OSError as error:
+            raise TrainingError(
+                f"cannot write {self.file}: {error}. The newest checkpoint is whole: make room, and the same command "
+                "goes on from it"
+            ) from error
 
     def durable(self) -> int:
         """Wait until the disk has all lines; the length of the log in bytes, for the checkpoint."""
@@ -72,13 +89,14 @@ class MetricLog:
         return self.stream.tell()
 
     def close(self) -> None:
-        self.stream.close()
+        with contextlib.suppress(OSError):  # what a full disk refused was said before
+            self.stream.close()
 
 
 class NoMetricLog:
     """Takes the place of the log on all processes but the main one."""
 
-    def write(self, *_: Any) -> None:
+    def write(self, *_: Any, **__: Any) -> None:
         """Nothing: the main process writes."""
 
     def durable(self) -> int:
@@ -86,6 +104,75 @@ class NoMetricLog:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+class Served:
+    """A loader, and what is to be known of its speed: how long it was waited for, how many tokens are padding."""
+
+    def __init__(self, loader: Any):
+        self.loader = loader
+        self.restart()
+
+    def restart(self) -> None:
+        self.began, self.waited, self.tokens, self.computed = time.perf_counter(), 0.0, 0, 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        batches = iter(self.loader)
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - began
+            if batch is None:
+                return
+            tokens, computed = batch.pop("tokens", (0, 0))
+            self.tokens, self.computed = self.tokens + tokens, self.computed + computed
+            yield batch
+
+    def speed(self, accelerator: "Accelerator") -> dict[str, float]:
+        """Since `restart`, of this process: the others are given equal work. "padding" and "data_wait" are shares."""
+        seconds = time.perf_counter() - self.began
+        found = {"data_wait": round(self.waited / seconds, 4), "peak_memory_mb": peak_memory(accelerator)}
+        if self.computed:
+            found["tokens_per_second"] = round(self.tokens * accelerator.num_processes / seconds, 1)
+            found["padding"] = round(1 - self.tokens / self.computed, 4)
+        return found
+
+
+def peak_memory(accelerator: "Accelerator") -> int:
+    """The most that this process held until now, in MB: of the GPU, else of the machine."""
+    if accelerator.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(accelerator.device) // 10**6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000
+
+
+class Profile:
+    """torch's profiler over `steps` optimizer steps, from the third on; 0: none."""
+
+    WARMUP = 2  # steps, in which memory and kernels are set up
+
+    def __init__(self, steps: int, folder: Path, accelerator: "Accelerator"):
+        self.file = folder / "profile.json"
+        self.profiler = None
+        if steps and accelerator.is_main_process:
+            phases = torch.profiler.schedule(wait=self.WARMUP - 1, warmup=1, active=steps, repeat=1)
+            self.profiler = torch.profiler.profile(schedule=phases, on_trace_ready=self.write)
+            self.profiler.start()
+
+    def step(self) -> None:
+        if self.profiler is not None:
+            self.profiler.step()
+
+    def write(self, found: Any) -> None:
+        """Write the trace, and show where the time went."""
+        found.export_chrome_trace(str(self.file))
+        on_gpu = torch.cuda.is_available()
+        table = found.key_averages().table(f"self_{'cuda' if on_gpu else 'cpu'}_time_total", row_limit=10)
+        logger.info("profile: %s (open it in chrome://tracing or ui.perfetto.dev)\n%s", self.file, table)
+
+    def close(self) -> None:
+        """Of a training that ends before, the steps that there were."""
+        if self.profiler is not None:
+            self.profiler.stop()
 
 
 @dataclass
@@ -105,14 +192,20 @@ class StepLog:
     """Holds steps back until `flush`, the only place in training where the device is waited for."""
 
     def __init__(
-        self, log: MetricLog | NoMetricLog, ledger: "Ledger", bar: tqdm, accelerator: "Accelerator", on_nan: str
+        self,
+        log: MetricLog | NoMetricLog,
+        ledger: "Ledger",
+        bar: tqdm,
+        served: Served,
+        accelerator: "Accelerator",
+        on_nan: str,
     ):
-        self.log, self.ledger, self.bar, self.accelerator = log, ledger, bar, accelerator
+        self.log, self.ledger, self.bar, self.served, self.accelerator = log, ledger, bar, served, accelerator
         self.pending: list[Step] = []
         self.skipped = 0  # steps in a row that the fp16 gradient scaler left out
         self.skipped_at_most = MOST_SKIPPED if accelerator.scaler else 0
         self.on_nan = on_nan  # skip: the loop has left out what is not finite, and said so
-        self.started = time.perf_counter()
+        self.restart_clock()
 
     def add(self, step: Step) -> None:
         step.weights = self.ledger.weights_after(step.number)
@@ -129,8 +222,7 @@ class StepLog:
         items = [len(step.window.rows) for step in self.pending]
         self.ledger.write(self.pending, [total / count for total, count in zip(sums, items, strict=True)])
         norms = torch.stack([step.gradient_norm for step in self.pending]).tolist()
-        seconds = time.perf_counter() - self.started
-        rate = sum(items) / seconds
+        rate, speed = sum(items) / (time.perf_counter() - self.served.began), self.served.speed(self.accelerator)
         for step, total, count, norm in zip(self.pending, sums, items, norms, strict=True):
             # Under fp16 the gradient scaler skips a step whose norm is not finite, and lowers its scale for the next.
             self.skipped = 0 if math.isfinite(norm) or self.on_nan == "skip" else self.skipped + 1
@@ -141,16 +233,19 @@ class StepLog:
                     "step %d was skipped: its gradient overflows in fp16 (%d in a row)", step.number, self.skipped
                 )
             scores = {"loss": total / count, "learning_rate": step.learning_rate, "gradient_norm": norm}
-            self.log.write(step.number, step.epoch, "train", scores, rate)
+            newest = step is self.pending[-1]
+            self.log.write(step.number, step.epoch, "train", scores, rate, **(speed if newest else {}))
         newest, mean = self.pending[-1], sum(sums) / sum(items)
-        self.bar.set_postfix(epoch=f"{newest.epoch:.2f}", loss=f"{mean:.4f}", rows_per_s=f"{rate:.0f}", refresh=False)
+        shown = {"epoch": f"{newest.epoch:.2f}", "loss": f"{mean:.4f}", "rows_per_s": f"{rate:.0f}"}
+        shown |= {name: f"{speed[name]:.0%}" for name in ("padding", "data_wait") if name in speed}
+        self.bar.set_postfix(shown, refresh=False)
         self.bar.update(newest.number - self.bar.n)
         self.pending.clear()
         self.restart_clock()
 
     def restart_clock(self) -> None:
         """Leave out of items_per_second what was not training: an evaluation, a checkpoint."""
-        self.started = time.perf_counter()
+        self.served.restart()
 
     def _stop(self, step: Step, loss: float, norm: float) -> None:
         from accelerate.utils import gather_object

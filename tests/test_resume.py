@@ -25,7 +25,7 @@ def digest(run: Path) -> dict[str, str]:
     found = {name: hashlib.sha256((last / name).read_bytes()).hexdigest() for name in ("weights.pt", "training.pt")}
     found["model"] = hashlib.sha256((run / "model" / "model.safetensors").read_bytes()).hexdigest()
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    clock = ("time", "items_per_second")
+    clock = ("time", "items_per_second", "speed")
     found["log"] = json.dumps([{name: value for name, value in line.items() if name not in clock} for line in lines])
     found["scores"] = (run / "scores.json").read_text()
     found["ledger"] = (run / "ledger.jsonl").read_text()

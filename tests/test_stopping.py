@@ -27,7 +27,10 @@ def words(tiny, colours):
 def result_of(run: Path) -> tuple[bytes, list[dict], dict]:
     """The kept weights, the log without its clock, and the scores."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    log = [{name: value for name, value in line.items() if name not in ("time", "items_per_second")} for line in lines]
+    log = [
+        {name: value for name, value in line.items() if name not in ("time", "items_per_second", "speed")}
+        for line in lines
+    ]
     return (run / "model" / "model.safetensors").read_bytes(), log, json.loads((run / "scores.json").read_text())
 
 

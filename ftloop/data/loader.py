@@ -10,6 +10,8 @@ from torch.utils.data import DataLoader, Dataset
 from ftloop.data.order import EvaluationOrder, TrainOrder, mix, seeded
 from ftloop.data.stream import Stream
 
+MOST_WORKERS = 8  # of a process, by --workers auto: more of them hold batches in memory, and rarely help
+
 
 class Rows(Dataset):
     """Rows by their keys (epoch, row); an empty seat `~row` shows the row it repeats.
@@ -42,7 +44,8 @@ class Rows(Dataset):
 
 
 class Collate:
-    """Calls the task's collate and adds "rows", the ids (int64; negative: an empty seat that counts nowhere).
+    """Calls the task's collate and adds "rows", the ids (int64; negative: an empty seat that counts nowhere); of texts,
+    "tokens": how many there are without padding, and with it.
 
     What a collator draws at random (masking, cropping) is seeded by (seed, epoch, first row of the micro-batch), in
     whatever worker it runs: the cost is 50 microseconds a micro-batch.
@@ -55,12 +58,25 @@ class Collate:
         keys, examples = keys_and_examples
         with seeded(mix(self.seed, "collate", *keys[0])):
             batch = dict(self.collate(examples))
+        if "attention_mask" in batch:  # here, where it is on the CPU
+            batch["tokens"] = (int(batch["attention_mask"].sum()), batch["attention_mask"].numel())
         return {**batch, "rows": torch.tensor([row for _, row in keys])}
 
 
 def batch_of(dataset: Any, keys: list[tuple[int, int]], collate: Callable, seed: int) -> dict[str, torch.Tensor]:
     """One batch, of the rows with these keys (epoch, row), as the loader would make it."""
     return Collate(collate, seed)(Rows(dataset, seed).__getitems__(keys))
+
+
+def workers_of(workers: int | str, rows: Any, device: torch.device) -> int:
+    """How many processes load: as asked or, for "auto", some where rows are made when they are read (images) and a GPU
+    computes meanwhile, one for each core that the training processes leave. On a CPU they would take its cores away."""
+    if workers != "auto":
+        return int(workers)
+    if device.type == "cpu" or Rows(rows).plain:
+        return 0
+    cores, processes = len(os.sched_getaffinity(0)), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(MOST_WORKERS, cores // processes - 1)
 
 
 def build_loader(

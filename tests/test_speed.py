@@ -1,0 +1,122 @@
+"""What a run says of its speed, and the options that only change it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import run_script
+
+from ftloop.data.loader import workers_of
+
+
+@pytest.fixture
+def words(tiny, colours):
+    return ["configs/text.py", "--task.model", tiny("bert"), *colours, "--max-steps", "7", "--log-every", "3"]
+
+
+def speeds(run: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["speed"] for line in lines if line["name"] == "loss" and "speed" in line]
+
+
+def test_the_metric_log_has_tokens_padding_waits_and_memory(words, tmp_path):
+    for batching in ("random", "length"):
+        result = run_script("train.py", *words, "--batching", batching, "--run-dir", tmp_path / batching)
+        assert result.code == 0, result.err
+        found = speeds(tmp_path / batching)
+        assert len(found) == 3  # after steps 3, 6 and 7
+        for speed in found:
+            assert 0 <= speed["data_wait"] < 1
+            assert speed["tokens_per_second"] > 0
+            assert speed["peak_memory_mb"] > 100
+    random, grouped = (speeds(tmp_path / batching)[0]["padding"] for batching in ("random", "length"))
+    assert 0 < grouped < random < 1
+
+
+def test_padding_is_counted_where_it_is_made(words, tmp_path):
+    """Of rows that are padded to 32 tokens."""
+    assert run_script("train.py", *words, "--task.pad-to", "max").code == 0
+    # 3 to 12 words and two special tokens
+    assert all(1 - 14 / 32 <= speed["padding"] <= 1 - 5 / 32 for speed in speeds(tmp_path / "run"))
+
+
+def test_a_profile_of_some_steps_is_written_and_shown(words, tmp_path):
+    result = run_script("train.py", *words, "--profile", "2")
+    assert result.code == 0, result.err
+    assert "Self CPU" in result.err
+    assert "aten::" in result.err
+    trace = json.loads((tmp_path / "run" / "profile.json").read_text())
+    steps = {event["name"] for event in trace["traceEvents"] if event.get("name", "").startswith("ProfilerStep")}
+    assert len(steps) == 2
+
+
+def test_a_profile_of_more_steps_than_there_are_has_those_that_were(words, tmp_path):
+    assert run_script("train.py", *words, "--profile", "100").code == 0
+    assert (tmp_path / "run" / "profile.json").stat().st_size > 1000
+
+
+def test_workers_are_for_rows_that_are_made_while_a_gpu_computes(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)))
+    images, texts, gpu, cpu = [{"x": 1}], FakeTable(), torch.device("cuda"), torch.device("cpu")
+    assert workers_of("auto", images, gpu) == 8
+    assert workers_of("auto", images, cpu) == 0
+    assert workers_of("auto", texts, gpu) == 0
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert workers_of("auto", images, gpu) == 2
+    assert workers_of(3, texts, cpu) == 3
+
+
+class FakeTable:
+    def __getitems__(self, rows):
+        """A plain table reads many rows at once."""
+
+
+@pytest.mark.parametrize(
+    ("options", "words_of_error"),
+    [
+        (["--batching", "tokens"], "--batching tokens and --max-tokens N belong together"),
+        (["--max-tokens", "100"], "--batching tokens and --max-tokens N belong together"),
+        (
+            ["--batching", "tokens", "--max-tokens", "100", "--micro-batch-size", "2"],
+            "--micro-batch-size and --max-tokens both say how much is computed at once",
+        ),
+        (["--batching", "tokens", "--max-tokens", "9"], "--max-tokens 9: the longest row of train has 14 tokens"),
+        (["--batching", "length", "--task.pad-to", "max"], "--batching length: the rows of this task do not differ"),
+        (["--matmul", "tf32"], "--matmul tf32: for GPUs only"),
+        (["--matmul", "onednn", "--precision", "bf16"], "--matmul onednn: for fp32 on a CPU only"),
+        (["--profile", "-1"], "--profile -1: a finite number from 0 on is needed"),
+    ],
+)
+def test_options_of_speed_that_cannot_be_are_refused(words, options, words_of_error):
+    result = run_script("train.py", *words, *options)
+    assert result.code == 2
+    assert words_of_error in result.err
+
+
+def test_batches_by_tokens_give_the_losses_of_batches_by_length(words, tmp_path):
+    words = [*words, "--task.dropout", "0", "--log-every", "1"]
+    assert run_script("train.py", *words, "--run-dir", tmp_path / "length").code == 0
+    tokens = ("--batching", "tokens", "--max-tokens", "40", "--run-dir", tmp_path / "tokens")
+    result = run_script("train.py", *words, *tokens)
+    assert result.code == 0, result.err
+    assert "micro-batches of at most 40 tokens" in result.err
+    losses = [
+        [line["value"] for line in map(json.loads, (run / "metrics.jsonl").open()) if line["name"] == "loss"]
+        for run in (tmp_path / "length", tmp_path / "tokens")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_cheaper_dropout_trains_and_is_another_draw(words, tmp_path):
+    for name in ("usual", "cheaper"):
+        cheaper = ["--cheaper-dropout"] if name == "cheaper" else []
+        assert run_script("train.py", *words, *cheaper, "--run-dir", tmp_path / name).code == 0
+    scores = [json.loads((tmp_path / name / "scores.json").read_text()) for name in ("usual", "cheaper")]
+    assert scores[0] != scores[1]
+
+
+def test_the_kernels_of_a_run_are_recorded(words, tmp_path):
+    assert run_script("train.py", *words, "--matmul", "default").code == 0
+    manifest = next((tmp_path / "run" / "checkpoints").glob("step-*/manifest.json"))
+    assert json.loads(manifest.read_text())["made_by"]["matmul"] == "default"
