@@ -18,6 +18,7 @@ import json
 import logging
 import math
 import os
+import pickle
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -202,11 +203,19 @@ def load_made_by(checkpoint: Path) -> dict[str, Any]:
 
 
 def load_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    return torch.load(checkpoint / "weights.pt", map_location="cpu", weights_only=True)
+    return _load(checkpoint / "weights.pt")
 
 
 def load_training(checkpoint: Path) -> dict[str, Any]:
-    return torch.load(checkpoint / "training.pt", map_location="cpu", weights_only=True)
+    return _load(checkpoint / "training.pt")
+
+
+def _load(file: Path) -> dict[str, Any]:
+    """Tensors and plain values. Raises UserError for a file with anything else in it, of which no code is run."""
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{file} holds more than tensors: none of its code was run") from error
 
 
 def prune(folder: Path, keep_last: int, keep_best: int, metric: str, direction: str) -> None:

@@ -4,7 +4,7 @@ import io
 import json
 
 import pytest
-from conftest import run_script, sentences, torchrun, write_csv
+from conftest import ranks, run_script, sentences, write_csv
 
 from ftloop import Data, Task, TextClassification
 from ftloop.data import checks
@@ -263,6 +263,6 @@ def test_what_cannot_be_read_is_an_error_as_in_training(table, tmp_path):
 
 
 def test_one_process_of_several_looks(table):
-    result = torchrun(2, "train.py", *table(test=[("the sky", "RED")]), "--check")
+    result = ranks(2, "train.py", *table(test=[("the sky", "RED")]), "--check")
     assert result.code == 1
     assert result.err.count("training would stop") == 1

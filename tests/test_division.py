@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import ARCHITECTURES, COLOURS, run_command, sentences, torchrun
+from conftest import ARCHITECTURES, COLOURS, ranks, run_command, sentences
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +24,7 @@ def found(tiny, tmp_path_factory):
         words = ("tests/division.py", folder / f"{processes}.json", rows, models)
         environment = {"PYTHONPATH": "."}
         result = (
-            torchrun(processes, *words, **environment)
-            if processes > 1
-            else run_command("python", *words, **environment)
+            ranks(processes, *words, **environment) if processes > 1 else run_command("python", *words, **environment)
         )
         assert result.code == 0, result.err
         results[processes] = json.loads((folder / f"{processes}.json").read_text())

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import run_script, sentences, torchrun, write_csv
+from conftest import ranks, run_script, sentences, write_csv
 
 from ftloop import Data, TextClassification, UserError, evaluation, load_run
 from ftloop.data.order import EvaluationOrder
@@ -68,7 +68,7 @@ def test_scores_do_not_depend_on_the_batch_size(run, batch_size):
 @pytest.mark.parametrize(("processes", "split"), [(2, "test"), (3, "validation"), (4, "validation"), (4, "test")])
 def test_scores_do_not_depend_on_the_number_of_processes(run, processes, split):
     recorded = read((run / "scores.json").read_text())
-    result = torchrun(processes, "evaluate.py", run, "--split", split, "--batch-size", "2", "--json")
+    result = ranks(processes, "evaluate.py", run, "--split", split, "--batch-size", "2", "--json")
     assert result.code == 0, result.err
     assert read(result.out) == pytest.approx(recorded[split], rel=1e-6, nan_ok=True)
 
@@ -130,7 +130,7 @@ def test_evaluation_leaves_the_model_in_training_mode_and_draws_nothing(run):
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_torchrun_trains_in_two_processes_and_says_so(run, tiny, tmp_path):
+def test_two_processes_train_and_one_says_so(run, tiny, tmp_path):
     train = write_csv(tmp_path / "train.csv", sentences(43))
     words = (
         "--task.model",
@@ -142,9 +142,7 @@ def test_torchrun_trains_in_two_processes_and_says_so(run, tiny, tmp_path):
         "--max-steps",
         "2",
     )
-    result = torchrun(
-        2, "train.py", "configs/text.py", *words, "--task.max-length", "32", "--run-dir", tmp_path / "run"
-    )
+    result = ranks(2, "train.py", "configs/text.py", *words, "--task.max-length", "32", "--run-dir", tmp_path / "run")
     assert result.code == 0, result.err
     assert "2 process(es) x 1 micro-batch(es) of at most 16" in result.err
     assert result.err.count("kept        step 2") == 1

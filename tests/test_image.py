@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from conftest import run_script, torchrun
+from conftest import ranks, run_script
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
@@ -266,7 +266,7 @@ def test_two_processes_are_one(photos, tmp_path):
     words = ["configs/image.py", *words_of_law(photos), "--run-dir"]
     one = run_script("train.py", *words, tmp_path / "one")
     assert one.code == 0, one.err
-    two = torchrun(2, "train.py", *map(str, (*words, tmp_path / "two")), ACCELERATE_USE_CPU="1", OMP_NUM_THREADS="1")
+    two = ranks(2, "train.py", *map(str, (*words, tmp_path / "two")), ACCELERATE_USE_CPU="1", OMP_NUM_THREADS="1")
     assert two.code == 0, two.err
     for split in ("train", "validation"):
         losses = logged(tmp_path / "one", split, "loss")

@@ -14,7 +14,7 @@ import numpy
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import Result, run_command, run_script, sentences, torchrun
+from conftest import Result, ranks, run_command, run_script, sentences
 
 from ftloop import checkpoint, tracking
 from ftloop.data.order import mix
@@ -137,7 +137,7 @@ def test_digests_are_taken_after_whole_steps(words):
 def test_two_processes_see_the_rows_that_one_sees(words, tmp_path, verify):
     words = [*words, "--task.dropout", "0"]
     assert run_script("train.py", *words, "--run-dir", tmp_path / "one").code == 0
-    result = torchrun(2, "train.py", *words, "--run-dir", str(tmp_path / "two"))
+    result = ranks(2, "train.py", *words, "--run-dir", str(tmp_path / "two"))
     assert result.code == 0, result.err
     seen = [
         [[line.get(name) for name in ("step", "epoch", "window", "rows", "ids")] for line in lines_of(tmp_path / run)]

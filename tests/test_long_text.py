@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, run_script, sentences, torchrun, write_csv
+from conftest import ARCHITECTURES, ranks, run_script, sentences, write_csv
 from test_data import cached
 from test_resume import Cut, cut_at, digest
 
@@ -171,7 +171,7 @@ def test_a_step_does_not_depend_on_its_division(words, tmp_path):
     for name, sizes in divisions.items():
         result = run_script("train.py", *words, "--micro-batch-size", *sizes, "--run-dir", tmp_path / name)
         assert result.code == 0, result.err
-    result = torchrun(2, "train.py", *words, "--micro-batch-size", "3", "--run-dir", tmp_path / "two processes")
+    result = ranks(2, "train.py", *words, "--micro-batch-size", "3", "--run-dir", tmp_path / "two processes")
     assert result.code == 0, result.err
     assert "2 process(es) x 3 micro-batch(es) of at most 3" in result.err
     expected = log_of(tmp_path / "16x1")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Result, run_script, torchrun
+from conftest import Result, ranks, run_script
 
 from ftloop import TextClassification
 from ftloop.memory import Memory
@@ -132,10 +132,10 @@ def test_of_several_processes_the_error_names_the_option(tiny, colours, tmp_path
     config.write_text(CONFIG)
     words = [*words_of(tiny, colours)[1:], "--timeout", "20"]
     path = f"tests:{tmp_path}"
-    result = torchrun(2, "train.py", str(config), *words, "--batch-size", "16", PYTHONPATH=path)
+    result = ranks(2, "train.py", str(config), *words, "--batch-size", "16", PYTHONPATH=path)
     assert result.code != 0
     assert "out of memory with 8 row(s) at once in a process: give a smaller --micro-batch-size" in result.err
     words += ["--micro-batch-size", "auto", "--batch-size", "16", "--run-dir", str(tmp_path / "auto")]
-    auto = torchrun(2, "train.py", str(config), *words, PYTHONPATH=path)
+    auto = ranks(2, "train.py", str(config), *words, PYTHONPATH=path)
     assert auto.code == 0, auto.err
     assert "2 process(es) x 3 micro-batch(es) of at most 3" in auto.err

@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import run_command, run_script, torchrun
+from conftest import ranks, run_command, run_script
 
 from ftloop import checkpoint, tracking
 from ftloop import run as run_module
@@ -223,10 +223,10 @@ def test_two_processes_that_were_killed_go_on_as_if_they_were_not(words, tmp_pat
     words = [*words, "--micro-batch-size", "2", "--optimizer", "test_resume:adamw_until_killed", "--save-every", "3"]
     whole, cut = ["--run-dir", str(tmp_path / "whole")], ["--run-dir", str(tmp_path / "cut")]
     environment = {"PYTHONPATH": "tests"}
-    result = torchrun(2, "train.py", *words, *whole, **environment)
+    result = ranks(2, "train.py", *words, *whole, **environment)
     assert result.code == 0, result.err
-    assert torchrun(2, "train.py", *words, *cut, KILLED_AT="11", **environment).code != 0
-    resumed = torchrun(2, "train.py", *words, *cut, **environment)
+    assert ranks(2, "train.py", *words, *cut, KILLED_AT="11", **environment).code != 0
+    resumed = ranks(2, "train.py", *words, *cut, **environment)
     assert resumed.code == 0, resumed.err
     assert "resume: from" in resumed.err
     assert "2 process(es) x 2 micro-batch(es)" in resumed.err
@@ -238,10 +238,10 @@ def test_three_processes_that_were_killed_go_on_as_if_they_were_not(words, tmp_p
     words = [*words, "--micro-batch-size", "2", "--optimizer", "test_resume:adamw_until_killed", "--save-every", "3"]
     whole, cut = ["--run-dir", str(tmp_path / "whole")], ["--run-dir", str(tmp_path / "cut")]
     environment = {"PYTHONPATH": "tests"}
-    result = torchrun(3, "train.py", *words, *whole, **environment)
+    result = ranks(3, "train.py", *words, *whole, **environment)
     assert result.code == 0, result.err
-    assert torchrun(3, "train.py", *words, *cut, KILLED_AT="8", **environment).code != 0
-    resumed = torchrun(3, "train.py", *words, *cut, **environment)
+    assert ranks(3, "train.py", *words, *cut, KILLED_AT="8", **environment).code != 0
+    resumed = ranks(3, "train.py", *words, *cut, **environment)
     assert resumed.code == 0, resumed.err
     assert digest(tmp_path / "cut") == digest(tmp_path / "whole")
 
@@ -250,10 +250,10 @@ def test_a_run_of_two_processes_goes_on_with_one(words, tmp_path):
     words = [*words, "--task.dropout", "0", "--log-every", "1", "--save-every", "3"]
     kill = ["--optimizer", "test_resume:adamw_until_killed"]
     environment = {"PYTHONPATH": "tests"}
-    whole = torchrun(2, "train.py", *words, *kill, "--run-dir", str(tmp_path / "whole"), **environment)
+    whole = ranks(2, "train.py", *words, *kill, "--run-dir", str(tmp_path / "whole"), **environment)
     assert whole.code == 0, whole.err
     cut = ["--run-dir", str(tmp_path / "cut")]
-    assert torchrun(2, "train.py", *words, *kill, *cut, KILLED_AT="8", **environment).code != 0
+    assert ranks(2, "train.py", *words, *kill, *cut, KILLED_AT="8", **environment).code != 0
     resumed = run_command("python", "train.py", *words, *kill, *cut, **environment)
     assert resumed.code == 0, resumed.err
     assert "processes 2 -> 1" in resumed.err

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import run_script, torchrun
+from conftest import ranks, run_script
 from safetensors.torch import load_file
 from test_resume import digest
 
@@ -55,11 +55,22 @@ def driver(tmp_path_factory):
 def words(tiny, colours):
     # 4 micro-batches of 2 rows between two processes: two rounds a step; steps 6 and 12 have 3 rows.
     sizes = ("--micro-batch-size", "2", "--epochs", "2", "--digest-every", "4", "--save-every", "4")
-    return ["train.py", "configs/text.py", "--task.model", tiny("bert"), *colours, *sizes, "--keep", "last=2,best=1"]
+    return [
+        "train.py",
+        "configs/text.py",
+        "--task.model",
+        tiny("bert"),
+        *colours,
+        *sizes,
+        "--batching",
+        "random",
+        "--keep",
+        "last=2,best=1",
+    ]
 
 
 def train(*words, processes: int = 2, **environment: str) -> str:
-    result = torchrun(processes, *map(str, words), **environment)
+    result = ranks(processes, *map(str, words), **environment)
     assert result.code == 0, result.err
     return result.err
 

@@ -15,9 +15,17 @@ def words(tiny, colours):
     return ["configs/text.py", "--task.model", tiny("bert"), *colours, "--max-steps", "7", "--log-every", "3"]
 
 
-def speeds(run: Path) -> list[dict]:
+def losses_and_speeds(run: Path) -> list[dict]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line["speed"] for line in lines if line["name"] == "loss" and "speed" in line]
+    return [line for line in lines if line["split"] == "train" and line["name"] == "loss"]
+
+
+def losses(run: Path) -> list[float]:
+    return [line["value"] for line in losses_and_speeds(run)]
+
+
+def speeds(run: Path) -> list[dict]:
+    return [line["speed"] for line in losses_and_speeds(run) if "speed" in line]
 
 
 def test_the_metric_log_has_tokens_padding_waits_and_memory(words, tmp_path):
@@ -101,11 +109,7 @@ def test_batches_by_tokens_give_the_losses_of_batches_by_length(words, tmp_path)
     result = run_script("train.py", *words, *tokens)
     assert result.code == 0, result.err
     assert "micro-batches of at most 40 tokens" in result.err
-    losses = [
-        [line["value"] for line in map(json.loads, (run / "metrics.jsonl").open()) if line["name"] == "loss"]
-        for run in (tmp_path / "length", tmp_path / "tokens")
-    ]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses(tmp_path / "tokens") == pytest.approx(losses(tmp_path / "length"), rel=1e-5)
 
 
 def test_cheaper_dropout_trains_and_is_another_draw(words, tmp_path):

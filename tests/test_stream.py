@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import run_script, sentences, torchrun, write_csv
+from conftest import ranks, run_script, sentences, write_csv
 
 from ftloop import UserError
 from ftloop.data.loader import build_loader
@@ -195,7 +195,7 @@ def test_a_stream_that_was_cut_goes_on_as_if_it_had_not_been(words, tmp_path, mo
 def test_two_processes_on_a_stream_are_one(words, tmp_path):
     words = [*words, "--task.dropout", "0"]
     assert run_script("train.py", *words, "--run-dir", tmp_path / "one").code == 0
-    result = torchrun(2, "train.py", *words, "--run-dir", str(tmp_path / "two"))
+    result = ranks(2, "train.py", *words, "--run-dir", str(tmp_path / "two"))
     assert result.code == 0, result.err
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
 
