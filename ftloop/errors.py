@@ -1,12 +1,14 @@
 """The exceptions whose text is all that a person needs: the entry points print it alone, without a traceback."""
 
+import contextlib
 import difflib
 import errno
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
 
 
 class UserError(Exception):
@@ -30,7 +32,8 @@ def exit_code_of(main: Callable[[], None]) -> int:
     another signal, and their texts are printed."""
     speaks = os.environ.get("LOCAL_RANK", "0") == "0"  # one process of each machine
     try:
-        main()
+        with _signals_in_words():
+            main()
     except (UserError, TrainingError) as error:
         if speaks:
             print(f"error: {error}", file=sys.stderr)
@@ -54,6 +57,22 @@ def exit_code_of(main: Callable[[], None]) -> int:
             print("interrupted before the first step", file=sys.stderr)
         return 130
     return 0
+
+
+@contextlib.contextmanager
+def _signals_in_words() -> Iterator[None]:
+    """SIGTERM and SIGUSR1 raise Stopped where nobody else hears them: while rows are prepared, or scored."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        raise Stopped(f"{name}: stopped outside of training. What was saved stays; the same command goes on", 143)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def what_was_lost(error: Exception) -> str | None:

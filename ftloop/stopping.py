@@ -16,7 +16,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 class Stop:
     """Hears signals while it is entered; a signal waits for the end of the step, or of a batch of the evaluation. A
     second signal ends the process at once: what is on disk is whole. (Before the first step, while rows are prepared,
-    there is nothing to save: a signal does what it does to any program.)
+    there is nothing to save: a signal ends the process in words, by ftloop/errors.py.)
     """
 
     def __init__(self, minutes: float | None = None):

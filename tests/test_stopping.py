@@ -278,3 +278,24 @@ def test_a_run_killed_while_it_opened_its_folder_begins_there(words, tmp_path):
     (tmp_path / "run" / "lock").touch()
     (tmp_path / "run" / "config.json.tmp").write_text("{")
     assert run_script("train.py", *words, "--max-steps", "2").code == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_while_rows_are_prepared_ends_the_run_in_words(words, tmp_path, monkeypatch, number):
+    from ftloop import TextClassification
+
+    prepare = TextClassification.prepare
+    before = signal.getsignal(number)
+
+    def prepare_and_hear(task, rows):
+        signal.raise_signal(number)
+        return prepare(task, rows)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TextClassification, "prepare", prepare_and_hear)
+        result = run_script("train.py", *words)
+    assert result.code == 143
+    assert f"{number.name}: stopped outside of training" in result.err
+    assert "Traceback" not in result.err
+    assert signal.getsignal(number) == before
+    assert run_script("train.py", *words).code == 0

@@ -162,6 +162,7 @@ class TrainOrder:
             self.lengths = numpy.asarray(self.lengths).astype(numpy.int32, copy=False)
         self._newest: tuple[int, int] | None = None  # the group, by epoch and number, whose windows are at hand
         self._group: list[list[int]] = []
+        self._exchanged: dict[int, int] | None = None  # the first row of the first epoch and the longest
 
     def windows(self) -> Iterator[Window]:
         """The windows from the position of `state` to the last step."""
@@ -183,10 +184,12 @@ class TrainOrder:
     def _served(self, epoch: int, start: int, stop: int) -> list[int]:
         """As `rows_served`; where rows are grouped, the longest row and the first change places in the first epoch."""
         rows = rows_served(self.rows, self.seed, epoch, start, stop)
-        if self.grouped and epoch == 0:
+        if not self.grouped or epoch > 0:
+            return rows
+        if self._exchanged is None:
             (first,), longest = rows_served(self.rows, self.seed, 0, 0, 1), int(self.lengths.argmax())
-            rows = [longest if row == first else first if row == longest else row for row in rows]
-        return rows
+            self._exchanged = {first: longest, longest: first}
+        return [self._exchanged.get(row, row) for row in rows]
 
     def _group_of(self, epoch: int, number: int) -> list[list[int]]:
         """The windows of one group, in their order."""
