@@ -1,6 +1,8 @@
 """The Accelerator of training, evaluation and prediction, with the flags under which the laws of the loop hold."""
 
+import importlib.util
 import os
+import sys
 from datetime import timedelta
 from typing import Literal
 
@@ -29,6 +31,10 @@ def start_accelerator(
     Raises UserError for a precision that the device lacks, for shards that are not FSDP2 on GPUs, and when one process
     came of several that were started.
     """
+    if importlib.util.find_spec("lomo_optim") is None:
+        # accelerate looks for this package twice a step, a third of a millisecond in all: so it finds at once that it
+        # is not there.
+        sys.modules["lomo_optim"] = None  # type: ignore[assignment]
     shards = sharding.asked_for()
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if deterministic:

@@ -65,17 +65,18 @@ class MetricLog:
         self, step: int, epoch: float, split: str, scores: dict[str, float], items_per_second: float, **speed: Any
     ) -> None:
         """One line for each of the scores. `speed`: what else was measured since the last lines."""
-        now = round(time.time(), 3)
+        now, lines = round(time.time(), 3), b""
         for name, value in finite(scores).items():
             line = {"step": step, "epoch": round(epoch, 6), "split": split, "name": name, "value": value}
             line |= {"time": now, "items_per_second": round(items_per_second, 2)}
             line |= {"speed": speed} if speed else {}
-            self.append(json.dumps(line).encode() + b"\n")
+            lines += json.dumps(line).encode() + b"\n"
+        self.append(lines)
 
-    def append(self, line: bytes) -> None:
-        """Add a line, and hand it to the system. Raises TrainingError when the disk is full or read-only."""
+    def append(self, lines: bytes) -> None:
+        """Add whole lines, and hand them to the system. Raises TrainingError when the disk is full or read-only."""
         try:
-            self.stream.write(line)
+            self.stream.write(lines)
             self.stream.flush()
         except OSError as error:
             raise TrainingError(
