@@ -40,7 +40,7 @@ class Config:
     batch_size: int = 32  # rows per optimizer step, over all processes
     micro_batch_size: int | Literal["auto"] | None = None  # rows per process and forward pass; auto: the most that fit
     batching: Literal["random", "length", "tokens"] | None = None  # left out: by length, where rows differ in it
-    max_tokens: int | None = None  # per process and forward pass, padding included; with --batching tokens
+    max_tokens: int | None = None  # per process and forward pass, padded to the longest row; for --batching tokens
     seed: int = 42  # of the order of rows, the new weights, dropout, random collators
 
     learning_rate: float = 5e-5  # after warmup
@@ -178,10 +178,10 @@ def validate_with_data(config: Config, splits: Mapping[str, Any]) -> None:
     grouped = config.batching in ("length", "tokens")
     if grouped and "length" not in getattr(splits["train"], "column_names", ()):
         raise UserError(f"--batching {config.batching}: the rows of this task do not differ in length, or are a stream")
-    if config.max_tokens is not None and config.max_tokens < max(splits["train"]["length"]):
-        raise UserError(
-            f"--max-tokens {config.max_tokens}: the longest row of train has {max(splits['train']['length'])} tokens"
-        )
+    if config.max_tokens is not None:
+        longest = max(splits["train"]["length"][:])
+        if config.max_tokens < longest:
+            raise UserError(f"--max-tokens {config.max_tokens}: the longest row of train has {longest} tokens")
     names = config.task.score_names()
     known = ("loss", *names)
     # What a metric of the Hub reports shows when it is computed: with one, any name may be right.

@@ -45,7 +45,7 @@ def exit_code_of(main: Callable[[], None]) -> int:
     except BrokenPipeError:  # `... --help | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (RuntimeError, OSError, EOFError) as error:
+    except Exception as error:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises, for a dead worker, wherever we are
         lost = what_was_lost(error)
         if lost is None:
@@ -61,11 +61,14 @@ def exit_code_of(main: Callable[[], None]) -> int:
 
 @contextlib.contextmanager
 def _signals_in_words() -> Iterator[None]:
-    """SIGTERM and SIGUSR1 raise Stopped where nobody else hears them: while rows are prepared, or scored."""
+    """SIGTERM and SIGUSR1 end the process in words where nobody else hears them: while rows are prepared, or scored."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        raise Stopped(f"{name}: stopped outside of training. What was saved stays; the same command goes on", 143)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            text = f"{name}: stopped outside of training. What was saved stays; the same command goes on"
+            print(text, file=sys.stderr)
+        raise SystemExit(143)  # no Exception: the libraries catch those wherever they read
 
     before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
@@ -76,10 +79,11 @@ def _signals_in_words() -> Iterator[None]:
 
 
 def what_was_lost(error: Exception) -> str | None:
-    """In words, if another process of the run, or a worker, is dead or hangs, as the libraries say in many ways, or if
-    the disk cannot be written."""
+    """In words, if another process of the run, or a worker, is dead or hangs, as the libraries say in many ways, if the
+    disk cannot be written, or memory runs out."""
     text = root_cause(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    if full or "No space left on device" in text:
         return f"nothing can be written: {text}. Make room, and the same command goes on from the newest checkpoint"
     # A worker that dies while it hands over a batch closes its socket, and no error names the DataLoader.
     files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
@@ -87,6 +91,8 @@ def what_was_lost(error: Exception) -> str | None:
         return f"a process that loads data died: {text}. Memory may be short: --workers 0 loads in the training process"
     if any(sign in text for sign in ("gloo", "NCCL", "DistBackendError", "DistNetworkError", "DistStoreError")):
         return f"another process of this run is dead, or did not answer within --timeout seconds: {text}"
+    if "out of memory" in text or "can't allocate memory" in text:
+        return f"{text}. Less is needed with a smaller --eval-batch-size (of evaluate.py: --batch-size), or micro-batch"
     return None
 
 

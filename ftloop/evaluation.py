@@ -5,6 +5,7 @@ Per-row values are gathered together with their row ids, empty seats are dropped
 summed in float64 by row id, so that it does not depend on the order in which rows were served.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from ftloop import checkpoint, kernels, metrics, tracking
 from ftloop.config import read_record
-from ftloop.data.loader import build_loader
+from ftloop.data.loader import TOKENS, build_loader
 from ftloop.data.order import UNBOUNDED, EvaluationOrder
 from ftloop.devices import start_accelerator
 from ftloop.errors import UserError, nearest
@@ -84,7 +85,7 @@ def outputs_by_row(
     seen = torch.zeros(len(loader.dataset), dtype=torch.int64)
     for batch in loader:
         values, targets = {"rows": batch.pop("rows")}, batch.pop("labels", None)
-        batch.pop("tokens", None)
+        batch.pop(TOKENS, None)
         outputs = model(**batch)
         values |= task.predict(outputs)
         if targets is not None:
@@ -126,10 +127,13 @@ def load_run(run_dir: str | Path) -> tuple[Task, "PreTrainedModel"]:
     return task, task.build_model()
 
 
-def matmul_of(run_dir: str | Path) -> str:
-    """What a finished run computed fp32 products with: its scores are computed likewise."""
-    checkpoints = checkpoint.find(Path(run_dir) / "checkpoints")
-    return checkpoint.load_made_by(checkpoints[-1]).get("matmul", "default") if checkpoints else "default"
+def adapt(model: "PreTrainedModel", run_dir: str | Path, accelerator: "Accelerator") -> None:
+    """Compute fp32 products as the run did, where this device can; without its checkpoints, as torch does."""
+    recorded = "default"
+    with contextlib.suppress(OSError, ValueError, KeyError, IndexError):  # only model/ is needed
+        recorded = checkpoint.load_made_by(checkpoint.find(Path(run_dir) / "checkpoints")[-1])["matmul"]
+    asked = recorded if recorded == "tf32" and accelerator.device.type == "cuda" else "auto"
+    kernels.adapt(model, kernels.settle(asked, recorded, accelerator), cheaper=False)
 
 
 def evaluate(run_dir: str | Path, split: str | None = None, batch_size: int | None = None) -> dict[str, float]:
@@ -142,7 +146,7 @@ def evaluate(run_dir: str | Path, split: str | None = None, batch_size: int | No
     accelerator = start_accelerator(config.precision)
     tracking.set_up_logging(accelerator.is_main_process)
     task, model = load_run(run_dir)
-    kernels.adapt(model, kernels.settle("auto", matmul_of(run_dir), accelerator), cheaper=False)
+    adapt(model, run_dir, accelerator)
     with accelerator.local_main_process_first():
         data = task.load()
     split = split or ("test" if "test" in data else "validation")
@@ -167,7 +171,7 @@ def predict(run_dir: str | Path, rows: "Dataset", batch_size: int = 64) -> list[
         raise UserError("predict runs in one process: start it without torchrun or accelerate launch")
     tracking.set_up_logging(accelerator.is_main_process)
     task, model = load_run(run_dir)
-    kernels.adapt(model, kernels.settle("auto", matmul_of(run_dir), accelerator), cheaper=False)
+    adapt(model, run_dir, accelerator)
     loader = evaluation_loader(task.prepare_new(rows), task, accelerator, batch_size)
     model = accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
     described: list[Any] = [None] * len(rows)

@@ -42,7 +42,6 @@ class Choice:
     matmul: Matmul
     speed: float  # of oneDNN, the default's being 1
     error: float  # of oneDNN, the default's being 1
-    seconds: float  # that the probe took
 
     def __str__(self) -> str:
         if self.speed == self.error == 1:
@@ -51,7 +50,7 @@ class Choice:
 
 
 def choose(asked: Literal["auto", "default", "onednn"], recorded: str | None = None) -> Matmul:
-    """What this run computes with, for `use`. To be called by one process, which tells the others.
+    """What this run computes with, for `use`. All processes call it; the main one's answer counts.
 
     `asked`: --matmul; `recorded`: what the run used before it was interrupted, which "auto" keeps to whatever a probe
     would say now, as long as it is fp32. Raises UserError for oneDNN if asked for where its products are not.
@@ -89,8 +88,11 @@ def settle(asked: str, recorded: str | None, accelerator: "Accelerator") -> str:
 def adapt(model: "PreTrainedModel", matmul: str, cheaper: bool) -> None:
     """Make a model compute with what was settled; `cheaper`: --cheaper-dropout."""
     choose_attention(model, matmul)
-    if cheaper:
-        cheaper_dropout(model)
+    if not cheaper:
+        return
+    if next(model.parameters()).device.type != "cpu":
+        logger.warning("--cheaper-dropout has no effect here: it is for CPUs")
+    cheaper_dropout(model)
 
 
 def probe() -> Choice:
@@ -110,7 +112,7 @@ def probe() -> Choice:
     with torch.no_grad(), restored():
         default, onednn = products("default"), products("onednn")  # both have their kernels ready from here on
         if all(map(torch.equal, default, onednn)):  # this chip knows one way only
-            return Choice("default", 1.0, 1.0, time.perf_counter() - began)
+            return Choice("default", 1.0, 1.0)
         error = error_of(onednn, factors) / error_of(default, factors)
         default_seconds = onednn_seconds = math.inf
         for rounds in range(1, 20):
@@ -121,7 +123,7 @@ def probe() -> Choice:
                 break
     speed = default_seconds / onednn_seconds
     matmul: Matmul = "onednn" if speed > WORTH and error <= FP32 else "default"
-    return Choice(matmul, speed, error, time.perf_counter() - began)
+    return Choice(matmul, speed, error)
 
 
 def error_of(products: list[torch.Tensor], factors: tuple[tuple[torch.Tensor, torch.Tensor], ...]) -> float:
@@ -140,14 +142,14 @@ def seconds_of(products: "Callable[[Matmul], Any]", matmul: Matmul) -> float:
 
 
 def use(matmul: Matmul) -> None:
-    """Compute fp32 products with it from now on, in this process. "default" takes back what "onednn" did, and does
-    nothing before it."""
+    """Compute fp32 products with it from now on, in this process. "default" takes back what "onednn" and "tf32" did,
+    and does nothing before them."""
     if matmul == "onednn":
         # oneDNN keeps the kernels that it made, for 1 024 shapes: each new length of a batch brings some 15. It reads
         # this when it makes the first one, not when torch is imported.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
         torch.set_float32_matmul_precision("medium")
-    elif settings()[0] == "bf16":
+    elif settings()[0] in ("bf16", "tf32"):
         torch.set_float32_matmul_precision("highest")
         set_back(("none", "none"))
 

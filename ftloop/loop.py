@@ -72,8 +72,9 @@ def train(config: Config) -> Scores:
         for split in ("validation", "test")
         if split in data
     }
+    memory = Memory(config, order, run.state, accelerator)
     run.start(data, order, model, optimizer, schedule, loaders)
-    state, memory = run.state, Memory(config, order, run.state, accelerator)
+    state = run.state
     model.train()
     bar = tracking.progress_bar(total_steps, state.step, accelerator.is_main_process)
     served, profile = tracking.Served(loader), tracking.Profile(config.profile, run.folder, accelerator)

@@ -12,7 +12,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from ftloop.checkpoint import TrainState
 from ftloop.config import Config
-from ftloop.data.loader import batch_of
+from ftloop.data.loader import TOKENS, batch_of
 from ftloop.data.order import TrainOrder
 from ftloop.errors import TrainingError, UserError
 
@@ -32,17 +32,19 @@ class Memory:
         """`state` as it was restored: what fitted before fits."""
         self.config, self.order, self.state, self.accelerator = config, order, state, accelerator
         self.ran_out = False
+        if config.micro_batch_size == "auto" and accelerator.is_fsdp2:
+            raise UserError("--micro-batch-size auto: not in shards, where no process computes alone; give a number")
 
     def divide(self, model: Any, rows: Any) -> None:
         """Decide what a process computes at once: as asked, or for --micro-batch-size auto by trying the prepared
         `model` on the longest of the `rows` of train."""
         tries = self.config.micro_batch_size == "auto" and not self.state.at_once
         self.order.at_once = min(self.order.at_once, self.state.at_once or self.order.at_once)
-        if tries and self.accelerator.is_fsdp2:
-            raise UserError("--micro-batch-size auto: not in shards, where no process computes alone; give a number")
         if tries:
             bare = self.accelerator.unwrap_model(model)  # alone: no process waits for another
             found = gather_object([self._most_that_fits(bare, rows)])
+            if min(found) == 0:
+                raise UserError(f"--micro-batch-size auto: not even the longest row alone fits into memory; {ADVICE}")
             self.order.at_once = min(found)
             logger.info("memory: %d row(s) at once fit, by trying the longest", self.order.at_once)
         self.state.at_once = self.order.at_once
@@ -74,15 +76,17 @@ class Memory:
         clear_device_cache(garbage_collection=True)
 
     def _most_that_fits(self, model: Any, rows: Any) -> int:
-        """By bisection: some log2(most) forward and backward passes, without a step."""
+        """By bisection: some log2(most) forward and backward passes, without a step. 0: not even one row."""
         most, lengths = self.order.at_once, self.order.lengths
-        longest = range(most) if lengths is None else lengths.argsort(kind="stable")[::-1][:most].tolist()
+        longest = (
+            range(min(most, self.order.rows))
+            if lengths is None
+            else lengths.argsort(kind="stable")[::-1][:most].tolist()
+        )
         fits, too_many = 0, len(longest) + 1
         while too_many - fits > 1:
             tried = len(longest) if too_many > len(longest) else (fits + too_many) // 2  # all of them first
             fits, too_many = (tried, too_many) if self._fits(model, rows, longest[:tried]) else (fits, tried)
-        if fits == 0:
-            raise UserError(f"--micro-batch-size auto: not even the longest row alone fits into memory; {ADVICE}")
         return most if fits == len(longest) else fits
 
     def _fits(self, model: Any, rows: Any, tried: Sequence[int]) -> bool:
@@ -107,7 +111,7 @@ class Memory:
         reserved = [torch.empty_like(parameter) for parameter in weights for _ in range(2)]
         batch = batch_of(rows, [(0, row) for row in tried], self.config.task.collate, self.config.seed)
         batch = {
-            name: value.to(self.accelerator.device) for name, value in batch.items() if name not in ("rows", "tokens")
+            name: value.to(self.accelerator.device) for name, value in batch.items() if name not in ("rows", TOKENS)
         }
         targets = batch.pop("labels")
         model.train()

@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader
 from ftloop import __version__, checkpoint, sharding, tracking
 from ftloop.checkpoint import TrainState
 from ftloop.config import Config, differences, encode, read_encoded, record_of
-from ftloop.data.loader import batch_of
+from ftloop.data.loader import TOKENS, batch_of
 from ftloop.data.order import TrainOrder
 from ftloop.errors import Stopped, TrainingError, UserError
 from ftloop.evaluation import Interrupted, evaluate_split
@@ -104,8 +104,9 @@ class Run:
             for step in {self.state.step, best or self.state.step}:
                 name = checkpoint.name_of(step)
                 shutil.copytree(self.resumed.parent / name, self.checkpoints / name, dirs_exist_ok=True)
-            for name in ("metrics.jsonl", "ledger.jsonl"):
-                shutil.copy(self.resumed.parent.parent / name, self.folder / name)
+            for name in ("metrics.jsonl", "ledger.jsonl", "lengths.npy"):
+                if (self.resumed.parent.parent / name).is_file():
+                    shutil.copy(self.resumed.parent.parent / name, self.folder / name)
         checkpoint.discard_after(self.checkpoints, self.state.step)
         self._prune()  # a run may have been killed between its last save and this
         self.log = tracking.MetricLog(self.folder / "metrics.jsonl", self.state.log_bytes)
@@ -119,7 +120,7 @@ class Run:
         for its sums; between three processes or more, that changes their order, and a resumed run would differ."""
         batch = batch_of(rows, [(0, 0)], self.task.collate, self.config.seed)
         batch = {
-            name: value.to(self.accelerator.device) for name, value in batch.items() if name not in ("rows", "tokens")
+            name: value.to(self.accelerator.device) for name, value in batch.items() if name not in ("rows", TOKENS)
         }
         targets = batch.pop("labels")
         self.model.eval()  # running means stay as they are; the loop turns training on
@@ -142,8 +143,8 @@ class Run:
                 "bring the data back, or train anew in another --run-dir"
             )
         vars(self.state).update(vars(state))
-        if self.config.allow_changes:
-            self.state.at_once = None
+        if self.config.allow_changes and differences(read_encoded(found.parent.parent)[1], encode(self.config)):
+            self.state.at_once = None  # only where options do change: in the run that follows, it is part of the state
         sharding.load_weights(self.model, checkpoint.load_weights(found), self.accelerator)
         training = checkpoint.load_training(found)
         sharding.load_optimizer(self.optimizer, training["optimizer"], self.accelerator)
@@ -155,7 +156,8 @@ class Run:
         changed = [f"{name} {value} -> {now[name]}" for name, value in before.items() if now.get(name) != value]
         if changed:
             logger.warning(
-                "resume: not on what the run began on (%s): the same rows in each step, results equal up to rounding",
+                "resume: not on what the run began on (%s): the same rows in each step; results equal up to rounding, "
+                "without dropout",
                 ", ".join(changed),
             )
 

@@ -123,8 +123,9 @@ class TextClassification(Classification):
         )
         self.say_what_was_cut(rows)
         _ = self.collator  # made here: a worker process gets it with the task, and asks nobody for the precision
-        # Padded to --task.max-length, all rows cost the same: none is longer than others.
-        return rows.remove_columns(["windows", "truncated", *(["length"] if self.pad_to == "max" else [])])
+        # Padded to --task.max-length, all rows cost the same: none is longer than others. Windows may be more, or less.
+        alike = self.pad_to == "max" and self.long_text != "windows"
+        return rows.remove_columns(["windows", "truncated", *(["length"] if alike else [])])
 
     def prepare_some(self, rows: "Dataset") -> Sequence[dict[str, Any]]:
         """As `prepare`, without a cache and without a word: a block of a stream."""

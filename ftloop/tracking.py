@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm.auto import tqdm
 
+from ftloop.data.loader import TOKENS
 from ftloop.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class Served:
             self.waited += time.perf_counter() - began
             if batch is None:
                 return
-            tokens, computed = batch.pop("tokens", (0, 0))
+            tokens, computed = batch.pop(TOKENS, (0, 0))
             self.tokens, self.computed = self.tokens + tokens, self.computed + computed
             yield batch
 

@@ -29,9 +29,9 @@ def prove(run: Path) -> list[str]:
     for entry in entries:
         if "train_rows" in entry:
             plan, rows = entry, entry["train_rows"]
-            lengths = lengths_of(run, rows) if plan["grouped"] else None
+            lengths = lengths_of(run, rows) if plan.get("grouped") else None
             size, seed = plan["batch_size"], plan["seed"]
-            order = TrainOrder(rows, size, size, 1, UNBOUNDED, seed, state, lengths, plan["grouped"])
+            order = TrainOrder(rows, size, size, 1, UNBOUNDED, seed, state, lengths, bool(plan.get("grouped")))
             windows = order.windows()
             continue
         check_step(entry, state)
@@ -63,7 +63,10 @@ def lengths_of(run: Path, rows: int) -> numpy.ndarray:
     file = run / "lengths.npy"
     if not file.is_file():
         raise Wrong(f"{file} is missing: the order of rows, grouped by length, follows from it")
-    lengths = numpy.load(file)
+    try:
+        lengths = numpy.load(file)
+    except (OSError, ValueError, EOFError) as error:
+        raise Wrong(f"{file} cannot be read: {error}") from error
     if len(lengths) != rows:
         raise Wrong(f"{file} has {len(lengths)} rows, and the plan {rows}")
     return lengths
@@ -71,7 +74,7 @@ def lengths_of(run: Path, rows: int) -> numpy.ndarray:
 
 def said_of(plan: dict[str, Any]) -> str:
     """A plan in words."""
-    how = "grouped by length in the order" if plan["grouped"] else "in the order"
+    how = "grouped by length in the order" if plan.get("grouped") else "in the order"
     rows = "a stream" if plan["train_rows"] == UNBOUNDED else f"{plan['train_rows']} rows"
     return f"{rows}, {plan['batch_size']} in a step, {how} of seed {plan['seed']}"
 

@@ -31,9 +31,9 @@ def probed(monkeypatch):
     return say
 
 
-QUICK = Choice("onednn", speed=1.66, error=1.4, seconds=0.2)
-SLOW = Choice("default", speed=0.9, error=1.4, seconds=0.2)
-BF16 = Choice("default", speed=3.0, error=8000, seconds=0.2)
+QUICK = Choice("onednn", speed=1.66, error=1.4)
+SLOW = Choice("default", speed=0.9, error=1.4)
+BF16 = Choice("default", speed=3.0, error=8000)
 
 
 def test_a_probe_is_short_and_leaves_torch_as_it_is():

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from ftloop.data.order import EvaluationOrder, TrainOrder, mix, seeded
 from ftloop.data.stream import Stream
 
+TOKENS = "tokens: real, computed"  # a key of batches that no input of a model can have
 MOST_WORKERS = 8  # of a process, by --workers auto: more of them hold batches in memory, and rarely help
 
 
@@ -45,7 +46,7 @@ class Rows(Dataset):
 
 class Collate:
     """Calls the task's collate and adds "rows", the ids (int64; negative: an empty seat that counts nowhere); of texts,
-    "tokens": how many there are without padding, and with it.
+    TOKENS: how many there are without padding, and with it.
 
     What a collator draws at random (masking, cropping) is seeded by (seed, epoch, first row of the micro-batch), in
     whatever worker it runs: the cost is 30 microseconds a micro-batch.
@@ -59,7 +60,7 @@ class Collate:
         with seeded(mix(self.seed, "collate", *keys[0])):
             batch = dict(self.collate(examples))
         if "attention_mask" in batch:  # here, where it is on the CPU
-            batch["tokens"] = (int(batch["attention_mask"].sum()), batch["attention_mask"].numel())
+            batch[TOKENS] = (int(batch["attention_mask"].sum()), batch["attention_mask"].numel())
         return {**batch, "rows": torch.tensor([row for _, row in keys])}
 
 
@@ -75,8 +76,9 @@ def workers_of(workers: int | str, rows: Any, device: torch.device) -> int:
         return int(workers)
     if device.type == "cpu" or Rows(rows).plain:
         return 0
-    cores, processes = len(os.sched_getaffinity(0)), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(MOST_WORKERS, cores // processes - 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(0, min(MOST_WORKERS, cores // processes - 1))
 
 
 def build_loader(

@@ -224,12 +224,6 @@ class TrainOrder:
             found, rows = [*found, rows[:size]], rows[size:]
         return found
 
-    def tokens(self, window: Window) -> tuple[int, int]:
-        """How many tokens a window has, and how many are computed, padding to the longest of each micro-batch."""
-        micro_batches = [[row if row >= 0 else ~row for row in seats] for seats in self.micro_batches(window)]
-        lengths = [self.lengths[rows] for rows in micro_batches]
-        return int(self.lengths[window.rows].sum()), sum(int(part.max()) * len(part) for part in lengths)
-
     def micro_batches(self, window: Window) -> Iterator[list[int]]:
         """The rows of each micro-batch of a window, of all processes in turn."""
         return deal(self.rounds(window), self.processes)
