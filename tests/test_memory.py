@@ -64,6 +64,21 @@ def test_all_rows_of_a_step_at_once_where_they_fit(train):
     assert "1 process(es) x 1 micro-batch(es) of at most 8" in found.err
 
 
+def test_fewer_rows_than_a_batch_without_lengths_are_all_tried(train):
+    found = train("found", 10**9, "--micro-batch-size", "auto", "--batch-size", "64", "--task.pad-to", "max")
+    assert found.code == 0, found.err
+    assert "1 process(es) x 1 micro-batch(es) of at most 64" in found.err
+
+
+def test_a_branch_remembers_what_fitted_once_its_options_are_its_own(train, tmp_path):
+    """--allow-changes stands in the command that goes on with it, too."""
+    whole = tmp_path / "whole"
+    assert train("whole", 10**9, "--save-every", "1", "--keep", "last=9").code == 0
+    changes = ("--resume", str(whole / "checkpoints" / "step-000001"), "--allow-changes", "--learning-rate", "1e-3")
+    assert train("branch", 60, *changes, "--max-minutes", "0.00001").code == 143
+    assert "ran out of memory" not in train("branch", 60, *changes).err
+
+
 @pytest.mark.parametrize("at_once", [(), ("--micro-batch-size", "5"), ("--workers", "2")])
 def test_a_step_that_runs_out_of_memory_is_divided_and_done_again(train, tmp_path, at_once):
     assert train("whole", 10**9, *at_once).code == 0
