@@ -113,7 +113,7 @@ def test_a_dead_process_ends_the_other_one_with_an_error(words, tmp_path):
     assert checkpoint.newest_intact(tmp_path / "run" / "checkpoints") is not None
 
 
-@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize("rank", ["1"])
 def test_a_process_that_hangs_ends_the_other_one_after_the_timeout(words, tmp_path, rank):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     with Started([*words, "--epochs", "3000", "--timeout", "15"], tmp_path / "log", *launcher) as run:
