@@ -129,7 +129,7 @@ class Stream:
 
     @staticmethod
     def _shuffled(rows: "pyarrow.Table", seed: int, epoch: int, index: int) -> "pyarrow.Table":
-        # The first block in the order of a table: a stream that fits the buffer trains as the table would.
+        # The first block in the order of a table: a stream that fits the buffer trains as the table would at random.
         seed = mix(seed, "block", index) if index else seed
         return rows.take(rows_served(len(rows), seed, epoch, 0, len(rows)))
 
