@@ -145,7 +145,7 @@ def use(matmul: Matmul) -> None:
     """Compute fp32 products with it from now on, in this process. "default" takes back what "onednn" and "tf32" did,
     and does nothing before them."""
     if matmul == "onednn":
-        # oneDNN keeps the kernels that it made, for 1 024 shapes: each new length of a batch brings some 15. It reads
+        # oneDNN keeps the kernels that it made, for 1 024 shapes, and each new length of a batch brings some. It reads
         # this when it makes the first one, not when torch is imported.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
         torch.set_float32_matmul_precision("medium")

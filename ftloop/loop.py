@@ -75,6 +75,7 @@ def train(config: Config) -> Scores:
     memory = Memory(config, order, run.state, accelerator)
     run.start(data, order, model, optimizer, schedule, loaders)
     state = run.state
+
     model.train()
     bar = tracking.progress_bar(total_steps, state.step, accelerator.is_main_process)
     served, profile = tracking.Served(loader), tracking.Profile(config.profile, run.folder, accelerator)

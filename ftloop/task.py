@@ -34,7 +34,8 @@ Batch = dict[str, "torch.Tensor"]
 
 class Task:
     """The protocol between a task and the loop: load, build_model, collate, losses, predict and build_metrics are to be
-    written, or inherited from Classification and changed. The others have defaults that do for training."""
+    written, or inherited from Classification and changed: until then they raise NotImplementedError. The others have
+    defaults that do for training."""
 
     def check(self) -> None:
         """Raise UserError for options that contradict each other: called before anything is read or written."""

@@ -170,8 +170,7 @@ class TrainOrder:
     def __post_init__(self) -> None:
         if self.lengths is not None:  # signed: sorting goes by their negatives
             self.lengths = numpy.asarray(self.lengths).astype(numpy.int32, copy=False)
-        self._newest: tuple[int, int] | None = None  # the group, by epoch and number, whose windows are at hand
-        self._group: list[list[int]] = []
+        self._groups: dict[tuple[int, int], list[list[int]]] = {}  # by epoch and number: the windows of the newest two
         self._exchanged: dict[int, int] | None = None  # the first row of the first epoch and the longest
 
     def windows(self) -> Iterator[Window]:
@@ -187,9 +186,11 @@ class TrainOrder:
         if not self.grouped:
             return self._served(epoch, index * self.step_size, (index + 1) * self.step_size)
         number, place = divmod(index, GROUP)
-        if self._newest != (epoch, number):  # kept: the windows of a group are asked for one after another
-            self._newest, self._group = (epoch, number), self._group_of(epoch, number)
-        return self._group[place]
+        if (epoch, number) not in self._groups:
+            if len(self._groups) == 2:  # the loop is in one, and the sampler, which is ahead of it, may be in the next
+                del self._groups[min(self._groups)]
+            self._groups[epoch, number] = self._group_of(epoch, number)
+        return self._groups[epoch, number][place]
 
     def _served(self, epoch: int, start: int, stop: int) -> list[int]:
         """As `rows_served`; where rows are grouped, the longest row and the first change places in the first epoch."""

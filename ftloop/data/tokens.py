@@ -121,7 +121,7 @@ class Column:
     @cached_property
     def constant(self) -> int | None:
         """The integer that all lists hold, as masks do before padding; None if they differ. A column that does is read
-        to its end once: 5 ms for a million rows."""
+        to its end once."""
         first = next((values[0] for values in self.values if len(values)), None)
         if first is None or first.dtype.kind != "i":
             return None
@@ -203,7 +203,8 @@ def without(column: str, examples: list[dict[str, Any]]) -> list[dict[str, Any]]
 
 
 class PaddingCollator(DataCollatorWithPadding):
-    """A DataCollatorWithPadding that pads rows of `Tokens` in numpy: the same tensors, in a twentieth of the time."""
+    """A DataCollatorWithPadding that pads rows of `Tokens` in numpy: the same tensors, in some seventeenth of the
+    time for 32 rows."""
 
     def __call__(self, features: list[dict[str, Any]]) -> BatchEncoding:
         batch = self._pad(features) if isinstance(features, Examples) and not features.seen else None
