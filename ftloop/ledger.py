@@ -46,7 +46,7 @@ class Ledger:
             for self.newest in lines:
                 planned = self.newest if b'"train_rows"' in self.newest else planned
         if json.dumps(plan)[1:-1].encode() + b"," not in planned:
-            self._append({"step": step, **plan, "weights": weights})
+            self._append([{"step": step, **plan, "weights": weights}])
 
     def weights_after(self, step: int) -> str | None:
         """The digest of the weights as they are now, if one is due after this step; on the main process. All call it:
@@ -69,16 +69,22 @@ class Ledger:
         seen = numpy.array([[digest_of(ids), len(ids)] for ids in rows], numpy.uint64).view(numpy.int64)
         seen = self.accelerator.gather(torch.from_numpy(seen).to(self.accelerator.device))
         seen = seen.reshape(-1, len(steps), 2).tolist()  # by process
+        entries = []
         for place, (step, loss) in enumerate(zip(steps, losses, strict=True)):
             digest, count = (sum(process[place][what] for process in seen) for what in (0, 1))
             entry = {"step": step.number, "epoch": step.window.epoch, "window": step.window.index, "rows": count}
-            self._append({**entry, "ids": shown(digest), "loss": loss.hex(), "weights": step.weights})
+            entries.append({**entry, "ids": shown(digest), "loss": loss.hex(), "weights": step.weights})
+        self._append(entries)
 
-    def _append(self, entry: dict[str, Any]) -> None:
-        if self.accelerator.is_main_process:
+    def _append(self, entries: list[dict[str, Any]]) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        lines = b""
+        for entry in entries:
             entry = {name: value for name, value in entry.items() if value is not None}
             self.newest = json.dumps({**entry, "chain": chained(self.newest, entry)}).encode() + b"\n"
-            self.file.append(self.newest)
+            lines += self.newest
+        self.file.append(lines)
 
     def durable(self) -> int:
         """Wait until the disk has all lines; the length of the ledger in bytes, for the checkpoint."""

@@ -77,6 +77,7 @@ def train(config: Config) -> Scores:
     state = run.state
 
     model.train()
+    parameters = list(model.parameters())
     bar = tracking.progress_bar(total_steps, state.step, accelerator.is_main_process)
     served, profile = tracking.Served(loader), tracking.Profile(config.profile, run.folder, accelerator)
     with closing(run), bar, closing(profile), run.stop as stop:
@@ -107,7 +108,7 @@ def train(config: Config) -> Scores:
                 memory.release()
                 continue
 
-            gradient_norm = whole(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf))
+            gradient_norm = whole(accelerator.clip_grad_norm_(parameters, config.max_grad_norm or math.inf))
             learning_rate = schedule.get_last_lr()[0]
             if run.takes(gradient_norm):
                 optimizer.step()

@@ -173,6 +173,7 @@ class Run:
             raise self.stopped() from None
         seconds = time.perf_counter() - began
         self.log.write(self.state.step, epoch, split, scores, len(self.loaders[split].dataset) / seconds)
+        self.log.append()
         return scores
 
     def owes_evaluation(self, total_steps: int) -> bool:

@@ -1,6 +1,7 @@
 """What a run says while it trains: metrics.jsonl, the progress bar, lines on the terminal."""
 
 import contextlib
+import itertools
 import json
 import logging
 import math
@@ -59,24 +60,27 @@ class MetricLog:
 
     def __init__(self, file: Path, keep_bytes: int):
         """Cut the log to what the resumed step had written (`keep_bytes`; 0 for a new run) and append from there."""
-        self.file, self.stream = file, file.open("ab")
+        self.file, self.stream, self.waiting = file, file.open("ab"), b""
         self.stream.truncate(min(keep_bytes, file.stat().st_size))
 
     def write(
         self, step: int, epoch: float, split: str, scores: dict[str, float], items_per_second: float, **speed: Any
     ) -> None:
-        """One line for each of the scores. `speed`: what else was measured since the last lines."""
+        """One line for each of the scores; `append` hands all to the system. `speed`: what else was measured since the
+        last lines."""
         now, lines = round(time.time(), 3), b""
         for name, value in finite(scores).items():
             line = {"step": step, "epoch": round(epoch, 6), "split": split, "name": name, "value": value}
             line |= {"time": now, "items_per_second": round(items_per_second, 2)}
             line |= {"speed": speed} if speed else {}
             lines += json.dumps(line).encode() + b"\n"
-        self.append(lines)
+        self.waiting += lines
 
-    def append(self, lines: bytes) -> None:
-        """Add whole lines, and hand them to the system. Raises TrainingError when the disk is full or read-only."""
+    def append(self, lines: bytes = b"") -> None:
+        """Add whole lines, and hand them to the system with those that wait: once a look, for each time costs as much
+        as a line. Raises TrainingError when the disk is full or read-only."""
         try:
+            lines, self.waiting = self.waiting + lines, b""
             self.stream.write(lines)
             self.stream.flush()
         except OSError as error:
@@ -101,6 +105,8 @@ class NoMetricLog:
     def write(self, *_: Any, **__: Any) -> None:
         """Nothing: the main process writes."""
 
+    append = write
+
     def durable(self) -> int:
         return 0
 
@@ -109,7 +115,14 @@ class NoMetricLog:
 
 
 class Served:
-    """A loader, and what is to be known of its speed: how long it was waited for, how many tokens are padding."""
+    """A loader, and what is to be known of its speed: how long it was waited for, how many tokens are padding.
+
+    Small batches that this process collates itself are read some at a time: between two steps of a model all that
+    Python needs has left the caches of the processor, and the first batch costs five times as much as those after it.
+    """
+
+    AHEAD = 16  # batches at most, and
+    BYTES = 2**20  # of all of them together
 
     def __init__(self, loader: Any):
         self.loader = loader
@@ -119,16 +132,20 @@ class Served:
         self.began, self.waited, self.tokens, self.computed = time.perf_counter(), 0.0, 0, 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        batches = iter(self.loader)
+        batches, ahead = iter(self.loader), 1
         while True:
             began = time.perf_counter()
-            batch = next(batches, None)
+            read = list(itertools.islice(batches, ahead))
             self.waited += time.perf_counter() - began
-            if batch is None:
+            if not read:
                 return
-            tokens, computed = batch.pop(TOKENS, (0, 0))
-            self.tokens, self.computed = self.tokens + tokens, self.computed + computed
-            yield batch
+            if self.loader.num_workers == 0:
+                largest = max(sum(value.nbytes for value in batch.values() if torch.is_tensor(value)) for batch in read)
+                ahead = max(1, min(self.AHEAD, self.BYTES // largest))
+            for batch in read:
+                tokens, computed = batch.pop(TOKENS, (0, 0))
+                self.tokens, self.computed = self.tokens + tokens, self.computed + computed
+                yield batch
 
     def speed(self, accelerator: "Accelerator") -> dict[str, float]:
         """Since `restart`, of this process: the others are given equal work. "padding" and "data_wait" are shares."""
@@ -237,6 +254,7 @@ class StepLog:
             scores = {"loss": total / count, "learning_rate": step.learning_rate, "gradient_norm": norm}
             newest = step is self.pending[-1]
             self.log.write(step.number, step.epoch, "train", scores, rate, **(speed if newest else {}))
+        self.log.append()
         newest, mean = self.pending[-1], sum(sums) / sum(items)
         shown = {"epoch": f"{newest.epoch:.2f}", "loss": f"{mean:.4f}", "rows_per_s": f"{rate:.0f}"}
         shown |= {name: f"{speed[name]:.0%}" for name in ("padding", "data_wait") if name in speed}

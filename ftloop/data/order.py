@@ -77,9 +77,11 @@ def rows_served(rows: int, seed: int, epoch: int, start: int, stop: int) -> list
     if rows == UNBOUNDED:
         return list(range(start, stop))
     stop = min(stop, rows)
-    parts = [_order_of_block(rows, seed, epoch, block) for block in range(start // BLOCK, -(-stop // BLOCK))]
-    first = start // BLOCK * BLOCK
-    return numpy.concatenate([numpy.empty(0, numpy.uint64), *parts])[start - first : stop - first].tolist()
+    served: list[int] = []
+    for block in range(start // BLOCK, -(-stop // BLOCK)):
+        first = block * BLOCK
+        served += _order_of_block(rows, seed, epoch, block)[max(0, start - first) : stop - first].tolist()
+    return served
 
 
 @functools.lru_cache(maxsize=8)  # the sampler and the loop both ask; at an epoch's end the sampler is one epoch ahead
