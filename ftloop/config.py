@@ -53,6 +53,7 @@ class Config:
 
     precision: Literal["fp32", "bf16", "fp16"] | None = None  # left out: as accelerate launch was told, else fp32
     matmul: Literal["auto", "default", "onednn", "tf32"] = "auto"  # of fp32: auto, the quickest true fp32; tf32: GPUs
+    compile: bool = False  # torch.compile, for GPUs; texts are padded to few lengths then; on CPUs it is slower
     cheaper_dropout: bool = False  # on a CPU, draw 16 bits a number: the same distribution, other draws
     gradient_checkpointing: bool = False  # compute activations twice, not store them: a third slower, less memory
     workers: int | Literal["auto"] = "auto"  # processes that load and collate; 0: the training process does

@@ -133,7 +133,7 @@ def adapt(model: "PreTrainedModel", run_dir: str | Path, accelerator: "Accelerat
     with contextlib.suppress(OSError, ValueError, KeyError, IndexError):  # only model/ is needed
         recorded = checkpoint.load_made_by(checkpoint.find(Path(run_dir) / "checkpoints")[-1])["matmul"]
     asked = recorded if recorded == "tf32" and accelerator.device.type == "cuda" else "auto"
-    kernels.adapt(model, kernels.settle(asked, recorded, accelerator), cheaper=False)
+    kernels.adapt(model, kernels.settle(asked, recorded, accelerator))
 
 
 def evaluate(run_dir: str | Path, split: str | None = None, batch_size: int | None = None) -> dict[str, float]:

@@ -38,6 +38,8 @@ def train(config: Config) -> Scores:
     accelerator = start_accelerator(config.precision, config.timeout, config.deterministic)
     tracking.set_up_logging(accelerator.is_main_process)
     config = dataclasses.replace(config, precision=precision_of(accelerator))  # recorded, also if the launcher chose it
+    if config.compile:
+        config = dataclasses.replace(config, task=config.task.in_few_shapes())
     task, run = config.task, Run(config, accelerator)
     if run.finished:
         return run.read_scores()
@@ -49,7 +51,7 @@ def train(config: Config) -> Scores:
     validate_with_data(config, data)
     seed_all(mix(config.seed, "model"))
     model = task.build_model().to(accelerator.device)
-    kernels.adapt(model, run.matmul, config.cheaper_dropout)
+    kernels.adapt(model, run.matmul, config.cheaper_dropout, config.compile)
     if config.gradient_checkpointing:
         save_memory(model)
     optimizer = config.optimizer(model, config)

@@ -40,6 +40,10 @@ class Task:
     def check(self) -> None:
         """Raise UserError for options that contradict each other: called before anything is read or written."""
 
+    def in_few_shapes(self) -> "Task":
+        """This task with batches of few shapes: --compile makes new kernels for each."""
+        return self
+
     def load(self) -> "DatasetDict":
         """The splits "train", "validation" and maybe "test": rows as `collate` takes them, with a column "length"
         (any unit of cost) where rows differ in it."""

@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -70,6 +70,12 @@ class TextClassification(Classification):
             if self.long_text != "windows" and getattr(self, name) != getattr(type(self), name):
                 option = f"--task.{name.replace('_', '-')} {getattr(self, name)}"
                 raise UserError(f"{option} has no effect with --task.long-text {self.long_text}")
+
+    def in_few_shapes(self) -> "TextClassification":
+        """Padded to multiples of a divisor of `max_length`, 64 tokens or less: of 512, there are eight lengths."""
+        longest = self.max_length
+        step = next((size for size in range(min(64, longest), 15, -1) if longest % size == 0), longest)
+        return replace(self, pad_to_multiple_of=self.pad_to_multiple_of or step)
 
     @cached_property
     def processor(self) -> "PreTrainedTokenizerBase":

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +55,14 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("cache")
     os.environ["HF_DATASETS_CACHE"] = str(folder)
     datasets.config.HF_DATASETS_CACHE = folder
+
+
+@pytest.fixture(autouse=True)
+def products() -> Iterator[None]:
+    """What a run in this process chose for its matrix products (on some chips: oneDNN) ends with the test."""
+    yield
+    if "ftloop.kernels" in sys.modules:
+        sys.modules["ftloop.kernels"].use("default")
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,16 @@
 """What a run says of its speed, and the options that only change it."""
 
+import functools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import run_script
+from safetensors.torch import load_file
 
+from ftloop import TextClassification
 from ftloop.data.loader import workers_of
 
 
@@ -124,3 +128,31 @@ def test_the_kernels_of_a_run_are_recorded(words, tmp_path):
     assert run_script("train.py", *words, "--matmul", "default").code == 0
     manifest = next((tmp_path / "run" / "checkpoints").glob("step-*/manifest.json"))
     assert json.loads(manifest.read_text())["made_by"]["matmul"] == "default"
+
+
+def test_a_compiled_model_learns_the_same_and_keeps_its_names(words, tmp_path, monkeypatch):
+    """Traced as --compile does it; that quicker kernels are written then is the compiler's part, and takes a minute."""
+    shapes = []
+
+    def traced(graph, inputs):
+        shapes.append(tuple(max((value.shape for value in inputs if value.dim() == 2), key=len)))
+        return graph.forward
+
+    monkeypatch.setattr(torch.nn.Module, "compile", functools.partialmethod(torch.nn.Module.compile, backend=traced))
+    words = [*words, "--task.dropout", "0", "--task.pad-to-multiple-of", "32"]
+    assert run_script("train.py", *words).code == 0
+    assert not shapes
+    result = run_script("train.py", *words, "--compile", "--run-dir", tmp_path / "compiled")
+    assert result.code == 0, result.err
+    assert "--compile on a CPU" in result.err
+    assert shapes
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "run"), rel=1e-5)
+    saved = [load_file(tmp_path / run / "model" / "model.safetensors") for run in ("run", "compiled")]
+    assert saved[0].keys() == saved[1].keys()
+
+
+@pytest.mark.parametrize(("longest", "step"), [(512, 64), (128, 64), (100, 50), (32, 32), (127, 127)])
+def test_compiled_texts_come_in_few_lengths(longest, step):
+    task = TextClassification(model="x", max_length=longest)
+    assert task.in_few_shapes().pad_to_multiple_of == step
+    assert replace(task, pad_to_multiple_of=16).in_few_shapes().pad_to_multiple_of == 16
