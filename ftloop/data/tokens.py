@@ -210,27 +210,34 @@ class PaddingCollator(DataCollatorWithPadding):
         batch = self._pad(features) if isinstance(features, Examples) and not features.seen else None
         return super().__call__(features) if batch is None else BatchEncoding(batch)
 
-    def _pad(self, examples: Examples) -> dict[str, torch.Tensor] | None:
-        """The batch; None for what is left to `transformers`, also where that raises an error."""
-        tokenizer, names = self.tokenizer, examples.columns
-        pad_token_id = tokenizer.pad_token_id  # looked up by its name each time
+    @cached_property
+    def _padding(self) -> dict[str, int] | None:
+        """What each column is padded with, looked up once; None for a tokenizer that pads in a way of its own."""
+        tokenizer = self.tokenizer
         usual = (
             type(tokenizer).pad is PreTrainedTokenizerBase.pad
             and type(tokenizer)._pad is PreTrainedTokenizerBase._pad
             and tokenizer.model_input_names[0] == "input_ids"
-            and ("attention_mask" in names) == ("attention_mask" in tokenizer.model_input_names)
-            and pad_token_id is not None
+            and tokenizer.pad_token_id is not None
             and self.return_tensors == "pt"
         )
-        if not usual or "label" in names or "label_ids" in names or "input_ids" not in names or not len(examples):
+        ids = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+        return {**ids, "attention_mask": 0, "special_tokens_mask": 1} if usual else None
+
+    def _pad(self, examples: Examples) -> dict[str, torch.Tensor] | None:
+        """The batch; None for what is left to `transformers`, also where that raises an error."""
+        tokenizer, names, padding = self.tokenizer, examples.columns, self._padding
+        if padding is None or "input_ids" not in names or not len(examples):
+            return None
+        if ("attention_mask" in names) != ("attention_mask" in tokenizer.model_input_names):
+            return None
+        if "label" in names or "label_ids" in names:
             return None
         cells = examples.cells()
         lengths = cells["input_ids"].lengths
         count, width = len(lengths), self._width(max(lengths))
         if not width:
             return None
-        padding = {"input_ids": pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
-        padding |= {"attention_mask": 0, "special_tokens_mask": 1}
         places, counts = numpy.arange(width), numpy.array(lengths)[:, None]
         real = places < counts if tokenizer.padding_side == "right" else places >= width - counts  # where tokens are
         batch = {}
@@ -240,11 +247,13 @@ class PaddingCollator(DataCollatorWithPadding):
             elif name in padding:
                 if column.lengths != lengths or (column.arrays and column.arrays[0].dtype.kind != "i"):
                     return None
-                tokens = column.constant
-                if tokens is None:
-                    tokens = numpy.concatenate(column.arrays, dtype=numpy.int64)
-                padded = numpy.full((count, width), padding[name])
-                padded[real] = tokens
+                if (column.constant, padding[name]) == (1, 0):  # a mask
+                    padded = real.astype(numpy.int64)
+                else:
+                    padded = numpy.empty((count, width), numpy.int64)
+                    padded.fill(padding[name])
+                    tokens = column.constant
+                    padded[real] = numpy.concatenate(column.arrays) if tokens is None else tokens
                 batch[name] = torch.from_numpy(padded)
             elif column.arrays and len(set(column.lengths)) == 1:
                 batch[name] = _as_of_lists(numpy.stack(column.arrays))
