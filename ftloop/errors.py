@@ -10,6 +10,8 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 
+from ftloop import startup
+
 
 class UserError(Exception):
     """A mistake in an option, a file or the data. The text names the option, the value and the choices."""
@@ -30,6 +32,7 @@ class Stopped(Exception):
 def exit_code_of(main: Callable[[], None]) -> int:
     """Run the main function of a script: 0; 2 after a UserError, 1 after a TrainingError, 130 after SIGINT, 143 after
     another signal, and their texts are printed."""
+    startup.begin()
     speaks = os.environ.get("LOCAL_RANK", "0") == "0"  # one process of each machine
     try:
         with _signals_in_words():

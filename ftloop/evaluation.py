@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader
 
-from ftloop import checkpoint, kernels, metrics, tracking
+from ftloop import checkpoint, kernels, metrics, startup, tracking
 from ftloop.config import read_record
 from ftloop.data.loader import TOKENS, build_loader
 from ftloop.data.order import UNBOUNDED, EvaluationOrder
@@ -134,6 +134,7 @@ def adapt(model: "PreTrainedModel", run_dir: str | Path, accelerator: "Accelerat
         recorded = checkpoint.load_made_by(checkpoint.find(Path(run_dir) / "checkpoints")[-1])["matmul"]
     asked = recorded if recorded == "tf32" and accelerator.device.type == "cuda" else "auto"
     kernels.adapt(model, kernels.settle(asked, recorded, accelerator))
+    startup.done()
 
 
 def evaluate(run_dir: str | Path, split: str | None = None, batch_size: int | None = None) -> dict[str, float]:

@@ -63,10 +63,15 @@ class Ledger:
 
     def write(self, steps: list[Step], losses: list[float]) -> None:
         """Append steps and their losses. All processes call it: what each has seen is added up."""
-        rows = [torch.cat([ids for ids, _ in step.losses]).cpu().numpy() for step in steps]
-        rows = [ids[ids >= 0] for ids in rows]  # without empty seats
+        rows = torch.cat([ids for step in steps for ids, _ in step.losses]).cpu().numpy()
+        real, mixed = rows >= 0, mixed_of(rows)
+        mixed[~real] = 0  # empty seats count nothing
+        starts = numpy.cumsum([0, *(sum(len(ids) for ids, _ in step.losses) for step in steps[:-1])])
         # int64, as the devices have it: sums that overflow are the same bits.
-        seen = numpy.array([[digest_of(ids), len(ids)] for ids in rows], numpy.uint64).view(numpy.int64)
+        seen = numpy.stack(
+            [numpy.add.reduceat(mixed, starts).view(numpy.int64), numpy.add.reduceat(real, starts, dtype=numpy.int64)],
+            axis=1,
+        )
         seen = self.accelerator.gather(torch.from_numpy(seen).to(self.accelerator.device))
         seen = seen.reshape(-1, len(steps), 2).tolist()  # by process
         entries = []
@@ -99,10 +104,14 @@ def chained(before: bytes, entry: dict[str, Any]) -> str:
     return hashlib.sha256(before + json.dumps(entry).encode()).hexdigest()
 
 
+def mixed_of(ids: Iterable[int]) -> numpy.ndarray:
+    """Sixty-four mixed bits of each row id, uint64."""
+    return splitmix(numpy.asarray(ids, numpy.int64).astype(numpy.uint64) + ODD)
+
+
 def digest_of(ids: Iterable[int]) -> int:
     """The digest of a multiset of row ids, below 2 ** 64."""
-    mixed = splitmix(numpy.asarray(ids, numpy.int64).astype(numpy.uint64) + ODD)
-    return int(mixed.sum(dtype=numpy.uint64))
+    return int(mixed_of(ids).sum(dtype=numpy.uint64))
 
 
 def shown(digest: int) -> str:

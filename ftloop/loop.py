@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from typing import Any
 
-from ftloop import kernels, tracking
+from ftloop import kernels, startup, tracking
 from ftloop.config import Config, validate, validate_with_data
 from ftloop.data.loader import build_loader, workers_of
 from ftloop.data.order import TrainOrder, Window, batching_of, mix, seed_all
@@ -78,6 +78,7 @@ def train(config: Config) -> Scores:
     run.start(data, order, model, optimizer, schedule, loaders)
     state = run.state
 
+    startup.done()
     model.train()
     parameters = list(model.parameters())
     bar = tracking.progress_bar(total_steps, state.step, accelerator.is_main_process)

@@ -15,7 +15,8 @@ CORE = {name: file for name, file in MODULES.items() if name.split("/")[1].remov
 SOURCES = [*MODULES.values(), *ROOT.glob("*.py"), *ROOT.glob("configs/*.py"), *ROOT.glob("benchmarks/*.py")]
 # The parts of ftloop that each part may import, besides errors. None: any of the core.
 MAY_IMPORT = {
-    "errors": (),
+    "errors": ("startup",),
+    "startup": (),
     "options": (),
     "__init__": None,
     "config": ("", "task", "optim", "metrics", "data", "options"),
@@ -35,11 +36,11 @@ MAY_IMPORT = {
     "stopping": (),
     "memory": ("config", "checkpoint", "data"),
     "loop": (
-        *("kernels", "memory", "stopping", "config", "run", "evaluation", "tracking", "optim", "devices", "sharding"),
+        *("startup", "kernels", "memory", "stopping", "config", "run", "evaluation", "tracking", "optim", "devices", "sharding"),
         "data",
     ),
     "run": ("", "stopping", "config", "evaluation", "checkpoint", "tracking", "ledger", "sharding", "data"),
-    "evaluation": ("kernels", "config", "checkpoint", "tracking", "task", "metrics", "devices", "data"),
+    "evaluation": ("startup", "kernels", "config", "checkpoint", "tracking", "task", "metrics", "devices", "data"),
 }
 
 
