@@ -274,7 +274,7 @@ def broken(single, tmp_path):
     [
         ("RUN", "give texts, or a file by --file, one of the two"),
         ("RUN red --file new.csv", "give texts, or a file by --file, one of the two"),
-        ("RUN red --out labels.txt", "its ending must be .csv or .jsonl"),
+        ("RUN red --out labels.txt", "its ending must be one of .csv, .csv.gz, .jsonl"),
         ("RUN red --out nowhere/labels.csv", "there is no folder 'nowhere'"),
         ("RUN red --batch-size 0", "--batch-size 0: at least 1 is needed"),
         ("RUN --file nothing.csv", "--file: new file 'nothing.csv' does not exist"),
