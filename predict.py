@@ -115,7 +115,7 @@ def main() -> None:
         print(f"{done} rows labelled in {options.out}", file=sys.stderr)
     if plots:
         with aside(options.plot) as file:
-            plots.save(drawn, task.input_columns, file, Path(options.plot).suffix[1:])
+            plots.save(drawn, task, file, Path(options.plot).suffix[1:])
         print(f"{len(drawn)} of {done} rows drawn in {options.plot}", file=sys.stderr)
 
 
