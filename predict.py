@@ -52,7 +52,9 @@ class Options:
     run: RunFolder  # folder of the run
     inputs: Inputs = ()  # texts, one per row, two for sentence pairs; or image files and folders; - for standard input
     file: str | None = None  # rows in any format that training reads, with the columns of the task; - as above
-    format: str | None = None  # of the file; left out: by its ending. Of -: text (left out), jsonl, csv or tsv
+    format: str | None = (
+        None  # of the file; left out: by its ending. Of -: text (a line each; left out), jsonl, csv, tsv
+    )
     options: Pairs = no_pairs()  # for the reader of the file: sep ; quoting 3
     field: tuple[str, ...] = ()  # as --task.data.field, of nested JSON and pickled dictionaries
     query: str | None = None  # of an SQLite file
@@ -83,30 +85,27 @@ def main() -> None:
     plots = load_plots() if options.plot else None
     set_up_logging(is_main_process=True)
     task = read_record(Path(options.run)).task
-    blocks, total = blocks_to_label(options, task)
-    datasets.disable_progress_bars()  # of what is done to each block: there is one for all of them
     how = {"batch_size": options.batch_size, "device": options.device, "precision": options.precision}
     done, drawn = 0, []
     hidden = not sys.stderr.isatty() or (options.out is None and sys.stdout.isatty())
     try:
-        with (
-            signals_as_interrupts(),
-            output(options.out) as write,
-            tqdm(total=total, unit="row", disable=hidden) as bar,
-        ):
-            for block, predictions in predict_blocks(options.run, blocks, **how):
-                rows = [row | answer for row, answer in zip(block.to_list(), predictions, strict=True)]
-                replaced = sorted(set(block.column_names) & predictions[0].keys())
-                if replaced and not done:
-                    names = ", ".join(map(repr, replaced))
-                    print(f"of the file, {names} gave way to the prediction", file=sys.stderr)
-                if plots:
-                    drawn += rows[: plots.MOST_PANELS - len(drawn)]
-                write([{name: shown(cell) for name, cell in row.items()} for row in rows])
-                done += len(rows)
-                bar.update(len(rows))
-            if not done:
-                raise UserError("standard input has no rows")
+        with signals_as_interrupts():
+            blocks, total = blocks_to_label(options, task)
+            datasets.disable_progress_bars()  # of what is done to each block: there is one for all of them
+            with output(options.out) as write, tqdm(total=total, unit="row", disable=hidden) as bar:
+                for block, predictions in predict_blocks(options.run, blocks, **how):
+                    rows = [row | answer for row, answer in zip(block.to_list(), predictions, strict=True)]
+                    replaced = sorted(set(block.column_names) & predictions[0].keys())
+                    if replaced and not done:
+                        names = ", ".join(map(repr, replaced))
+                        print(f"of the file, {names} gave way to the prediction", file=sys.stderr)
+                    if plots:
+                        drawn += rows[: plots.MOST_PANELS - len(drawn)]
+                    write([{name: shown(cell) for name, cell in row.items()} for row in rows])
+                    done += len(rows)
+                    bar.update(len(rows))
+                if not done:
+                    raise UserError("standard input has no rows")
     except KeyboardInterrupt as stop:
         name = str(stop) or "SIGINT"
         left = "" if options.out is None else f"; {options.out} is as it was before"

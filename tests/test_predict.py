@@ -1,5 +1,6 @@
 """predict.py and evaluate.py on finished runs: the answers of a transformers pipeline, in the order of the rows."""
 
+import contextlib
 import csv
 import gzip
 import io
@@ -7,9 +8,11 @@ import json
 import logging
 import math
 import os
+import pickle
 import re
 import shutil
 import signal
+import sqlite3
 import sys
 import weakref
 from pathlib import Path
@@ -189,6 +192,23 @@ def test_reader_options_are_those_of_training(single, tmp_path):
     options = ["--format", "csv", "--options", "sep", ";", "encoding", "latin-1"]
     (answer,) = predict(single, "--file", tmp_path / "new.dat", *options)
     assert (answer["text"], answer["id"]) == ("the sky is blue", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("a.json", ["--field", "data.rows"]), ("a.db", ["--query", "SELECT text FROM t"]), ("a.pkl", ["--trust-pickle"])],
+)
+def test_nested_files_and_tables_are_read_as_in_training(single, tmp_path, name, options):
+    rows = [{"text": text} for text in TEXTS[:3]]
+    if name == "a.json":
+        (tmp_path / name).write_text(json.dumps({"data": {"rows": rows}}))
+    elif name == "a.db":
+        with contextlib.closing(sqlite3.connect(tmp_path / name)) as connection, connection:
+            connection.execute("CREATE TABLE t (text)")
+            connection.executemany("INSERT INTO t VALUES (:text)", rows)
+    else:
+        (tmp_path / name).write_bytes(pickle.dumps(rows))
+    assert [answer["text"] for answer in predict(single, "--file", tmp_path / name, *options)] == TEXTS[:3]
 
 
 def test_a_column_that_gives_way_to_the_prediction_is_named(single, tmp_path):
