@@ -61,7 +61,7 @@ def bars(rows: list[dict[str, Any]], task: "Task") -> "Figure":
         if picture:
             left, axes = panel.subplots(1, 2, width_ratios=(1, 2))
             draw_picture(left, row[picture])
-            panel.suptitle(cut(str(name_of(row[picture]))), fontsize="small", parse_math=False)
+            panel.suptitle(cut(name_of(row[picture])), fontsize="small", parse_math=False)
         else:
             axes = panel.subplots()
             texts = [cut(str(row[column])) for column in task.input_columns]
@@ -112,9 +112,10 @@ def draw_picture(axes: "Axes", cell: Any) -> None:
     axes.axis("off")
 
 
-def name_of(cell: Any) -> Any:
-    """Of an image: its path, if it has one."""
-    return (cell.get("path") or "") if isinstance(cell, dict) else cell
+def name_of(cell: Any) -> str:
+    """Of an image: its name and that of its folder, if it has one."""
+    path = (cell["path"] or "") if isinstance(cell, dict) else str(cell)
+    return "/".join(Path(path).parts[-2:])
 
 
 def cut(text: str) -> str:
