@@ -74,26 +74,25 @@ def main() -> None:
     check(options)
 
     import datasets
+    from accelerate.utils import patch_environment
     from tqdm.auto import tqdm
 
     from ftloop.config import read_record
-    from ftloop.devices import check_device
     from ftloop.evaluation import predict_blocks
     from ftloop.tracking import set_up_logging
 
-    check_device(options.device)
+    environment = environment_of(options.device)
     plots = load_plots() if options.plot else None
     set_up_logging(is_main_process=True)
     task = read_record(Path(options.run)).task
-    how = {"batch_size": options.batch_size, "device": options.device, "precision": options.precision}
     done, drawn = 0, []
     hidden = not sys.stderr.isatty() or (options.out is None and sys.stdout.isatty())
     try:
-        with signals_as_interrupts():
+        with signals_as_interrupts(), patch_environment(**environment):
             blocks, total = blocks_to_label(options, task)
             datasets.disable_progress_bars()  # of what is done to each block: there is one for all of them
             with output(options.out) as write, tqdm(total=total, unit="row", disable=hidden) as bar:
-                for block, predictions in predict_blocks(options.run, blocks, **how):
+                for block, predictions in predict_blocks(options.run, blocks, options.batch_size, options.precision):
                     rows = [row | answer for row, answer in zip(block.to_list(), predictions, strict=True)]
                     replaced = sorted(set(block.column_names) & predictions[0].keys())
                     if replaced and not done:
@@ -145,6 +144,23 @@ def check(options: Options) -> None:
         for option, given in reading.items():
             if given:
                 raise UserError(f"{option} has no effect on standard input as {options.format or 'text'}")
+
+
+def environment_of(device: str) -> dict[str, str]:
+    """The variables by which accelerate takes the device. Raises UserError for one that torch does not see here."""
+    import torch
+
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    here = ["auto", "cpu"]
+    if found is not None:
+        here += [found.type, *(f"{found.type}:{index}" for index in range(torch.accelerator.device_count()))]
+    if device not in here:
+        raise UserError(f"--device {device!r}: there is no such device here; the choices are {', '.join(here)}")
+    if ":" in device:  # what names no device goes there too
+        torch.accelerator.set_device_index(torch.device(device).index)
+    if device == "cpu":
+        return {"ACCELERATE_USE_CPU": "1"}
+    return {} if device == "auto" else {"ACCELERATE_TORCH_DEVICE": device}
 
 
 def load_plots() -> Any:

@@ -8,12 +8,7 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import (
-    DataLoaderConfiguration,
-    GradientAccumulationPlugin,
-    InitProcessGroupKwargs,
-    patch_environment,
-)
+from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, InitProcessGroupKwargs
 
 from ftloop import sharding
 from ftloop.errors import UserError
@@ -27,30 +22,15 @@ def precision_of(accelerator: Accelerator) -> str:
     return PRECISIONS[accelerator.mixed_precision]
 
 
-def check_device(name: str) -> None:
-    """Raise UserError unless `name` is auto, cpu, or a device that torch sees here: cuda, cuda:1, mps, xpu, ..."""
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    here = ["auto", "cpu"]
-    if found is not None:
-        here += [found.type, *(f"{found.type}:{index}" for index in range(torch.accelerator.device_count()))]
-    if name not in here:
-        raise UserError(f"--device {name!r}: there is no such device here; the choices are {', '.join(here)}")
-
-
 def start_accelerator(
-    precision: Literal["fp32", "bf16", "fp16"] | None = None,
-    timeout: float = 600,
-    deterministic: bool = False,
-    device: str = "auto",
+    precision: Literal["fp32", "bf16", "fp16"] | None = None, timeout: float = 600, deterministic: bool = False
 ) -> Accelerator:
     """Devices, processes and precision; left out, the precision that `accelerate launch` was told, else fp32. A process
-    that waits for another longer than `timeout` seconds ends with an error. `device` is for one process alone: as
-    `check_device` has it.
+    that waits for another longer than `timeout` seconds ends with an error.
 
-    Raises UserError for a device or precision that is not there, for shards that are not FSDP2 on GPUs, and when one
-    process came of several that were started.
+    Raises UserError for a precision that the device lacks, for shards that are not FSDP2 on GPUs, and when one process
+    came of several that were started.
     """
-    check_device(device)
     if importlib.util.find_spec("lomo_optim") is None:
         # accelerate looks for this package twice a step, a third of a millisecond in all: so it finds at once that it
         # is not there.
@@ -60,24 +40,20 @@ def start_accelerator(
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first matrix is multiplied
         torch.use_deterministic_algorithms(True)  # also turns cuDNN's benchmarks off
-    chosen = {} if device in ("auto", "cpu") else {"ACCELERATE_TORCH_DEVICE": device}
-    if ":" in device:  # what names no device goes there too
-        torch.accelerator.set_device_index(torch.device(device).index)
     try:
-        with patch_environment(**chosen):
-            accelerator = Accelerator(
-                # torchrun without a GPU: unless told so, accelerate starts separate runs instead of one.
-                cpu=device == "cpu" or (asked > 1 and not torch.accelerator.is_available()),
-                mixed_precision="no" if precision == "fp32" else precision,
-                # Micro-batches are dealt out as the sampler yields them; with even_batches, rows would be repeated.
-                dataloader_config=DataLoaderConfiguration(even_batches=False, non_blocking=True),
-                # The schedule steps where the loop says so; accelerate would step it once per process.
-                step_scheduler_with_optimizer=False,
-                # The loop divides the loss; a number of steps from the launcher would divide it again.
-                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-                fsdp_plugin=shards,
-                kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))],
-            )
+        accelerator = Accelerator(
+            # torchrun without a GPU: unless told so, accelerate starts separate runs instead of one.
+            cpu=asked > 1 and not torch.accelerator.is_available(),
+            mixed_precision="no" if precision == "fp32" else precision,
+            # Micro-batches are dealt out as the sampler yields them; with even_batches, rows would be repeated.
+            dataloader_config=DataLoaderConfiguration(even_batches=False, non_blocking=True),
+            # The schedule steps where the loop says so; accelerate would step it once per process.
+            step_scheduler_with_optimizer=False,
+            # The loop divides the loss; a number of steps from the launcher would divide it again.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            fsdp_plugin=shards,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))],
+        )
     except (ValueError, RuntimeError) as error:  # a precision or sharding that the device lacks, no address, ..
         asked_for = f"--precision {precision}: " if precision else ""
         raise UserError(f"{asked_for}accelerate cannot start: {error}") from error

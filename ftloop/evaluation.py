@@ -185,7 +185,6 @@ def predict_blocks(
     run_dir: str | Path,
     blocks: Iterable["Dataset"],
     batch_size: int = 64,
-    device: str = "auto",
     precision: Literal["fp32", "bf16", "fp16"] | None = None,
 ) -> Iterator[tuple["Dataset", list[dict[str, Any]]]]:
     """As `predict`, for rows without end: each block with its answers, and no other is in memory.
@@ -193,7 +192,7 @@ def predict_blocks(
     Within a block, rows are batched by length, as `evaluate` does it: of a split that is one block, the numbers are
     the same to the bit; of other batches, up to rounding. `precision`: left out, that of the run.
     """
-    accelerator = start_accelerator(precision or read_record(Path(run_dir)).precision, device=device)
+    accelerator = start_accelerator(precision or read_record(Path(run_dir)).precision)
     if accelerator.num_processes > 1:
         raise UserError("predict runs in one process: start it without torchrun or accelerate launch")
     tracking.set_up_logging(accelerator.is_main_process)
