@@ -6,9 +6,9 @@ summed in float64 by row id, so that it does not depend on the order in which ro
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.utils.data import DataLoader
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from datasets import Dataset
     from transformers import PreTrainedModel
+
+BLOCK = 4096  # new rows that are read, sorted by length and labelled together
 
 
 class Interrupted(Exception):
@@ -167,17 +169,46 @@ def predict(run_dir: str | Path, rows: "Dataset", batch_size: int = 64) -> list[
 
     `rows` has the columns that the task reads (`task.input_columns`); labels are not needed. Runs in one process.
     """
-    accelerator = start_accelerator(read_record(Path(run_dir)).precision)
+    answers = predict_blocks(run_dir, blocks_of(rows, BLOCK), batch_size)
+    return [description for _, described in answers for description in described]
+
+
+def blocks_of(rows: "Dataset", size: int) -> Iterator["Dataset"]:
+    """Blocks of `size` rows that are in memory: of what is made of these, `datasets` keeps nothing on disk."""
+    from datasets import Dataset, DatasetInfo
+
+    stored = rows.with_format("arrow")
+    for start in range(0, len(rows), size):
+        yield Dataset(stored[start : start + size], DatasetInfo(features=rows.features))
+
+
+def predict_blocks(
+    run_dir: str | Path,
+    blocks: Iterable["Dataset"],
+    batch_size: int = 64,
+    precision: Literal["fp32", "bf16", "fp16"] | None = None,
+) -> Iterator[tuple["Dataset", list[dict[str, Any]]]]:
+    """As `predict`, for rows without end: each block with its answers, and no other is in memory.
+
+    Within a block, rows are batched by length, as `evaluate` does it: of a split that is one block, the numbers are
+    the same to the bit; of other batches, up to rounding. `precision`: left out, that of the run.
+    """
+    accelerator = start_accelerator(precision or read_record(Path(run_dir)).precision)
     if accelerator.num_processes > 1:
         raise UserError("predict runs in one process: start it without torchrun or accelerate launch")
     tracking.set_up_logging(accelerator.is_main_process)
     task, model = load_run(run_dir)
     adapt(model, run_dir, accelerator)
-    loader = evaluation_loader(task.prepare_new(rows), task, accelerator, batch_size)
     model = accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
-    described: list[Any] = [None] * len(rows)
-    for values in outputs_by_row(model, loader, task, accelerator):
-        ids = values.pop("rows").tolist()
-        for row, description in zip(ids, task.describe(values), strict=True):
-            described[row] = description
-    return described
+    first = 0  # row of the block
+    for block in blocks:
+        loader = evaluation_loader(task.prepare_new(block, first), task, accelerator, batch_size)
+        described: list[Any] = [None] * len(block)
+        for values in outputs_by_row(model, loader, task, accelerator):
+            ids = values.pop("rows").tolist()
+            for row, description in zip(ids, task.describe(values), strict=True):
+                described[row] = description
+        accelerator._dataloaders.clear()  # it would hold all blocks
+        yield block, described
+        first += len(block)
+    task.say_of_new()

@@ -9,14 +9,14 @@ import glob
 import logging
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ftloop.data import Data
-from ftloop.data.images import decode, encoded_images, listed, relative_paths, start_at, unreadable
+from ftloop.data.images import decode, encoded_images, images_of, listed, relative_paths, start_at, unreadable
 from ftloop.data.shape import shape
 from ftloop.data.splits import SPLIT_NAMES
 from ftloop.errors import UserError, nearest, root_cause
@@ -169,12 +169,18 @@ class ImageClassification(Classification):
             folder = Path(self.image_folder).expanduser()
         return start_at(rows, self.image_column, folder) if paths else rows
 
-    def prepare_new(self, rows: "Dataset") -> "Dataset":
+    def given(self, words: Sequence[str]) -> Sequence[str]:
+        """A folder stands for the images in it and in its class folders, sorted by path."""
+        return [file for word in words for file in (images_of(word) if Path(word).is_dir() else [word])]
+
+    def prepare_new(self, rows: "Dataset", first: int = 0) -> "Dataset":
         known = self.image_column in rows.column_names
-        prepared = super().prepare_new(encoded_images(rows, self.image_column) if known else rows)
+        prepared = super().prepare_new(encoded_images(rows, self.image_column) if known else rows, first)
         faults = unreadable(prepared, self.image_column)
         if faults:
-            raise UserError(f"{len(faults)} unreadable image(s): {listed(faults)}")
+            raise UserError(
+                f"{len(faults)} unreadable image(s), the first in row {first + min(faults)}, from 0: {listed(faults)}"
+            )
         return prepared.with_transform(View(self.image_column, self._pixels()))
 
     def _pixels(self, strengths: dict[str, float] | None = None) -> "Callable[[torch.Tensor], torch.Tensor]":

@@ -98,9 +98,16 @@ class Task:
         """New rows in the shape that those of training were given; relative paths in them start at `folder`."""
         return rows
 
-    def prepare_new(self, rows: "Dataset") -> "Dataset":
-        """Rows without labels, as `collate` takes them."""
+    def given(self, words: Sequence[str]) -> Sequence[str]:
+        """What the words of the command line stand for: themselves, or the files in a folder."""
+        return words
+
+    def prepare_new(self, rows: "Dataset", first: int = 0) -> "Dataset":
+        """A block of rows without labels, as `collate` takes them; `first` is the number of its first row."""
         raise UserError(f"{type(self).__name__} has no prepare_new() and describe(): predict needs them")
+
+    def say_of_new(self) -> None:
+        """Log what `prepare_new` counted in all blocks: after the last of them."""
 
     def describe(self, values: Batch) -> list[dict[str, Any]]:
         """What `predict` gave for some rows, in words: one dictionary a row. A task with `prepare_new` has it too."""
@@ -346,10 +353,10 @@ class Classification(Task):
             logger.info("data: %d of the run's sources fit the columns of the new rows: left as they are", len(found))
         return found if len(found) == 1 else []
 
-    def prepare_new(self, rows: "Dataset") -> "Dataset":
+    def prepare_new(self, rows: "Dataset", first: int = 0) -> "Dataset":
         require_columns({"new": rows}, self.input_columns, self.input_option)
         for column in self.input_columns:
-            empty = [row for row, cell in enumerate(rows[column]) if cell is None]
+            empty = [row for row, cell in enumerate(rows[column], first) if cell is None]
             if empty:
                 raise UserError(
                     f"{len(empty)} row(s) have no {column!r}, counted from 0: {', '.join(map(str, empty[:10]))}"

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import add
 from typing import TYPE_CHECKING, Any, Literal
 
 from ftloop.errors import UserError, root_cause
@@ -127,7 +128,7 @@ class TextClassification(Classification):
             new_fingerprint=self.fingerprint(rows),
             desc="tokenising",
         )
-        self.say_what_was_cut(rows)
+        self.count_what_was_cut(rows)
         _ = self.collator  # made here: a worker process gets it with the task, and asks nobody for the precision
         # Padded to --task.max-length, all rows cost the same: none is longer than others. Windows may be more, or less.
         alike = self.pad_to == "max" and self.long_text != "windows"
@@ -173,22 +174,38 @@ class TextClassification(Classification):
         parts = (rows._fingerprint, backend.to_str(), sides, options, inspect.getsource(tokenize))
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
-    def say_what_was_cut(self, rows: "Dataset") -> None:
-        """Log how many texts lost something, and how many windows there are."""
-        cut, windows = sum(rows["truncated"]), rows["windows"][:]
+    def prepare_new(self, rows: "Dataset", first: int = 0) -> "Dataset":
+        vars(self).setdefault("counted", (0, 0, 0, 0))  # from here on, what was cut is counted, and said of all blocks
+        return super().prepare_new(rows, first)
+
+    def say_of_new(self) -> None:
+        self.say_what_was_cut(*vars(self).pop("counted", (0, 0, 0, 0)))
+
+    def count_what_was_cut(self, rows: "Dataset") -> None:
+        """Log it or, of new rows, add it up."""
+        windows = rows["windows"][:]
+        found = (len(rows), sum(rows["truncated"][:]), sum(windows), max(windows))
+        if "counted" in vars(self):
+            *sums, most = vars(self)["counted"]
+            vars(self)["counted"] = (*map(add, sums, found), max(most, found[-1]))
+        else:
+            self.say_what_was_cut(*found)
+
+    def say_what_was_cut(self, texts: int, cut: int, windows: int, most: int) -> None:
+        """Log how many texts lost something, and how many windows there are, in all and of one text at most."""
         if self.long_text == "windows":
             message = "data: %d texts in %d windows of at most %d tokens, at most %d windows a text"
-            logger.info(message, len(rows), sum(windows), self.max_length, max(windows))
+            logger.info(message, texts, windows, self.max_length, most)
         if not cut:
             return
         if self.long_text == "windows":
             message = "data: %d of %d texts have more than --task.max-windows %d windows, and what is beyond was cut"
-            logger.warning(message, cut, len(rows), self.max_windows)
+            logger.warning(message, cut, texts, self.max_windows)
             return
         lost = "were cut" if self.long_text == "truncate" else "lost their middle"
         advice = "; --task.long-text windows reads them whole" if len(self.text_columns) == 1 else ""
         message = "data: %d of %d texts are longer than --task.max-length %d and %s%s"
-        logger.warning(message, cut, len(rows), self.max_length, lost, advice)
+        logger.warning(message, cut, texts, self.max_length, lost, advice)
 
     @cached_property
     def collator(self) -> "DataCollatorWithPadding":

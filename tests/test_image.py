@@ -157,11 +157,30 @@ def test_images_within_a_table(finished, tmp_path):
     assert [row["probabilities"] for row in by_bytes] == [row["probabilities"] for row in by_path]
 
 
+def test_a_folder_stands_for_its_images_and_a_plot_shows_them(finished, tmp_path):
+    files = [draw(tmp_path / "scans" / name, "red", 0, (200, 30)) for name in ("b.png", "a.PNG", "more/c.png")]
+    for name in ("notes.txt", "more/.hidden.png", "__MACOSX/d.png", "one/two/deep.png"):
+        draw(tmp_path / "scans" / "e.png", "red", 0)
+        (tmp_path / "scans" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "scans" / "e.png").rename(tmp_path / "scans" / name)
+    result = run_script("predict.py", finished, tmp_path / "scans", "--plot", tmp_path / "bars.pdf")
+    assert result.code == 0, result.err
+    assert [json.loads(line)["image"] for line in result.out.splitlines()] == sorted(files)
+    assert "3 images; 3 other file(s), and deeper folders, are left out" in result.err
+    assert (tmp_path / "bars.pdf").read_bytes().startswith(b"%PDF")
+    (tmp_path / "empty").mkdir()
+    result = run_script("predict.py", finished, tmp_path / "empty")
+    assert result.code == 2
+    assert "holds no images, nor do the folders in it" in result.err
+
+
 def test_new_images_that_cannot_be_read_are_named(finished, tmp_path):
     (tmp_path / "text.png").write_text("no image")
-    result = run_script("predict.py", finished, tmp_path / "text.png", "nowhere.png")
+    good = [draw(tmp_path / f"{row}.png", "red", row) for row in range(2)]
+    words = [*good, tmp_path / "text.png", "nowhere.png", "--block-size", "2", "--out", tmp_path / "out.csv"]
+    result = run_script("predict.py", finished, *words)
     assert result.code == 2
-    for part in ("2 unreadable image(s)", "text.png", "nowhere.png"):
+    for part in ("2 unreadable image(s), the first in row 2, from 0", "text.png", "nowhere.png"):
         assert part in result.err
 
 

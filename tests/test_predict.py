@@ -1,18 +1,30 @@
 """predict.py and evaluate.py on finished runs: the answers of a transformers pipeline, in the order of the rows."""
 
+import contextlib
 import csv
 import gzip
+import io
 import json
 import logging
+import math
+import os
+import pickle
 import re
 import shutil
+import signal
+import sqlite3
+import sys
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import COLOURS, run_script, sentences, write_csv
-from datasets import Dataset
+from datasets import Dataset, config
 
-from ftloop import Data, TextClassification, UserError
+from ftloop import Data, TextClassification, UserError, load_run, plots
+from ftloop.devices import start_accelerator
+from ftloop.evaluation import adapt, blocks_of, evaluation_loader, outputs_by_row, predict_blocks
 
 ROWS = sentences(30, seed=5)
 TEXTS = [row["text"] for row in ROWS]
@@ -182,11 +194,247 @@ def test_reader_options_are_those_of_training(single, tmp_path):
     assert (answer["text"], answer["id"]) == ("the sky is blue", 1)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("a.json", ["--field", "data.rows"]), ("a.db", ["--query", "SELECT text FROM t"]), ("a.pkl", ["--trust-pickle"])],
+)
+def test_nested_files_and_tables_are_read_as_in_training(single, tmp_path, name, options):
+    rows = [{"text": text} for text in TEXTS[:3]]
+    if name == "a.json":
+        (tmp_path / name).write_text(json.dumps({"data": {"rows": rows}}))
+    elif name == "a.db":
+        with contextlib.closing(sqlite3.connect(tmp_path / name)) as connection, connection:
+            connection.execute("CREATE TABLE t (text)")
+            connection.executemany("INSERT INTO t VALUES (:text)", rows)
+    else:
+        (tmp_path / name).write_bytes(pickle.dumps(rows))
+    assert [answer["text"] for answer in predict(single, "--file", tmp_path / name, *options)] == TEXTS[:3]
+
+
 def test_a_column_that_gives_way_to_the_prediction_is_named(single, tmp_path):
     source = write_jsonl(tmp_path / "new.jsonl", [{"text": "red", "label": "mine"}])
     result = run_script("predict.py", single, "--file", source)
     assert json.loads(result.out)["label"] in COLOURS
     assert "'label' gave way to the prediction" in result.err
+
+
+# ---- any number of rows
+
+
+@pytest.fixture
+def standard_input(monkeypatch):
+    """`standard_input(lines)`: what the next script reads there, of bytes that may be made as they are read."""
+    return lambda lines: monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=lines))
+
+
+def piped(text: str) -> io.BytesIO:
+    return io.BytesIO(text.encode())
+
+
+def test_the_numbers_are_those_of_evaluation(single, tmp_path):
+    """The loss and the accuracy by what predict.py writes; of the same batches, the same bits."""
+    task, model = load_run(single)
+    rows = task.rows["validation"]
+    source, out = tmp_path / "validation.jsonl", tmp_path / "labelled.jsonl"
+    rows.to_json(source)
+    for sizes in (["--batch-size", "4"], ["--batch-size", "3", "--block-size", "4"]):
+        assert run_script("predict.py", single, "--file", source, "--out", out, *sizes).code == 0
+        answers = [json.loads(line) for line in out.read_text().splitlines()]
+        losses = [-math.log(answer["probabilities"][answer["colour"]]) for answer in answers]
+        right = [answer["label"] == answer["colour"] for answer in answers]
+        scores = json.loads(run_script("evaluate.py", single, "--split", "validation", "--json").out)
+        assert sum(losses) / len(losses) == pytest.approx(scores["loss"], abs=1e-6)
+        assert sum(right) / len(right) == scores["accuracy"]
+        if "--block-size" not in sizes:
+            same = answers
+
+    accelerator = start_accelerator()
+    adapt(model, single, accelerator)
+    loader = evaluation_loader(task.load()["validation"], task, accelerator, 4)
+    expected = {}
+    for values in outputs_by_row(model, loader, task, accelerator):
+        expected |= dict(zip(values["rows"].tolist(), values["probabilities"].tolist(), strict=True))
+    assert [list(answer["probabilities"].values()) for answer in same] == [expected[row] for row in range(len(rows))]
+
+
+@pytest.mark.parametrize("format", ["text", "jsonl", "csv", "tsv"])
+def test_standard_input_is_read_in_blocks(single, standard_input, tmp_path, format):
+    rows = [{"text": text, "id": number} for number, text in enumerate(TEXTS)]
+    if format == "text":
+        text = "".join(f"{text}\r\n" for text in TEXTS)
+    elif format == "jsonl":
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+    else:
+        text = Path(write_csv(tmp_path / "rows.csv", rows)).read_text()
+        text = text.replace(",", "\t") if format == "tsv" else text
+    standard_input(piped(text))
+    answers = predict(single, "-", "--format", format, "--block-size", "7", "--batch-size", "5")
+    assert [answer["text"] for answer in answers] == TEXTS
+    if format != "text":
+        assert [int(answer["id"]) for answer in answers] == list(range(len(TEXTS)))
+    for answer, expected in zip(answers, predict(single, *TEXTS), strict=True):
+        assert answer["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-6)
+
+
+def test_a_row_is_answered_before_the_next_is_read(single, standard_input):
+    written = []
+
+    def lines():
+        for text in TEXTS[:3]:
+            written.append(sys.stdout.getvalue().count("\n"))
+            yield f"{text}\n".encode()
+
+    standard_input(lines())
+    assert len(predict(single, "-", "--block-size", "1")) == 3
+    assert written == [0, 1, 2]
+
+
+def test_one_block_is_in_memory_and_nothing_stays_on_disk(single):
+    before, alive, most = set(Path(config.HF_DATASETS_CACHE).rglob("*")), weakref.WeakSet(), []
+
+    def blocks():
+        for block in blocks_of(Dataset.from_dict({"text": TEXTS * 4}), 10):
+            task.place(block, Path())
+            alive.add(block)
+            most.append(len(alive))
+            yield block
+
+    task, _ = load_run(single)
+    count = sum(len(answers) for _, answers in predict_blocks(single, blocks()))
+    assert (count, max(most)) == (120, 2)  # the one at hand, and the next
+    assert set(Path(config.HF_DATASETS_CACHE).rglob("*")) == before
+
+
+def test_what_was_cut_is_counted_over_all_blocks(single, standard_input):
+    long = " ".join(["red"] * 40)
+    standard_input(piped("".join(f"{text}\n" for text in ("blue", long, "green", long, long))))
+    result = run_script("predict.py", single, "-", "--block-size", "2")
+    assert result.err.count("longer than") == 1
+    assert "data: 3 of 5 texts are longer than --task.max-length 32" in result.err
+
+
+BROKEN_INPUT = [
+    ("text", b"red\nblue\n\xff\n", "standard input: row 2, counted from 0, is not in UTF-8"),
+    ("jsonl", b'{"text": "red"}\n{"text": "blue"}\n{"text"\n', "standard input: line 2, counted from 0, is not JSON"),
+    ("jsonl", b'{"text": "red"}\n{"text": "blue"}\n3\n', "standard input: line 2, counted from 0, is no object: 3"),
+    ("jsonl", b'{"text": "red"}\n{"text": "blue"}\n{"id": 3}\n', "no column 'text'"),
+    ("jsonl", b'{"text": "red"}\n{"text": "blue"}\n{"text": null}\n', "1 row(s) have no 'text', counted from 0: 2"),
+    ("csv", b"text,id\nred,1\nblue,2\ngreen,3,4\n", "Expected 2 fields in line 4, saw 3"),
+    ("text", b"", "standard input has no rows"),
+]
+
+
+@pytest.mark.parametrize(("format", "given", "message"), BROKEN_INPUT)
+def test_a_broken_row_is_named_and_leaves_the_old_file(single, standard_input, tmp_path, format, given, message):
+    out = tmp_path / "out.jsonl"
+    out.write_text("before")
+    standard_input(io.BytesIO(given))
+    result = run_script("predict.py", single, "-", "--format", format, "--out", out, "--block-size", "2")
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"out.jsonl": "before"}
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_ends_it_in_words_and_leaves_the_old_file(single, standard_input, tmp_path, name):
+    def lines():
+        yield from (b"red\n", b"blue\n")
+        os.kill(os.getpid(), getattr(signal, name))
+        yield b"green\n"
+
+    standard_input(lines())
+    result = run_script("predict.py", single, "-", "--out", tmp_path / "out.csv", "--block-size", "1")
+    assert result.code == {"SIGINT": 130, "SIGTERM": 143}[name]
+    assert f"{name}: stopped after 2 rows; {tmp_path / 'out.csv'} is as it was before" in result.err
+    assert not list(tmp_path.iterdir())
+
+
+def unpacked(file: Path) -> str:
+    return gzip.decompress(file.read_bytes()).decode()
+
+
+def test_packed_files_and_parquet_hold_the_same(single, standard_input, tmp_path):
+    read = {
+        ".jsonl.gz": lambda file: [json.loads(line) for line in unpacked(file).splitlines()],
+        ".parquet": lambda file: Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache")).to_list(),
+        ".csv.gz": lambda file: list(csv.DictReader(io.StringIO(unpacked(file), newline=""))),
+    }
+    found = {}
+    for ending, reader in read.items():
+        rows = [{"text": text, "note": None if number < 20 else "late"} for number, text in enumerate(TEXTS)]
+        standard_input(piped("".join(json.dumps(row) + "\n" for row in rows)))
+        out = tmp_path / f"out{ending}"
+        result = run_script("predict.py", single, "-", "--format", "jsonl", "--out", out, "--block-size", "12")
+        assert result.code == 0, result.err
+        found[ending] = reader(out)
+    assert found[".parquet"] == found[".jsonl.gz"]
+    assert [row["text"] for row in found[".csv.gz"]] == TEXTS
+    assert [row["label"] for row in found[".csv.gz"]] == [row["label"] for row in found[".parquet"]]
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_table_has_one_head(single, standard_input, tmp_path, ending):
+    standard_input(piped('{"text": "red"}\n{"text": "blue", "id": 1}\n'))
+    out = tmp_path / f"out.{ending}"
+    result = run_script("predict.py", single, "-", "--format", "jsonl", "--out", out, "--block-size", "1")
+    assert result.code == 2
+    assert "some rows have the column(s) id, and others not: write them as .jsonl" in result.err
+
+
+def test_device_and_precision_are_options(single):
+    expected = predict(single, *TEXTS)
+    assert predict(single, *TEXTS, "--device", "cpu") == expected
+    halved = predict(single, *TEXTS, "--precision", "bf16")
+    assert halved != expected
+    for answer, exact in zip(halved, expected, strict=True):
+        assert answer["probabilities"] == pytest.approx(exact["probabilities"], abs=0.05)
+
+
+# ---- pictures
+
+
+@pytest.mark.parametrize("kind", ["single", "pair", "multi", "regression"])
+def test_a_plot_has_a_bar_for_each_probability(kind, request, tmp_path):
+    run, out = request.getfixturevalue(kind), tmp_path / "bars.png"
+    words = [*TEXTS[:26], "--plot", out]
+    result = run_script("predict.py", run, *words)
+    assert result.code == 0, result.err
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert f"12 of {13 if kind == 'pair' else 26} rows drawn in {out}" in result.err
+    answers = [json.loads(line) for line in result.out.splitlines()]
+    figure = plots.bars(answers, load_run(run)[0])
+    assert len(figure.axes) == 12
+    for axes, answer in zip(figure.axes, answers, strict=False):
+        widths = [bar.get_width() for bar in axes.patches]
+        if kind == "regression":
+            assert widths == [answer["value"]]
+            continue
+        assert widths == [100 * chance for chance in answer["probabilities"].values()]
+        dark = [
+            name
+            for name, bar in zip(answer["probabilities"], axes.patches, strict=True)
+            if bar.get_facecolor()[0] < 0.5
+        ]
+        assert dark == answer.get("labels", [answer.get("label")])
+
+
+def test_a_plot_shows_texts_as_they_are_and_the_highest_of_many_labels(single, tmp_path):
+    chances = {f"label {number}": number / 1000 for number in range(40)}
+    row = {"text": "costs $5 or $6 " * 40 + "\n", "label": "label 39", "probabilities": chances}
+    (axes,) = plots.bars([row], load_run(single)[0]).axes
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == [f"label {number}" for number in range(39, 29, -1)]
+    assert axes.get_xlabel() == "Class probability (%), the highest 10 of 40"
+    assert axes.get_title().startswith('"costs $5 or $6 costs')
+    assert axes.get_title().count("\n") == 2
+    plots.save([{**row, "text": "\u65e5\u672c $"}], load_run(single)[0], tmp_path / "bars.svg", "svg")
+
+
+def test_without_plots_py_all_else_works(single, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ftloop.plots", None)
+    assert len(predict(single, "red")) == 1
+    result = run_script("predict.py", single, "red", "--plot", "bars.png")
+    assert (result.code, result.out) == (2, "")
+    assert "--plot: this copy of ftloop has no plots.py" in result.err
 
 
 # ---- new rows are brought into the shape of training
@@ -274,8 +522,17 @@ def broken(single, tmp_path):
     [
         ("RUN", "give texts, or a file by --file, one of the two"),
         ("RUN red --file new.csv", "give texts, or a file by --file, one of the two"),
-        ("RUN red --out labels.txt", "its ending must be .csv or .jsonl"),
+        ("RUN red --out labels.txt", "its ending must be one of .csv, .csv.gz, .jsonl"),
         ("RUN red --out nowhere/labels.csv", "there is no folder 'nowhere'"),
+        ("RUN red --out FOLDER/folder.csv", "is a folder: give the name of a file"),
+        ("RUN red --plot bars.gif", "its ending must be one of .png, .svg, .pdf"),
+        ("RUN red --block-size 0", "--block-size 0: at least 1 is needed"),
+        ("RUN red --device cuda:99", "--device 'cuda:99': there is no such device here; the choices are auto, cpu"),
+        ("RUN - red", "- stands for standard input, and for it alone"),
+        ("RUN - --format xml", "--format 'xml': standard input is one of text, jsonl, csv, tsv"),
+        ("RUN - --options sep ;", "--options has no effect on standard input as text"),
+        ("RUN - --format csv --query SELECT", "--query has no effect on standard input as csv"),
+        ("PAIR -", "a line is one text, but the run reads first, second: --format jsonl, csv or tsv"),
         ("RUN red --batch-size 0", "--batch-size 0: at least 1 is needed"),
         ("RUN --file nothing.csv", "--file: new file 'nothing.csv' does not exist"),
         ("RUN --file FOLDER/new.xyz", "--format: cannot tell how to read"),
@@ -297,6 +554,7 @@ def test_bad_input_to_predict_is_one_clear_error(single, pair, unfinished, broke
     write_jsonl(tmp_path / "null.jsonl", [{"text": text} for text in ("red", None, "blue", None)])
     write_jsonl(tmp_path / "other.jsonl", [{"texts": "red"}])
     write_jsonl(tmp_path / "number.jsonl", [{"text": 3}])
+    (tmp_path / "folder.csv").mkdir()
     places = {"RUN": single, "PAIR": pair, "UNFINISHED": unfinished, "BROKEN": broken, "FOLDER": str(tmp_path)}
     for name, place in places.items():
         words = re.sub(rf"\b{name}\b", place, words)

@@ -22,15 +22,32 @@ logger = logging.getLogger("ftloop")
 # ---- images in class folders
 
 
-def images(folder: Path) -> Iterable[Path]:
+def images(folder: Path, pattern: str = "*/*") -> Iterable[Path]:
     """The images in the class folders of a folder, without those that `datasets` would not see: .name and __name."""
     from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
     endings = set(ImageFolder.EXTENSIONS)  # in lower case
-    for file in folder.glob("*/*"):
-        hidden = file.name.startswith(".") or file.parent.name.startswith((".", "__"))
-        if file.suffix.lower() in endings and not hidden:
+    for file in folder.glob(pattern):
+        inner = file.relative_to(folder).parent.name
+        if file.suffix.lower() in endings and not file.name.startswith(".") and not inner.startswith((".", "__")):
             yield file
+
+
+def images_of(folder: str) -> list[str]:
+    """The images in a folder and in its class folders, sorted by path. Raises UserError if there are none."""
+    place, patterns = Path(folder), ("*", "*/*")
+    found = sorted(str(file) for pattern in patterns for file in images(place, pattern) if file.is_file())
+    if not found:
+        raise UserError(f"the folder {folder!r} holds no images, nor do the folders in it")
+    others = {str(file) for pattern in patterns for file in place.glob(pattern) if file.is_file()} - set(found)
+    if others or next(place.glob("*/*/*"), None):
+        logger.info(
+            "data: of the folder %s, %d images; %d other file(s), and deeper folders, are left out",
+            folder,
+            len(found),
+            len(others),
+        )
+    return found
 
 
 def read_images(folders: dict[str, list[str]], options: dict[str, Any]) -> "DatasetDict":
