@@ -78,7 +78,7 @@ def main() -> None:
     description = "The rarer commands, on runs that were made by train.py."
     if sys.argv[1:2] == ["features"]:  # it leaves options that it does not know to the config
         later = functools.wraps(features)(lambda *given, **named: functools.partial(features, *given, **named))
-        call, words = tyro.cli(later, "python -m ftloop features", args=sys.argv[2:], return_unknown_args=True)
+        call, words = tyro.cli(later, prog="python -m ftloop features", args=sys.argv[2:], return_unknown_args=True)
         sys.exit(call(words=tuple(words)))
     sys.exit(tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="python -m ftloop", description=description))
 
