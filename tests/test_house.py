@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_command, sentences, write_csv
 
-PERIPHERY = ("report", "hub", "plots", "samples", "verify", "__main__")
+PERIPHERY = ("report", "features", "hub", "plots", "trackers", "samples", "verify", "__main__")
 MODULES = {file.relative_to(ROOT).as_posix(): file for file in sorted((ROOT / "ftloop").rglob("*.py"))}
 CORE = {name: file for name, file in MODULES.items() if name.split("/")[1].removesuffix(".py") not in PERIPHERY}
 SOURCES = [*MODULES.values(), *ROOT.glob("*.py"), *ROOT.glob("configs/*.py"), *ROOT.glob("benchmarks/*.py")]
