@@ -1,9 +1,13 @@
-"""The rarer commands, on runs that were made by train.py.
+"""The rarer commands, before and after train.py.
 
+python -m ftloop explore configs/text.py --task.data.path my.csv    a page about the data, before training
+python -m ftloop report runs/mrpc                 runs/mrpc/report.html, written anew; also while it trains
+python -m ftloop compare runs/mrpc runs/other     a page about what differs between runs
 python -m ftloop verify runs/mrpc                 each row was used once an epoch, over all interruptions
 python -m ftloop verify runs/mrpc runs/again      the first step in which two runs differ, and what differed first
 """
 
+import argparse
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +17,9 @@ import tyro
 from ftloop.errors import exit_code_of
 
 RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+RunFolders = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN RUN ...")]
+ConfigFile = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG")]
+ConfigOptions = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[OPTIONS OF THE CONFIG]")]
 OtherRun = Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[OTHER]")]
 
 
@@ -37,11 +44,73 @@ def verify(run: RunFolder, other: OtherRun = None) -> int:
     return 0 if fine else 1
 
 
-COMMANDS = {"verify": verify}
+def report(run: RunFolder, out: Path | None = None) -> int:
+    """Write the report of a run: one page with its scores, curves, mistakes, data and config, for any browser.
+
+    Of a run that still trains, its curves, data and config.
+
+    Args:
+        run: folder of the run
+        out: the file to write; left out: report.html in the folder of the run
+    """
+    from ftloop.report.run_report import write
+
+    set_up_logging()
+    print(write(run, out))
+    return 0
+
+
+def explore(config: ConfigFile, options: ConfigOptions = (), out: Path | None = None) -> int:
+    """Write a page about the data of a config, before training: classes, lengths or sizes, rows, and what looks wrong.
+
+    `python -m ftloop explore configs/text.py --help` lists the options of the config.
+
+    Args:
+        config: config file
+        options: as those of train.py
+        out: the file to write; left out: NAME-explore.html beside the folder of the run
+    """
+    from ftloop.config import from_command_line
+    from ftloop.report.explore import write
+
+    found = from_command_line([config, *options])
+    set_up_logging()
+    print(write(found, out))
+    return 0
+
+
+def compare(runs: RunFolders, out: Path = Path("compare.html")) -> int:
+    """Write a page about several runs: what differs in their configs, curves, scores, and row by row.
+
+    Args:
+        runs: folders of the runs; each is compared with the first
+        out: the file to write
+    """
+    from ftloop.report.compare import write
+
+    set_up_logging()
+    print(write(runs, out))
+    return 0
+
+
+def set_up_logging() -> None:
+    """Lines of the libraries and ours, as in training; importing torch for it takes a second."""
+    from ftloop.tracking import set_up_logging
+
+    set_up_logging(is_main_process=True)
+
+
+COMMANDS = {"explore": explore, "report": report, "compare": compare, "verify": verify}
 
 
 def main() -> None:
-    description = "The rarer commands, on runs that were made by train.py."
+    description = "The rarer commands, before and after train.py."
+    if sys.argv[1:2] == ["explore"] and len(sys.argv) > 2 and not sys.argv[2].startswith("-"):
+        # Which options the config has is known when its file is imported.
+        own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        own.add_argument("--out", type=Path)
+        given, words = own.parse_known_args(sys.argv[3:])
+        sys.exit(explore(sys.argv[2], tuple(words), given.out))
     sys.exit(tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="python -m ftloop", description=description))
 
 

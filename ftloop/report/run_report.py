@@ -1,0 +1,565 @@
+"""The report of a run: one page from which a person understands it, made from what the run folder holds.
+
+Of a finished run everything; of one that still trains (`--report-every`, or by hand) its curves, its data and its config.
+The work is bounded, whatever the size of the data: each cap is said where it shows.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from ftloop import checkpoint
+from ftloop.config import Config, option, read_record
+from ftloop.errors import root_cause
+from ftloop.report import curves, data_part, figures, page, statistics
+from ftloop.report.data_part import Rows, attempt
+from ftloop.report.figures import COLOURS, Curve
+from ftloop.report.history import History, ledger_digest
+from ftloop.report.page import Column, Html, Page
+from ftloop.report.scored import Scored
+
+logger = logging.getLogger("ftloop")
+
+LISTED = 25  # rows with the highest losses, and likely label errors
+EASY = 8  # rows with the lowest losses
+SCORED = 10_000  # rows of train that are scored to find likely label errors
+MAPPED = 2000  # rows in the map of features
+PANELS = 12  # of classes in it
+PAIRS = 20  # most confused classes
+
+
+def write(run_dir: str | Path, out: Path | None = None) -> Path:
+    """Write the report of a run, by default RUN/report.html, and return where it is. Raises UserError for a folder
+    without a run; what goes wrong in a section is said in that section."""
+    run_dir = Path(run_dir)
+    config = read_record(run_dir)
+    out = out or run_dir / "report.html"
+    text = build(run_dir, config).html(data_part.written_by())
+    size = page.write(out, text)
+    logger.info("report: %s, %.1f MB", out, size / 1e6)
+    return out
+
+
+def build(run_dir: Path, config: Config) -> Page:
+    """The page, of what there is."""
+    finished = (run_dir / "scores.json").is_file()
+    history = History.read(run_dir)
+    made = Page(f"{'' if finished else 'Still training: '}{config_name(run_dir)}", "report")
+    run = Finished(run_dir, config) if finished else None
+    task = run.task if run is not None else config.task
+    known = hasattr(task, "labels") and hasattr(task, "rows")  # a Classification
+    rows = Rows(task, config.seed) if known else None
+    attempt(made, "Result", lambda: add_result(made, run_dir, config, history, run))
+    attempt(made, "Curves", lambda: curves.add(made, {"": history}))
+    if run is not None and rows is not None:
+        attempt(made, "Classes", lambda: add_classes(made, run))
+        if not run.main.regression:
+            attempt(made, "Probabilities", lambda: add_probabilities(made, run))
+        attempt(made, "Rows with the highest and the lowest loss", lambda: add_rows(made, run, rows))
+    if rows is not None:
+        attempt(made, "Data", lambda: data_part.add_data(made, rows))
+    attempt(made, "How it was made", lambda: add_record(made, run_dir, config))
+    return made
+
+
+def config_name(run_dir: Path) -> str:
+    return run_dir.resolve().name
+
+
+class Finished:
+    """A finished run: its task with its labels, and its splits row by row, each computed when it is asked for."""
+
+    def __init__(self, run_dir: Path, config: Config):
+        self.run_dir, self.config = run_dir, config
+        self.task: Any = config.task.of_run(str(run_dir / "model"))
+        self.scores: dict[str, dict[str, float | None]] = json.loads((run_dir / "scores.json").read_text())
+        self._scored: dict[str, Scored] = {}
+
+    def scored(self, split: str) -> Scored:
+        """The rows of a split and what the model says of them; of train, some."""
+        from ftloop.report.scored import score
+
+        if split not in self._scored:
+            at_most = SCORED if split == "train" else None
+            self._scored[split] = score(self.run_dir, split, self.task, at_most=at_most)
+        return self._scored[split]
+
+    @property
+    def splits(self) -> list[str]:
+        """Those that were held out: test first."""
+        return [split for split in ("test", "validation") if split in self.scores]
+
+    @property
+    def main(self) -> Scored:
+        """What most figures are of: test, where there is one; of a run without any other split, train."""
+        return self.scored((self.splits or ["train"])[0])
+
+
+# ---- the headline
+
+
+def add_result(made: Page, run_dir: Path, config: Config, history: History, run: Finished | None) -> None:
+    """Scores beside the baselines, and what they cost."""
+    made.section("Result")
+    task = run.task if run is not None else config.task
+    made.add(page.words(in_short(config, task)))
+    memory = [value for value in history.speed["peak_memory_mb"].values if value] if history.speed else []
+    told: dict[str, Any] = {}
+    if run is not None and run.splits:
+        name = headline(run)
+        told |= {f"{name} on {split}": page.number(run.scores[split].get(name), 4) for split in run.splits}
+    told |= {
+        "optimizer steps": page.number(history.steps),
+        "epochs": page.number(float(history.epochs), 2),
+        "training took": duration(history.seconds),
+    }
+    if history.speed:
+        seen = [value for value in history.speed["rows_per_second"].values if value]
+        told["rows per second, in the median"] = page.number(float(numpy.median(seen)), 1)
+    if memory:
+        told["peak memory"] = f"{max(memory) / 1000:.1f} GB"
+    if run is not None:
+        told["parameters"] = f"{parameters_of(run_dir / 'model') / 1e6:.1f} million"
+    made.add(page.facts(told))
+    if run is None:
+        made.add(page.words("This run is not finished: scores with intervals, mistakes and more come when it is."))
+        return
+    for split in run.splits:
+        add_scores(made, run, split)
+
+
+def in_short(config: Config, task: Any) -> str:
+    """What was learned, from what, by which model."""
+    kind = type(task).__name__
+    if hasattr(task, "labels"):
+        found = task.labels
+        many = len(found.names)
+        kind += ": " + (
+            "a number" if not many else f"some of {many} labels" if found.multi else f"one of {many} classes"
+        )
+    data = config.task.data if hasattr(config.task, "data") else None
+    source = (
+        getattr(data, "path", None) or ", ".join(map(str, getattr(data, "files", {}).values())) or type(data).__name__
+    )
+    model = getattr(config.task, "model", "")
+    how = " with random weights" if getattr(config.task, "init", "") == "random" else ""
+    return f"{kind}. Model: {short(model)}{how}. Data: {short(source)}."
+
+
+def short(place: str) -> str:
+    """The last two parts of a path or a Hub id."""
+    return "/".join(str(place).rstrip("/").split("/")[-2:])
+
+
+def headline(run: Finished) -> str:
+    """The score that is shown first: what the best weights were chosen by; where that is the loss, the first metric."""
+    chosen = run.config.best_metric
+    names = [name for name in run.scores[run.splits[0]] if name != "loss"]
+    return chosen if chosen in names or not names else names[0]
+
+
+def duration(seconds: float) -> str:
+    """Seconds as hours, minutes, or seconds."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def parameters_of(folder: Path) -> int:
+    """How many there are in the weights of a model, from the heads of its files."""
+    from safetensors import safe_open
+
+    total = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "numpy") as weights:
+            total += sum(int(numpy.prod(weights.get_slice(name).get_shape())) for name in weights.keys())  # noqa: SIM118
+    return total
+
+
+def add_scores(made: Page, run: Finished, split: str) -> None:
+    """The scores of a split with their intervals, beside the baselines."""
+    scored, scores = run.scored(split), run.scores[split]
+    spans = statistics.intervals(scored, run.task.metric_names)
+    names = [name for name in scores if "[" not in name]
+    lines: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [("this run", scores, spans, "")]
+    made.heading(f"{split}, {page.number(scored.rows)} rows")
+    columns = [Column("", [line[0] for line in lines])]
+    for name in names:
+        columns.append(
+            Column(name, [with_span(of.get(name), spans.get(name)) for _, of, spans, _ in lines], "number", 4)
+        )
+    made.add(page.table(columns))
+    resamples = {span.resamples for span in spans.values()}
+    made.add(
+        page.words(
+            f"In brackets: 95 % intervals by {min(resamples)} bootstrap resamples of the rows of {split}: what another "
+            "split of this size might have shown of this model, not what another training would.",
+            "soft",
+        )
+    )
+
+
+def with_span(value: Any, span: Any) -> Any:
+    """A value with its interval below it."""
+    if span is None or not numpy.isfinite(span.low):
+        return value
+    low, high = page.number(span.low, 4), page.number(span.high, 4)
+    return Html(f"{page.escaped(page.number(value, 4))}<small>[{low}, {high}]</small>")
+
+
+# ---- classes
+
+
+def add_classes(made: Page, run: Finished) -> None:
+    """Confusion, or what takes its place; precision, recall and F1 of each class."""
+    scored = run.main
+    if scored.regression:
+        made.section("Predicted and true")
+        add_regression(made, scored)
+        return
+    made.section("Labels" if scored.multi else "Classes")
+    found = statistics.per_class(scored)
+    columns = [
+        Column("id", list(range(len(found.names))), "number"),
+        Column("label" if scored.multi else "class", found.names),
+        *(Column(name, getattr(found, name).tolist(), "number") for name in ("precision", "recall", "f1")),
+        Column("support", found.support.tolist(), "number"),
+    ]
+    if scored.multi:
+        counts = statistics.label_confusions(scored)
+        for head, (truth, predicted) in {"found": (1, 1), "missed": (1, 0), "false alarms": (0, 1)}.items():
+            columns.append(Column(head, counts[:, truth, predicted].tolist(), "number"))
+        made.grid(*co_occurrences(made, scored))
+    else:
+        made.grid(*confusions(made, scored))
+        add_confused(made, scored)
+    made.heading(f"Each {'label' if scored.multi else 'class'} on {scored.split}")
+    made.add(
+        page.words("Support: rows that have it. Click a head to sort.", "hint"),
+        page.table(columns, sortable=True, tall=len(found.names) > 20),
+        saved({column.head: column.cells for column in columns}, "per-class"),
+    )
+
+
+def saved(columns: dict[str, Any], name: str) -> Html:
+    """A line with a link to the table above."""
+    return Html(f"<p>{page.download(columns, name)}</p>\n")
+
+
+def confusions(made: Page, scored: Scored) -> list[Html]:
+    """The confusion matrix by share of the true class and, where it is small, by rows."""
+    counts, names = statistics.confusion(scored), scored.names
+    shares = counts / counts.sum(axis=1, keepdims=True).clip(1)
+    places = [(a, b) for a, b in numpy.ndindex(counts.shape) if counts[a, b] or len(names) <= figures.NAMED]
+    data = {
+        "true": [names[a] for a, _ in places],
+        "predicted": [names[b] for _, b in places],
+        "rows": [int(counts[place]) for place in places],
+        "share of true": [float(shares[place]) for place in places],
+    }
+    caption = f"Confusion on {scored.split}: of the rows of each class, the share that was predicted as each."
+    if len(names) > 12:
+        caption += " Tints grow with the root of the share, so that rare confusions show."
+    if len(names) > figures.NAMED:
+        caption += " Classes by their ids, as in the table below; the CSV has what is not 0."
+    svg = figures.heat_map(shares, shares, names, "predicted", "true")
+    drawn = [made.figure("confusion", svg, caption, data)]
+    if len(names) <= 12:
+        svg = figures.heat_map(counts / counts.max().clip(1), counts, names, "predicted", "true")
+        drawn.append(made.figure("confusion-rows", svg, f"The same in numbers of rows of {scored.split}.", data))
+    return drawn
+
+
+def add_confused(made: Page, scored: Scored) -> None:
+    """The pairs of classes that are confused most."""
+    counts = statistics.confusion(scored)
+    support = counts.sum(axis=1)
+    off = counts - numpy.diag(numpy.diag(counts))
+    order = [divmod(int(place), len(off)) for place in numpy.argsort(-off, axis=None, kind="stable")[:PAIRS]]
+    order = [pair for pair in order if off[pair]]
+    if not order:
+        made.add(page.words(f"No row of {scored.split} was predicted wrong."))
+        return
+    columns = [
+        Column("true", [scored.names[a] for a, _ in order]),
+        Column("predicted as", [scored.names[b] for _, b in order]),
+        Column("rows", [int(off[pair]) for pair in order], "number"),
+        Column("of those of the class", [f"{off[a, b] / support[a]:.0%}" for a, b in order], "number"),
+        Column("the other way round", [int(off[b, a]) for a, b in order], "number"),
+    ]
+    made.heading("Most confused")
+    made.add(page.table(columns), saved({column.head: column.cells for column in columns}, "most-confused"))
+
+
+def co_occurrences(made: Page, scored: Scored) -> list[Html]:
+    """Of the rows with one label, the share that has another too: in truth, and as predicted."""
+    drawn = []
+    for title, counts in zip(("true", "predicted"), statistics.co_occurrence(scored), strict=True):
+        having = numpy.diag(counts)
+        shares = counts / having[:, None].clip(1)
+        numpy.fill_diagonal(shares, 0)
+        places = [(a, b) for a, b in numpy.ndindex(counts.shape) if counts[a, b]]
+        data = {
+            "label": [scored.names[a] for a, _ in places],
+            "other": [scored.names[b] for _, b in places],
+            "rows": [int(counts[place]) for place in places],
+        }
+        svg = figures.heat_map(shares, shares, scored.names, "has too", f"rows with ({title})")
+        caption = (
+            f"Labels together on {scored.split}, {title}: of the rows with one label, the share with another. "
+            "In the CSV, what is not 0; a label with itself: its rows."
+        )
+        drawn.append(made.figure(f"together-{title}", svg, caption, data))
+    return drawn
+
+
+def add_regression(made: Page, scored: Scored) -> None:
+    """Predicted against true values, and the errors."""
+    chosen = numpy.arange(scored.rows)
+    if scored.rows > data_part.MEASURED:
+        chosen = numpy.sort(numpy.random.default_rng(0).choice(scored.rows, data_part.MEASURED, replace=False))
+    true, predicted = scored.references[chosen], scored.predictions[chosen]
+    data = {"row": scored.row_ids[chosen].tolist(), "true": true.tolist(), "predicted": predicted.tolist()}
+    of = f"{len(chosen)} of {scored.rows} rows" if len(chosen) < scored.rows else f"{scored.rows} rows"
+    errors = scored.predictions - scored.references
+    edges, counts = data_part.histogram({"error": errors})
+    made.grid(
+        made.figure(
+            "predicted-true",
+            figures.scatter(true, predicted, ("true", "predicted")),
+            f"Predicted against true values of {scored.split} ({of}); on the line both are the same.",
+            data,
+        ),
+        made.figure(
+            "errors",
+            figures.histogram(counts, edges, "predicted less true"),
+            f"Errors on {scored.split}. Mean {errors.mean():.4g}, standard deviation {errors.std():.4g}.",
+            {"from": edges[:-1], "to": edges[1:], **counts},
+        ),
+    )
+
+
+# ---- probabilities
+
+
+def add_probabilities(made: Page, run: Finished) -> None:
+    """Are they what they say, what could be had by other thresholds."""
+    scored = run.main
+    made.section("Probabilities")
+    if scored.probabilities is None:
+        made.add(page.words("The task gives no probabilities."))
+        return
+    made.grid(calibration(made, scored), precision_recall(made, scored))
+    if scored.multi and "validation" in run.splits:
+        add_thresholds(made, run)
+
+
+def calibration(made: Page, scored: Scored) -> Html:
+    found = statistics.calibration(scored)
+    full = found.counts > 0
+    data = {
+        "from": found.edges[:-1].tolist(),
+        "to": found.edges[1:].tolist(),
+        "items": found.counts.tolist(),
+        "mean probability": ["" if numpy.isnan(value) else float(value) for value in found.confidence],
+        "share right": ["" if numpy.isnan(value) else float(value) for value in found.correct],
+    }
+    curve = Curve("", found.confidence[full], found.correct[full], COLOURS[0], points=True)
+    what = "labels: probability, and how often it was there" if scored.multi else "probability of what was predicted"
+    svg = figures.unit_lines([curve], what.partition(",")[0], "share right", diagonal=True)
+    caption = (
+        f"Calibration on {scored.split}, {what}, in {len(found.counts)} bins; on the dotted line probabilities are what "
+        f"they say. Expected calibration error: {found.ece:.4f}."
+    )
+    return made.figure("calibration", svg, caption, data)
+
+
+def precision_recall(made: Page, scored: Scored) -> Html:
+    points = max(10, min(100, 4000 // max(len(scored.names), 1)))
+    found = [curve for curve in statistics.precision_recall_curves(scored, points) if curve.positives]
+    order = sorted(found, key=lambda curve: curve.average_precision)
+    coloured = order if len(order) <= len(COLOURS) else [*order[:3], *order[-3:]]
+    drawn = [Curve("", c.recall, c.precision, figures.GREY, faint=True) for c in order if c not in coloured]
+    drawn += [
+        Curve(f"{curve.name} {curve.average_precision:.2f}", curve.recall, curve.precision, colour)
+        for curve, colour in zip(coloured, COLOURS, strict=False)
+    ]
+    data = {
+        "class": [curve.name for curve in found for _ in curve.recall],
+        "recall": [float(value) for curve in found for value in curve.recall],
+        "precision": [float(value) for curve in found for value in curve.precision],
+        "probability from": [float(value) for curve in found for value in curve.thresholds],
+    }
+    mean = numpy.mean([curve.average_precision for curve in found])
+    which = "" if coloured is order else " Coloured: the three worst and the three best, with their average precision."
+    caption = f"Precision over recall on {scored.split}. Mean average precision {mean:.4f}.{which}"
+    return made.figure("precision-recall", figures.unit_lines(drawn, "recall", "precision"), caption, data)
+
+
+def add_thresholds(made: Page, run: Finished) -> None:
+    """Thresholds of several labels: chosen on validation, judged on test."""
+    validation, scored, own = run.scored("validation"), run.main, run.task.threshold
+    found = statistics.choose_thresholds(validation)
+    made.heading("From which probability a label is predicted")
+    curves = [
+        Curve(name, found.grid, getattr(found, name), colour)
+        for name, colour in (("f1_micro", COLOURS[0]), ("f1_macro", COLOURS[1]))
+    ]
+    data = {"threshold": found.grid.tolist(), "f1_micro": found.f1_micro.tolist(), "f1_macro": found.f1_macro.tolist()}
+    caption = f"F1 on validation by one threshold for all labels. Dashed: the run's own, {own:g}."
+    svg = figures.unit_lines(curves, "threshold", "F1 on validation", mark=own)
+    names = [name for name in run.task.metric_names if not name.endswith("_per_class")]
+    effects = found.effects(scored, names)
+    title = {
+        "run": f"the run's own, {own:g}",
+        "whole": f"one for all, {found.whole:.3f}",
+        "by_label": "one for each label",
+    }
+    columns = [Column("threshold", [title[how] for how in effects])]
+    shown = [name for name in next(iter(effects.values())) if name != "loss"]
+    columns += [Column(name, [effects[how].get(name) for how in effects], "number", 4) for name in shown]
+    judged = "" if scored.split == "test" else " There is no test: these rows are those it was chosen on."
+    effect = page.words(f"All are chosen on validation alone; here their scores on {scored.split}.{judged}", "soft")
+    by_label = [
+        Column("label", scored.names),
+        Column("threshold", found.by_label.tolist(), "number"),
+        Column("", ["shared: too few rows on validation" if few else "" for few in found.shared]),
+    ]
+    made.grid(
+        made.figure("thresholds", svg, caption, data),
+        Html("<div>" + page.table(columns) + effect + page.table(by_label, "One for each label", tall=True) + "</div>"),
+    )
+
+
+# ---- rows
+
+
+def add_rows(made: Page, run: Finished, rows: Rows) -> None:
+    """What the model finds hardest and easiest, of the splits that it has not learned from."""
+    made.section("Rows with the highest and the lowest loss")
+    for split in run.splits or ["train"]:
+        scored = run.scored(split)
+        for title, count, highest in (("highest", LISTED, True), ("lowest", EASY, False)):
+            places = statistics.by_loss(scored, count, highest)
+            made.heading(f"{split}: the {title} loss")
+            add_listed(made, rows, scored, places, f"{title}-loss-{split}")
+
+
+def add_listed(made: Page, rows: Rows, scored: Scored, places: Any, name: str, more: tuple[Column, ...] = ()) -> None:
+    """Rows by their places in `scored`, with label, prediction, probability and loss."""
+    columns = [*said_of(scored, places), *more]
+    ids = [int(row) for row in scored.row_ids[places]]
+    made.add(data_part.show_rows(rows, scored.split, ids, columns))
+    made.add(saved({"row": ids, **{column.head: column.cells for column in columns}}, name))
+
+
+def said_of(scored: Scored, places: Any) -> list[Column]:
+    """Label, prediction and probability of some rows, in words."""
+    chosen = scored.take(numpy.asarray(places, int))
+    loss = Column("loss", chosen.losses.tolist(), "number")
+    if scored.regression:
+        true, predicted = chosen.references.tolist(), chosen.predictions.tolist()
+        return [Column("true", true, "number"), Column("predicted", predicted, "number"), loss]
+    said = [
+        Column(head, worded(scored, of))
+        for head, of in (("label", chosen.references), ("predicted", chosen.predictions))
+    ]
+    if chosen.probabilities is None:
+        return [*said, loss]
+    at = numpy.arange(chosen.rows)
+    if scored.multi:
+        worst = numpy.abs(chosen.probabilities - chosen.references).argmax(axis=1)
+        told = [
+            f"{scored.names[label]} {chosen.probabilities[row, label]:.3f}"
+            for row, label in zip(at, worst, strict=True)
+        ]
+        return [*said, Column("most wrong", told), loss]
+    predicted, own = chosen.probabilities[at, chosen.predictions], chosen.probabilities[at, chosen.references]
+    return [
+        *said,
+        Column("its probability", predicted.tolist(), "number"),
+        Column("that of the label", own.tolist(), "number"),
+        loss,
+    ]
+
+
+def worded(scored: Scored, values: numpy.ndarray) -> list[str]:
+    """Encoded labels as a person reads them."""
+    if not scored.multi:
+        return [scored.names[value] for value in values]
+    return [" + ".join(name for name, has in zip(scored.names, row, strict=True) if has) or "(none)" for row in values]
+
+
+# ---- the record
+
+
+def add_record(made: Page, run_dir: Path, config: Config) -> None:
+    """Config, versions, command, seed and the digest that stands for all of the run's steps."""
+    made.section("How it was made")
+    record = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
+    chain = ledger_digest(run_dir)
+    made.add(page.facts({"seed": config.seed, "folder": config_name(run_dir)}))
+    if record.get("command"):
+        made.add(page.words("Started, last, as:", "soft"), page.code(record["command"]))
+    if chain:
+        made.add(
+            page.words(
+                "Ledger digest, the last link of the chain over the rows, the loss and the weights of each step "
+                "(two runs with the same one did the same; python -m ftloop verify checks it):",
+                "soft",
+            ),
+            page.code(chain),
+        )
+    set_, left = options_of(config)
+    made.heading("Options that were set")
+    made.add(page.table([Column("option", list(set_)), Column("value", list(set_.values()), "text")]))
+    rows = page.table([Column("option", list(left)), Column("value", list(left.values()), "text")])
+    made.add(Html(f"<details><summary>The others, with their defaults</summary>{rows}</details>\n"))
+    made.heading("Made by")
+    trained = made_by(run_dir)
+    now = data_part.versions()
+    names = list(dict.fromkeys([*trained, *now]))
+    made.add(
+        page.table(
+            [
+                Column("", names),
+                Column("trained with", [str(trained.get(name, "")) for name in names]),
+                Column("this page with", [now.get(name, "") for name in names]),
+            ]
+        )
+    )
+
+
+def made_by(run_dir: Path) -> dict[str, Any]:
+    """Versions and devices that trained, as the newest checkpoint has them; {} where none is left."""
+    found = checkpoint.find(run_dir / "checkpoints") if (run_dir / "checkpoints").is_dir() else []
+    try:
+        return checkpoint.load_made_by(found[-1]) if found else {}
+    except (OSError, ValueError, KeyError) as error:
+        logger.info("report: versions of training are not known: %s", root_cause(error))
+        return {}
+
+
+def options_of(config: Any, prefix: str = "") -> tuple[dict[str, str], dict[str, str]]:
+    """The options of a config by their names on the command line: those that differ from the default, and the others."""
+    import dataclasses
+
+    from ftloop.config import encode
+
+    changed: dict[str, str] = {}
+    others: dict[str, str] = {}
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), prefix + field.name
+        if dataclasses.is_dataclass(value):
+            changed[option(name)] = type(value).__name__
+            for into, found in zip((changed, others), options_of(value, f"{name}."), strict=True):
+                into |= found
+            continue
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        encoded = encode(value)
+        text = encoded if isinstance(encoded, str) else json.dumps(encoded, ensure_ascii=False)
+        (others if value == default else changed)[option(name)] = text
+    return changed, others
