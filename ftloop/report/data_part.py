@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy
 
-from ftloop.data import checks, labels
+from ftloop.data import checks
 from ftloop.report import figures, page
 from ftloop.report.page import Column, Html, Page
 
@@ -86,8 +86,8 @@ def is_image(task: Any) -> bool:
 
 
 def text_of(cells: Iterable[Any]) -> str:
-    """The texts of a row, below each other, not longer than a page bears."""
-    text = "\n".join(str(value) for value in cells)
+    """The texts of a row, each on a line of its own, not longer than a page bears."""
+    text = "\n".join(" ".join(str(value).split()) for value in cells)
     return text if len(text) <= CHARACTERS else text[: CHARACTERS - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
@@ -134,7 +134,8 @@ def show_rows(rows: Rows, split: str, ids: Sequence[int], columns: Sequence[Colu
         title = page.words(caption, "soft") if caption else ""
         return Html(title + page.pictures(zip(shown_images, below, strict=True)))
     text = Column("text", texts(source, task.input_columns, ids), "text")
-    return page.table([Column("row", [int(row) for row in ids], "number"), *columns, text], caption)
+    columns = [Column("row", [int(row) for row in ids], "number"), *columns, text]
+    return page.table(columns, caption, tall=len(ids) > 10)
 
 
 def shown(column: Column, value: Any) -> str:
@@ -269,7 +270,7 @@ def add_checks(page_: Page, rows: Rows) -> None:
     if mistakes:
         page_.add(page.words("These usually are mistakes:"), page.listed(mistakes, "finding"))
     else:
-        page_.add(page.words("Nothing looks like a mistake: no row is in two splits, none has two labels."))
+        page_.add(page.words("Nothing looks like a mistake."))
     if others:
         page_.add(page.words("For information:", "soft"), page.listed(others, "finding"))
 

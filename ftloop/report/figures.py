@@ -1,7 +1,7 @@
 """Figures as SVG for a page: matplotlib's object interface, which needs no display and no global state.
 
-Text stays text, in the reader's font, and text and lines are drawn in `currentColor`: they follow the page into the dark.
-Areas are tinted by transparency for the same reason. Where there may be thousands of points they become one small image.
+Text stays text, in the reader's font; text and lines are drawn in `currentColor`, so that they follow the page into the
+dark. Areas are tinted by transparency for the same reason. Where points may be thousands they become one small image.
 The colours are those of Okabe and Ito (2008), told apart with any kind of colour vision.
 
 A figure is drawn as wide as a phone shows it nearly 1:1; the same numbers give the same bytes.
@@ -176,7 +176,12 @@ def lines(
         if curve.name and not curve.faint:
             named[curve.name] = line
     if log:
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     if whole_x:
         whole_numbers(axes.xaxis)
     axes.set_xlabel(x)

@@ -2,7 +2,7 @@
 not finished yet."""
 
 import json
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,7 +88,5 @@ def lines_of(file: Path) -> Iterator[dict[str, Any]]:
 
 def ledger_digest(run_dir: Path) -> str | None:
     """The last link of the ledger's chain, which stands for all that the run did; None without a ledger."""
-    last = None
-    for last in lines_of(run_dir / "ledger.jsonl"):
-        pass
-    return last["chain"] if last else None
+    last = deque(lines_of(run_dir / "ledger.jsonl"), maxlen=1)
+    return last[0]["chain"] if last else None

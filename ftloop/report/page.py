@@ -1,4 +1,4 @@
-"""A page for a browser in one file: nothing is fetched, so that it opens from a disk, a mail or a tracker, in ten years too.
+"""A page for a browser in one file: nothing is fetched, so that it opens from a disk, a mail or a tracker, for years.
 
 The style sheet is inline, light or dark as the reader's system is, and prints. Figures are inline SVG (or small images
 in data: URIs), each with a caption and a link that saves its numbers as CSV. A content security policy forbids every
@@ -45,19 +45,20 @@ nav a { display: inline-block; margin: .15rem .9rem .15rem 0 }
   align-items: start }
 figure { margin: .8rem 0; min-width: 0 }
 figure > svg { display: block; width: 100%; height: auto; max-width: 620px }
-svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", Helvetica, Arial, sans-serif !important }
+svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", Arial, sans-serif !important }
 figcaption { margin-top: .3rem; max-width: 75ch }
 .scroll { overflow-x: auto; margin: .6rem 0; max-width: 100% }
-.tall { max-height: 32rem; overflow-y: auto }
+.tall { max-height: 34rem; overflow-y: auto } .tall th { position: sticky; top: 0; background: var(--back) }
 table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums }
 caption { text-align: left; color: var(--soft); padding-bottom: .3rem }
 th, td { padding: .25rem .6rem .25rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom }
-td.number, th.number { text-align: right; white-space: nowrap }
+td.number, th.number { text-align: right } td.number { white-space: nowrap }
 td.text { min-width: 15rem; overflow-wrap: anywhere; white-space: pre-line }
 td small { display: block; color: var(--soft) }
 th button { all: unset; cursor: pointer } th button:focus-visible { outline: 2px solid var(--link) }
-th[aria-sort=ascending] button::after { content: " \\2191" } th[aria-sort=descending] button::after { content: " \\2193" }
+th[aria-sort=ascending] button::after { content: " \\2191" }
+th[aria-sort=descending] button::after { content: " \\2193" }
 pre { background: var(--tint); padding: .6rem .8rem; border-radius: 6px; overflow-x: auto; font-size: .82rem;
   white-space: pre-wrap; overflow-wrap: anywhere }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: .7rem; margin: .6rem 0 }

@@ -1,6 +1,6 @@
 """The report of a run: one page from which a person understands it, made from what the run folder holds.
 
-Of a finished run everything; of one that still trains (`--report-every`, or by hand) its curves, its data and its config.
+Of a finished run everything; of one that still trains (`--report-every`, or by hand) its curves, data and config.
 The work is bounded, whatever the size of the data: each cap is said where it shows.
 """
 
@@ -368,11 +368,11 @@ def calibration(made: Page, scored: Scored) -> Html:
         "share right": ["" if numpy.isnan(value) else float(value) for value in found.correct],
     }
     curve = Curve("", found.confidence[full], found.correct[full], COLOURS[0], points=True)
-    what = "labels: probability, and how often it was there" if scored.multi else "probability of what was predicted"
-    svg = figures.unit_lines([curve], what.partition(",")[0], "share right", diagonal=True)
+    of = "of each row and label, against how often the label was there" if scored.multi else "of what was predicted"
+    svg = figures.unit_lines([curve], "probability", "share right", diagonal=True)
     caption = (
-        f"Calibration on {scored.split}, {what}, in {len(found.counts)} bins; on the dotted line probabilities are what "
-        f"they say. Expected calibration error: {found.ece:.4f}."
+        f"Calibration on {scored.split}: probability {of}, in {len(found.counts)} bins. On the dotted line it is what it "
+        f"says. Expected calibration error: {found.ece:.4f}."
     )
     return made.figure("calibration", svg, caption, data)
 
@@ -480,8 +480,8 @@ def said_of(scored: Scored, places: Any) -> list[Column]:
     predicted, own = chosen.probabilities[at, chosen.predictions], chosen.probabilities[at, chosen.references]
     return [
         *said,
-        Column("its probability", predicted.tolist(), "number"),
-        Column("that of the label", own.tolist(), "number"),
+        Column("probability", predicted.tolist(), "number"),
+        Column("of the label", own.tolist(), "number"),
         loss,
     ]
 
@@ -544,7 +544,7 @@ def made_by(run_dir: Path) -> dict[str, Any]:
 
 
 def options_of(config: Any, prefix: str = "") -> tuple[dict[str, str], dict[str, str]]:
-    """The options of a config by their names on the command line: those that differ from the default, and the others."""
+    """The options of a config by their names on the command line: those that are not the default, and the others."""
     import dataclasses
 
     from ftloop.config import encode
