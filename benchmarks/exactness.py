@@ -393,10 +393,8 @@ def first_step_ours(folder: Path, sizes: list[int]) -> dict[str, list[float]]:
     found = {}
     for size in sizes:
         place = folder / str(size)
-        options = {"batch_size": 16, "micro_batch_size": size, "max_steps": 1, "log_every": 1}
-        config = Config(
-            task=task_of("sixteen rows", folder.parent / "data"), run_dir=str(place), report=False, **options
-        )
+        options = {"batch_size": 16, "micro_batch_size": size, "max_steps": 1, "log_every": 1, "report": False}
+        config = Config(task=task_of("sixteen rows", folder.parent / "data"), run_dir=str(place), **options)
         train(config)
         lines = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
         values = {line["name"]: line["value"] for line in lines if line["step"] == 1}

@@ -33,12 +33,16 @@ MAY_IMPORT = {
     "tracking": ("data",),
     "ledger": ("data", "tracking", "sharding"),
     "stopping": (),
+    "reporting": (),
     "memory": ("config", "checkpoint", "data"),
     "loop": (
         *("kernels", "memory", "stopping", "config", "run", "evaluation", "tracking", "optim", "devices", "sharding"),
         "data",
     ),
-    "run": ("", "stopping", "config", "evaluation", "checkpoint", "tracking", "ledger", "sharding", "data"),
+    "run": (
+        *("", "stopping", "config", "evaluation", "checkpoint", "tracking", "ledger", "sharding", "data"),
+        "reporting",
+    ),
     "evaluation": ("kernels", "config", "checkpoint", "tracking", "task", "metrics", "devices", "data"),
 }
 
