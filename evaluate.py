@@ -75,7 +75,7 @@ def write_report(run: str) -> None:
     from ftloop.errors import TrainingError, UserError
     from ftloop.reporting import Reporter
 
-    reporter = Reporter(Path(run), None)
+    reporter = Reporter(Path(run))
     if not reporter.available:
         raise UserError("--report: ftloop/report was deleted")
     if reporter.at_the_end():

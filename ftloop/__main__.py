@@ -8,6 +8,7 @@ python -m ftloop verify runs/mrpc runs/again      the first step in which two ru
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -53,6 +54,7 @@ def report(run: RunFolder, out: Path | None = None) -> int:
         run: folder of the run
         out: the file to write; left out: report.html in the folder of the run
     """
+    forget_launcher()
     from ftloop.report.run_report import write
 
     set_up_logging()
@@ -91,6 +93,15 @@ def compare(runs: RunFolders, out: Path = Path("compare.html")) -> int:
     set_up_logging()
     print(write(runs, out))
     return 0
+
+
+def forget_launcher() -> None:
+    """Without what a launcher told the process of a run that started this one: else accelerate would wait for others."""
+    of_several = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK")
+    for name in list(os.environ):
+        launchers = name.startswith(("MASTER_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_", "OMPI_", "PMI_"))
+        if name in of_several or (launchers and name != "ACCELERATE_USE_CPU"):  # that one: on which device
+            del os.environ[name]
 
 
 def set_up_logging() -> None:

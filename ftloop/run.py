@@ -271,7 +271,7 @@ class Run:
             checkpoint.write_text(self.folder / "scores.json", json.dumps(finite, indent=1) + "\n")
             self._say_where(scores)
         self.accelerator.wait_for_everyone()
-        if self.config.report and self.accelerator.is_main_process:
+        if self.config.report and self.reporter.available and self.accelerator.is_main_process:
             self._report()
         return scores
 

@@ -8,6 +8,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # tiny models: a second thread costs more t
 
 import csv
 import io
+import itertools
 import multiprocessing
 import random
 import runpy
@@ -151,7 +152,8 @@ def quick(words: tuple[Any, ...]) -> list[str]:
     """A command, without the report at the end of a training: it would take longer than the tiny training itself.
     Tests of reports ask for it, by --report."""
     words = [str(word) for word in words]
-    trains = any(Path(script).name == "train.py" and after[:1] != "-" for script, after in zip(words, words[1:]))
+    script, config = next((pair for pair in itertools.pairwise(words) if Path(pair[0]).name == "train.py"), ("", "-"))
+    trains = bool(script) and not config.startswith("-")
     return [*words, "--no-report"] if trains and not {"--report", "--no-report"} & {*words} else words
 
 

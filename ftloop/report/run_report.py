@@ -371,8 +371,8 @@ def calibration(made: Page, scored: Scored) -> Html:
     of = "of each row and label, against how often the label was there" if scored.multi else "of what was predicted"
     svg = figures.unit_lines([curve], "probability", "share right", diagonal=True)
     caption = (
-        f"Calibration on {scored.split}: probability {of}, in {len(found.counts)} bins. On the dotted line it is what it "
-        f"says. Expected calibration error: {found.ece:.4f}."
+        f"Calibration on {scored.split}: probability {of}, in {len(found.counts)} bins. On the dotted line it is what "
+        f"it says. Expected calibration error: {found.ece:.4f}."
     )
     return made.figure("calibration", svg, caption, data)
 
