@@ -96,7 +96,7 @@ def compare(runs: RunFolders, out: Path = Path("compare.html")) -> int:
 
 
 def forget_launcher() -> None:
-    """Without what a launcher told the process of a run that started this one: else accelerate would wait for others."""
+    """Without what a launcher told the run that started this process: else accelerate would wait for others."""
     of_several = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK")
     for name in list(os.environ):
         launchers = name.startswith(("MASTER_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_", "OMPI_", "PMI_"))

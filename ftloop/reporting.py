@@ -1,7 +1,4 @@
-"""A run's report is written by a process of its own: what fails there, or fills the memory, does not hurt the run.
-
-Where ftloop/report was deleted, nothing is started.
-"""
+"""A run's report is written by a process of its own: what fails there, or fills the memory, does not hurt the run."""
 
 import importlib.util
 import logging
@@ -30,25 +27,22 @@ class Reporter:
         here = str(Path(__file__).resolve().parent.parent)  # this very ftloop, whatever the working folder
         path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
         self.said = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process has ended
+        streams = {"stdin": subprocess.DEVNULL, "stdout": self.said, "stderr": subprocess.STDOUT}
+        words = [sys.executable, "-m", "ftloop", "report", str(self.folder)]
         # In a session of its own: Ctrl-C is heard by the run, which ends it.
         self.running = subprocess.Popen(
-            [sys.executable, "-m", "ftloop", "report", str(self.folder)],
-            env={**os.environ, "PYTHONPATH": path},
-            stdin=subprocess.DEVNULL,
-            stdout=self.said,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
+            words, env={**os.environ, "PYTHONPATH": path}, **streams, start_new_session=True
         )
 
     def while_training(self, step: int) -> None:
         """Start a live report if one is due and none is being written. Training does not wait for it."""
-        due = self.every is not None and step - self.written_at >= self.every
-        if due and self.available and (self.running is None or self.running.poll() is not None):
+        free = self.available and (self.running is None or self.running.poll() is not None)
+        if free and self.every is not None and step - self.written_at >= self.every:
             self.written_at = step
             self.start()
 
     def at_the_end(self, stopped: Callable[[], bool] = lambda: False) -> int | None:
-        """Write the report and wait: the exit code of its command, None if `stopped` ended it. A failure is one line."""
+        """Write the report and wait: its exit code, None if `stopped` ended it. A failure is one line."""
         self.stop()
         began = time.monotonic()
         self.start()
@@ -70,6 +64,6 @@ class Reporter:
 
     def stop(self) -> None:
         """End what is being written: the page before it stays."""
-        if self.running is not None and self.running.poll() is None:
-            self.running.kill()
+        if self.running is not None:
+            self.running.kill()  # nothing, if it has ended
             self.running.wait()

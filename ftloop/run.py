@@ -272,15 +272,11 @@ class Run:
             self._say_where(scores)
         self.accelerator.wait_for_everyone()
         if self.config.report and self.reporter.available and self.accelerator.is_main_process:
-            self._report()
+            torch.cuda.empty_cache()  # another process needs the memory now; nothing where there is no GPU
+            if self.reporter.at_the_end(self.stop.heard) is None:
+                done = f"{self.stop.reason}: the run is finished, its report is not written."
+                raise Stopped(f"{done} To write it: {self.reporter.command}", self.stop.code)
         return scores
-
-    def _report(self) -> None:
-        """Write report.html; the run is whole without it. Raises Stopped if asked to stop meanwhile."""
-        torch.cuda.empty_cache()  # another process needs the memory now; nothing where there is no GPU
-        if self.reporter.at_the_end(self.stop.heard) is None:
-            done = f"{self.stop.reason}: the run is finished, its report is not written."
-            raise Stopped(f"{done} To write it: {self.reporter.command}", self.stop.code)
 
     def _say_where(self, scores: Scores) -> None:
         """The last lines on the terminal: how good it is, where everything lies, what to try next."""

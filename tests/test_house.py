@@ -34,7 +34,6 @@ MAY_IMPORT = {
     "ledger": ("data", "tracking", "sharding"),
     "stopping": (),
     "reporting": (),
-    "reporting": (),
     "memory": ("config", "checkpoint", "data"),
     "loop": (
         *("kernels", "memory", "stopping", "config", "run", "evaluation", "tracking", "optim", "devices", "sharding"),
