@@ -170,7 +170,7 @@ def compute(
     if model is None:
         model = task.build_model()
         adapt(model, run_dir, accelerator)
-    rows = task.load()[split]
+    rows = loaded(task)[split]
     total = len(rows)
     if chosen is not None:
         rows = rows.select(chosen)
@@ -220,6 +220,13 @@ def source_rows(task: Any, split: str) -> Any:
     if len(rows) == UNBOUNDED:
         raise UserError(f"the split {split!r} is a stream: it has no end, and its rows no ids")
     return rows
+
+
+def loaded(task: Any) -> Any:
+    """`task.load()`, once for each task: several passes over its splits prepare, and say what is odd, but once."""
+    if "loaded" not in vars(task):
+        vars(task)["loaded"] = task.load()
+    return vars(task)["loaded"]
 
 
 def some_rows(rows: int, at_most: int | None, seed: int) -> numpy.ndarray | None:
