@@ -25,7 +25,8 @@ logger = logging.getLogger("ftloop")
 
 LISTED = 25  # rows with the highest losses, and likely label errors
 EASY = 8  # rows with the lowest losses
-SCORED = 10_000  # rows of train that are scored to find likely label errors
+SCORED = (500, 10_000)  # rows of train that are searched for label errors: at least, where that is slow; at most
+SEARCH = 60  # seconds of that search at the speed of training, which it is some times quicker than
 MAPPED = 2000  # rows in the map of features
 PANELS = 12  # of classes in it
 PAIRS = 20  # most confused classes
@@ -59,6 +60,9 @@ def build(run_dir: Path, config: Config) -> Page:
         if not run.main.regression:
             attempt(made, "Probabilities", lambda: add_probabilities(made, run))
         attempt(made, "Rows with the highest and the lowest loss", lambda: add_rows(made, run, rows))
+        if not run.main.regression:
+            attempt(made, "Likely label errors", lambda: add_label_errors(made, run, rows, history))
+        attempt(made, "Map of the features", lambda: add_map(made, run))
     if rows is not None:
         attempt(made, "Data", lambda: data_part.add_data(made, rows))
     attempt(made, "How it was made", lambda: add_record(made, run_dir, config))
@@ -83,7 +87,7 @@ class Finished:
         from ftloop.report.scored import score
 
         if split not in self._scored:
-            at_most = SCORED if split == "train" else None
+            at_most = data_part.MEASURED if split == "train" else None
             self._scored[split] = score(self.run_dir, split, self.task, at_most=at_most)
         return self._scored[split]
 
@@ -491,6 +495,116 @@ def worded(scored: Scored, values: numpy.ndarray) -> list[str]:
     if not scored.multi:
         return [scored.names[value] for value in values]
     return [" + ".join(name for name, has in zip(scored.names, row, strict=True) if has) or "(none)" for row in values]
+
+
+def add_label_errors(made: Page, run: Finished, rows: Rows, history: History) -> None:
+    """Rows of train whose labels are likely wrong."""
+    from ftloop.report import label_errors
+
+    made.section("Likely label errors")
+    rates = [value for value in history.speed["rows_per_second"].values if value] if history.speed else []
+    at_most = int(numpy.clip(SEARCH * (numpy.median(rates) if rates else 0), *SCORED))
+    scored, found, said = label_errors.of_run(run.run_dir, "train", run.task, at_most=at_most)
+    of = f"{scored.rows} of the {scored.total} rows" if scored.rows < scored.total else f"the {scored.rows} rows"
+    made.add(
+        page.words(
+            f"Rows of train whose labels are doubtful, the most doubtful first, by {said}. Of {of} of train, some "
+            f"{found.likely} are wrong by the estimate of confident learning; look before you believe it."
+        )
+    )
+    places = found.places[:LISTED]
+    more = (
+        Column("suggested", [found.suggestion(number) for number in range(len(places))]),
+        Column("confidence in the label", found.confidence[: len(places)].tolist(), "number"),
+    )
+    add_listed(made, rows, scored, places, "likely-label-errors", more)
+
+
+# ---- the map
+
+
+def add_map(made: Page, run: Finished) -> None:
+    """What the model makes of the rows, on a plane."""
+    from ftloop.features import features_of
+
+    made.section("Map of the features")
+    split, seed = run.main.split, run.config.seed
+    ids, features = features_of(run.task, run.task.build_model(), split, at_most=MAPPED, seed=seed)
+    points, how, names = on_a_plane(features, seed)
+    scored = run.scored(split)
+    place = {int(row): at for at, row in enumerate(scored.row_ids)}
+    scored = scored.take(numpy.array([place[int(row)] for row in ids if int(row) in place], int))
+    points = points[numpy.isin(ids, scored.row_ids)]
+    groups = groups_of(scored)
+    of = f"{scored.rows} of {scored.total} rows" if scored.rows < scored.total else f"{scored.rows} rows"
+    data = {"row": scored.row_ids.tolist(), "x": points[:, 0].tolist(), "y": points[:, 1].tolist()}
+    if scored.regression:
+        data |= {"true": scored.references.tolist(), "predicted": scored.predictions.tolist()}
+    else:
+        data |= {"label": worded(scored, scored.references), "predicted": worded(scored, scored.predictions)}
+    first = dict(list(groups.items())[: len(COLOURS)])
+    told = (
+        f" Coloured: the {len(first)} largest of {len(groups)}, the others are grey."
+        if len(first) < len(groups)
+        else ""
+    )
+    panels = dict(list(groups.items())[:PANELS])
+    some = f" The {len(panels)} largest of {len(groups)}." if len(panels) < len(groups) else ""
+    made.grid(
+        made.figure(
+            "map",
+            figures.cloud(points, first, names),
+            f"Features of the trained model, the mean over each row of {split} ({of}), by {how}.{told}",
+            data,
+        ),
+        made.figure(
+            "map-by-class",
+            figures.hexagons(points, panels),
+            f"The same, where the rows of each {'value' if scored.regression else 'class'} lie.{some}",
+            {
+                "group": [name for name, chosen in panels.items() for _ in range(int(chosen.sum()))],
+                "x": [float(x) for chosen in panels.values() for x in points[chosen, 0]],
+                "y": [float(y) for chosen in panels.values() for y in points[chosen, 1]],
+            },
+        ),
+    )
+
+
+def on_a_plane(features: numpy.ndarray, seed: int) -> tuple[numpy.ndarray, str, tuple[str, str]]:
+    """Points [rows, 2] of features [rows, width] by UMAP where it is installed (McInnes et al., 2018,
+    arXiv:1802.03426), else by their first two principal components; by which, and the names of the axes."""
+    import importlib.util
+
+    if importlib.util.find_spec("umap") is not None and len(features) > 15:
+        import umap
+
+        points = umap.UMAP(n_components=2, random_state=seed, n_jobs=1).fit_transform(features)
+        return numpy.round(points.astype(float), 4), "UMAP", ("", "")
+    from sklearn.decomposition import PCA
+
+    made = PCA(min(2, *features.shape), svd_solver="full").fit(features.astype(float))
+    points = numpy.zeros((len(features), 2))
+    found = made.transform(features.astype(float))
+    points[:, : found.shape[1]] = found
+    shares = [f"component {number + 1} ({share:.0%})" for number, share in enumerate(made.explained_variance_ratio_)]
+    names = (shares + ["", ""])[:2]
+    how = "their two principal components (with umap-learn installed, UMAP)"
+    return numpy.round(points, 4), how, (names[0], names[1])
+
+
+def groups_of(scored: Scored) -> dict[str, numpy.ndarray]:
+    """Which rows have a class or label, the largest first; numbers in four parts of equal size."""
+    if scored.regression:
+        edges = numpy.quantile(scored.references, (0.25, 0.5, 0.75))
+        part = numpy.searchsorted(edges, scored.references)
+        ends = [scored.references.min(), *edges, scored.references.max()]
+        found = {f"{ends[at]:.3g} to {ends[at + 1]:.3g}": part == at for at in range(4)}
+    elif scored.multi:
+        found = {name: scored.references[:, label] for label, name in enumerate(scored.names)}
+    else:
+        found = {name: scored.references == label for label, name in enumerate(scored.names)}
+    found = {name: chosen for name, chosen in found.items() if chosen.any()}
+    return found if scored.regression else dict(sorted(found.items(), key=lambda item: -item[1].sum()))
 
 
 # ---- the record
