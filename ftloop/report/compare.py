@@ -1,7 +1,7 @@
 """Several runs beside each other: what differs in their configs, their curves, their scores, and row by row.
 
-Row by row, and by the paired bootstrap, only runs that were scored on the same rows are compared: where the inputs or the
-labels differ, that is said.
+Row by row, and by the paired bootstrap, only runs that were scored on the same rows are compared: where the inputs or
+the labels differ, that is said.
 """
 
 import hashlib
@@ -160,8 +160,8 @@ def add_pair(made: Page, title: str, runs: dict[str, Finished], first: str, othe
     resamples = min(value.resamples for value in found.values())
     made.add(
         page.words(
-            f"{other} less {first} on the same {page.number(a.rows)} rows of {split}: 95 % intervals and two-sided p by "
-            f"the paired bootstrap, {resamples} resamples.",
+            f"{other} less {first} on the same {page.number(a.rows)} rows of {split}: 95 % intervals and two-sided p "
+            f"by the paired bootstrap, {resamples} resamples.",
             "soft",
         )
     )

@@ -587,7 +587,7 @@ def on_a_plane(features: numpy.ndarray, seed: int) -> tuple[numpy.ndarray, str, 
     found = made.transform(features.astype(float))
     points[:, : found.shape[1]] = found
     shares = [f"component {number + 1} ({share:.0%})" for number, share in enumerate(made.explained_variance_ratio_)]
-    names = (shares + ["", ""])[:2]
+    names = [*shares, "", ""][:2]
     how = "their two principal components (with umap-learn installed, UMAP)"
     return numpy.round(points, 4), how, (names[0], names[1])
 
