@@ -3,15 +3,17 @@
 python -m ftloop explore configs/text.py --task.data.path my.csv    a page about the data, before training
 python -m ftloop report runs/mrpc                 runs/mrpc/report.html, written anew; also while it trains
 python -m ftloop compare runs/mrpc runs/other     a page about what differs between runs
+python -m ftloop features configs/mrpc.py --out features.parquet --probe        before training, with a linear probe
+python -m ftloop features runs/mrpc --split test --out features.parquet         of the kept weights
 python -m ftloop verify runs/mrpc                 each row was used once an epoch, over all interruptions
 python -m ftloop verify runs/mrpc runs/again      the first step in which two runs differ, and what differed first
 """
 
-import argparse
+import functools
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -20,7 +22,8 @@ from ftloop.errors import exit_code_of
 RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 RunFolders = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN RUN ...")]
 ConfigFile = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG")]
-ConfigOptions = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[OPTIONS OF THE CONFIG]")]
+ConfigOrRun = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG|RUN")]
+Rest = Annotated[tuple[str, ...], tyro.conf.Suppress]  # options that the command does not know
 OtherRun = Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[OTHER]")]
 
 
@@ -62,20 +65,19 @@ def report(run: RunFolder, out: Path | None = None) -> int:
     return 0
 
 
-def explore(config: ConfigFile, options: ConfigOptions = (), out: Path | None = None) -> int:
+def explore(config: ConfigFile, out: Path | None = None, words: Rest = ()) -> int:
     """Write a page about the data of a config, before training: classes, lengths or sizes, rows, and what looks wrong.
 
-    `python -m ftloop explore configs/text.py --help` lists the options of the config.
+    Words after the config that are none of the options below are options of the config, as for train.py.
 
     Args:
-        config: config file
-        options: as those of train.py
+        config: a config file
         out: the file to write; left out: NAME-explore.html beside the folder of the run
     """
     from ftloop.config import from_command_line
     from ftloop.report.explore import write
 
-    found = from_command_line([config, *options])
+    found = from_command_line([config, *words])
     set_up_logging()
     print(write(found, out))
     return 0
@@ -111,17 +113,48 @@ def set_up_logging() -> None:
     set_up_logging(is_main_process=True)
 
 
-COMMANDS = {"explore": explore, "report": report, "compare": compare, "verify": verify}
+def features(
+    source: ConfigOrRun,
+    out: str,
+    split: tuple[str, ...] = ("train", "validation"),
+    pooling: Literal["first", "mean"] = "mean",
+    at_most: int | None = None,
+    pretrained: bool = False,
+    probe: bool = False,
+    words: Rest = (),
+) -> int:
+    """Write what the body of a model makes of each row to a Parquet file: split, row, label, features.
+
+    Of a config, the pretrained model, before training; words after the config that are none of the options below are
+    options of the config, as for train.py. Of a finished run, its kept weights.
+
+    Args:
+        source: a config file, or the folder of a finished run
+        out: the file to write, NAME.parquet
+        split: the splits to write
+        pooling: of the last hidden states: of the first token (or class token), or their mean without padding
+        at_most: rows of a split, chosen at random by the seed of the config
+        pretrained: of a run, the model that its training began with
+        probe: fit a logistic regression, and a dummy that knows the majority alone, on train; print their scores
+    """
+    from ftloop.features import extract
+
+    print("\n".join(extract(source, words, split, out, pooling, at_most, pretrained, probe)))
+    return 0
+
+
+COMMANDS = {"explore": explore, "report": report, "compare": compare, "features": features, "verify": verify}
+OF_A_CONFIG = ("explore", "features")  # they leave the options that they do not know to the config
 
 
 def main() -> None:
     description = "The rarer commands, before and after train.py."
-    if sys.argv[1:2] == ["explore"] and len(sys.argv) > 2 and not sys.argv[2].startswith("-"):
-        # Which options the config has is known when its file is imported.
-        own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        own.add_argument("--out", type=Path)
-        given, words = own.parse_known_args(sys.argv[3:])
-        sys.exit(explore(sys.argv[2], tuple(words), given.out))
+    name = sys.argv[1] if sys.argv[1:] else ""
+    if name in OF_A_CONFIG:
+        command = COMMANDS[name]
+        later = functools.wraps(command)(lambda *given, **named: functools.partial(command, *given, **named))
+        call, words = tyro.cli(later, prog=f"python -m ftloop {name}", args=sys.argv[2:], return_unknown_args=True)
+        sys.exit(call(words=tuple(words)))
     sys.exit(tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="python -m ftloop", description=description))
 
 

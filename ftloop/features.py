@@ -110,6 +110,16 @@ def plain(task: "Task") -> "Task":
     return replace(task, augment=()) if getattr(task, "augment", ()) else task
 
 
+def untrained(config: "Config", task: Any = None) -> Any:
+    """The task that a run began with, without augmentation. The rows and labels of `task`, that of the finished run,
+    are taken where it is given: they are not read and decided a second time."""
+    start = plain(config.task)
+    if task is not None:
+        known = ("source", "label_columns", "rows", "labels")
+        vars(start).update({name: vars(task)[name] for name in known if name in vars(task)})
+    return start
+
+
 def features_of(
     task: "Task",
     model: "PreTrainedModel",

@@ -140,7 +140,7 @@ def of_run(
     run's own opinion counts. Raises UserError as `score` and `label_errors` do.
     """
     from ftloop.config import read_record
-    from ftloop.features import features_of, plain
+    from ftloop.features import features_of, untrained
     from ftloop.report.scored import score
 
     config = read_record(Path(run_dir))
@@ -150,11 +150,8 @@ def of_run(
     if config.task.init == "random":
         return scored, label_errors(scored), "the run's own probabilities alone: its model began with random weights"
     try:
-        untrained = plain(config.task)
-        if task is not None:  # the same rows and labels: not read and decided a second time
-            vars(untrained).update({name: vars(task)[name] for name in ("rows", "labels") if name in vars(task)})
-        built = untrained.build_model()
-        _, features = features_of(untrained, built, split, at_most=at_most, seed=config.seed)
+        start = untrained(config, task)
+        _, features = features_of(start, start.build_model(), split, at_most=at_most, seed=config.seed)
     except UserError as error:
         return scored, label_errors(scored), f"the run's own probabilities alone: {error}"
     said = f"the run's probabilities, and logistic regression on features of {config.task.model} in {FOLDS} folds"

@@ -6,6 +6,7 @@ The work is bounded, whatever the size of the data: each cap is said where it sh
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +132,19 @@ def add_result(made: Page, run_dir: Path, config: Config, history: History, run:
     if run is None:
         made.add(page.words("This run is not finished: scores with intervals, mistakes and more come when it is."))
         return
-    for split in run.splits:
-        add_scores(made, run, split)
+    from ftloop.report.baselines import baselines
+
+    found = baselines(config, run.task, tuple(run.splits))
+    made.grid(*(scores_of(made, run, split, found) for split in run.splits))
+    told = [f"{one.name}: {one.absent or one.how}." for one in found if one.how or one.absent]
+    made.add(
+        page.words(
+            "In brackets: 95 % intervals by the bootstrap over the rows of the split: what another split of this size "
+            "might have shown of this model, not what another training would.",
+            "soft",
+        ),
+        page.listed(told, "soft"),
+    )
 
 
 def in_short(config: Config, task: Any) -> str:
@@ -179,31 +191,39 @@ def parameters_of(folder: Path) -> int:
     total = 0
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "numpy") as weights:
-            total += sum(int(numpy.prod(weights.get_slice(name).get_shape())) for name in weights.keys())  # noqa: SIM118
+            total += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
     return total
 
 
-def add_scores(made: Page, run: Finished, split: str) -> None:
-    """The scores of a split with their intervals, beside the baselines."""
-    scored, scores = run.scored(split), run.scores[split]
-    spans = statistics.intervals(scored, run.task.metric_names)
+def scores_of(made: Page, run: Finished, split: str, baselines: list[Any]) -> Html:
+    """The scores of a split with their intervals, beside the baselines; the first score as a figure too."""
+    scored, scores, metrics = run.scored(split), run.scores[split], run.task.metric_names
     names = [name for name in scores if "[" not in name]
-    lines: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [("this run", scores, spans, "")]
-    made.heading(f"{split}, {page.number(scored.rows)} rows")
-    columns = [Column("", [line[0] for line in lines])]
-    for name in names:
-        columns.append(
-            Column(name, [with_span(of.get(name), spans.get(name)) for _, of, spans, _ in lines], "number", 4)
-        )
-    made.add(page.table(columns))
-    resamples = {span.resamples for span in spans.values()}
-    made.add(
-        page.words(
-            f"In brackets: 95 % intervals by {min(resamples)} bootstrap resamples of the rows of {split}: what another "
-            "split of this size might have shown of this model, not what another training would.",
-            "soft",
-        )
-    )
+    spans = {"this run": statistics.intervals(scored, metrics)}
+    values: dict[str, dict[str, Any]] = {"this run": scores}
+    for baseline in baselines:
+        if split in baseline.scored:
+            spans[baseline.name] = statistics.intervals(baseline.scored[split], metrics)
+            values[baseline.name] = {name: span.value for name, span in spans[baseline.name].items()}
+    columns = [Column("", list(values))]
+    columns += [
+        Column(name, [with_span(of.get(name), spans[line].get(name)) for line, of in values.items()], "number", 4)
+        for name in names
+    ]
+    first = headline(run)
+    drawn = {line: of[first] for line, of in values.items() if of.get(first) is not None}
+    ends = [spans[line].get(first) for line in drawn]
+    lines = [None if end is None or not numpy.isfinite(end.low) else (end.low, end.high) for end in ends]
+    data = {
+        "": list(drawn),
+        first: list(drawn.values()),
+        "low": ["" if line is None else line[0] for line in lines],
+        "high": ["" if line is None else line[1] for line in lines],
+    }
+    svg = figures.intervals(list(drawn), list(drawn.values()), lines, first) if drawn else ""
+    figure = made.figure(f"{split}-{first}", svg, f"{first} on {split}, with 95 % intervals.", data) if drawn else ""
+    heading = f"<h3>{split}, {page.number(scored.rows)} rows</h3>\n"
+    return Html(f"<div>{heading}{page.table(columns)}{figure}</div>\n")
 
 
 def with_span(value: Any, span: Any) -> Any:
