@@ -2,7 +2,6 @@
 
 import csv
 import io
-import random
 import re
 import runpy
 import sys

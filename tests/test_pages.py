@@ -1,4 +1,4 @@
-"""The pages in a real browser: nothing is fetched, nothing is complained of, and it fits a phone. Skipped without one."""
+"""The pages in a real browser: nothing is fetched, nothing complained of, they fit a phone. Skipped without one."""
 
 import shutil
 from pathlib import Path

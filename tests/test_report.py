@@ -340,9 +340,9 @@ def test_numbers_and_cells_are_shown_as_meant():
     assert page.number(2.0, 2) == "2.00"
     assert page.escaped('<a href="x">\x00') == "&lt;a href=&quot;x&quot;&gt;\N{REPLACEMENT CHARACTER}"
     assert page.csv_of({"a": ["x,y", '"'], "b": [1.5, numpy.float32(0.1)]}) == 'a,b\n"x,y",1.5\n"""",0.1\n'
+    made = page.Page("x", "report")
+    made.section("s")
     with pytest.raises(TypeError, match="not HTML"):
-        made = page.Page("x", "report")
-        made.section("s")
         made.add("<b>")
 
 

@@ -245,12 +245,12 @@ def bars(names: Sequence[str], groups: Mapping[str, Sequence[float]], x: str) ->
 
 
 @styled
-def intervals(names: Sequence[str], values: Sequence[float], spans: Sequence[Any], x: str) -> "Figure":
-    """A point for each name, with its interval where there is one."""
+def intervals(names: Sequence[str], values: Sequence[float], spans: Sequence[Any], x: str, ours: int = -1) -> "Figure":
+    """A point for each name, with its interval where there is one. `ours`: how many are ours; the others are grey."""
     figure = figure_of(0.65 + 0.28 * len(names))
     axes = figure.add_subplot()
     for place, (value, span) in enumerate(zip(values, spans, strict=True)):
-        colour = COLOURS[0] if span is not None else GREY
+        colour = COLOURS[0] if ours < 0 or place < ours else GREY
         if span is not None:
             axes.plot(span, [place, place], color=colour, linewidth=2, solid_capstyle="butt", alpha=0.6)
         axes.plot([value], [place], marker="o", markersize=5, color=colour)

@@ -220,7 +220,7 @@ def scores_of(made: Page, run: Finished, split: str, baselines: list[Any]) -> Ht
         "low": ["" if line is None else line[0] for line in lines],
         "high": ["" if line is None else line[1] for line in lines],
     }
-    svg = figures.intervals(list(drawn), list(drawn.values()), lines, first) if drawn else ""
+    svg = figures.intervals(list(drawn), list(drawn.values()), lines, first, ours=1) if drawn else ""
     figure = made.figure(f"{split}-{first}", svg, f"{first} on {split}, with 95 % intervals.", data) if drawn else ""
     heading = f"<h3>{split}, {page.number(scored.rows)} rows</h3>\n"
     return Html(f"<div>{heading}{page.table(columns)}{figure}</div>\n")
