@@ -193,9 +193,10 @@ def add_changed(made: Page, rows: Rows, a: Scored, b: Scored, first: str, other:
         made.add(page.words("None."))
         return
     shown = places[:CHANGED]
-    left = f" Shown are the {len(shown)} whose loss changed most; the CSV has all." if len(shown) < len(places) else ""
+    places = places[: data_part.MEASURED]
+    left = f" Shown are the {len(shown)} whose loss changed most; the CSV has more." if len(shown) < len(places) else ""
     if not a.regression:
-        made.add(page.words(f"{len(places)} of {a.rows} rows have another prediction.{left}"))
+        made.add(page.words(f"{differs.sum()} of {a.rows} rows have another prediction.{left}"))
     ids = [int(row) for row in a.row_ids[shown]]
     made.add(data_part.show_rows(rows, a.split, ids, columns_of(a, b, shown, first, other)))
     every = columns_of(a, b, places, first, other)

@@ -31,6 +31,7 @@ SEARCH = 60  # seconds of that search at the speed of training, which it is some
 MAPPED = 2000  # rows in the map of features
 PANELS = 12  # of classes in it
 PAIRS = 20  # most confused classes
+MOST_ENTRIES = 10_000  # of a table of classes, in its CSV
 
 
 def write(run_dir: str | Path, out: Path | None = None) -> Path:
@@ -277,7 +278,7 @@ def confusions(made: Page, scored: Scored) -> list[Html]:
     """The confusion matrix by share of the true class and, where it is small, by rows."""
     counts, names = statistics.confusion(scored), scored.names
     shares = counts / counts.sum(axis=1, keepdims=True).clip(1)
-    places = [(a, b) for a, b in numpy.ndindex(counts.shape) if counts[a, b] or len(names) <= figures.NAMED]
+    places = entries(counts) if len(names) > figures.NAMED else list(numpy.ndindex(counts.shape))
     data = {
         "true": [names[a] for a, _ in places],
         "predicted": [names[b] for _, b in places],
@@ -288,13 +289,21 @@ def confusions(made: Page, scored: Scored) -> list[Html]:
     if len(names) > 12:
         caption += " Tints grow with the root of the share, so that rare confusions show."
     if len(names) > figures.NAMED:
-        caption += " Classes by their ids, as in the table below; the CSV has what is not 0."
+        caption += " Classes by their ids, as in the table below; the CSV has what is not 0, the largest if it is much."
     svg = figures.heat_map(shares, shares, names, "predicted", "true")
     drawn = [made.figure("confusion", svg, caption, data)]
     if len(names) <= 12:
         svg = figures.heat_map(counts / counts.max().clip(1), counts, names, "predicted", "true")
         drawn.append(made.figure("confusion-rows", svg, f"The same in numbers of rows of {scored.split}.", data))
     return drawn
+
+
+def entries(counts: numpy.ndarray) -> list[tuple[int, int]]:
+    """The places of a table that are not 0, in order; of very many, those with the most rows."""
+    found = numpy.flatnonzero(counts)
+    if len(found) > MOST_ENTRIES:
+        found = numpy.sort(found[numpy.argsort(-counts.ravel()[found], kind="stable")[:MOST_ENTRIES]])
+    return [divmod(int(place), counts.shape[1]) for place in found]
 
 
 def add_confused(made: Page, scored: Scored) -> None:
@@ -325,7 +334,7 @@ def co_occurrences(made: Page, scored: Scored) -> list[Html]:
         having = numpy.diag(counts)
         shares = counts / having[:, None].clip(1)
         numpy.fill_diagonal(shares, 0)
-        places = [(a, b) for a, b in numpy.ndindex(counts.shape) if counts[a, b]]
+        places = entries(counts)
         data = {
             "label": [scored.names[a] for a, _ in places],
             "other": [scored.names[b] for _, b in places],
