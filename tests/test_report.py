@@ -122,6 +122,14 @@ def test_of_an_unfinished_run_it_has_curves_and_data(run, tmp_path):
     assert found.holds("This run is not finished")
 
 
+def test_of_a_task_of_its_own_it_has_scores_and_curves(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("ftloop.report.data_part.is_classification", lambda task: False)
+    found = Parsed(run_report.write(run, tmp_path / "own.html"))
+    assert found.sections == ["Result", "Curves", "How it was made"]
+    assert BROKEN not in found.text
+    assert found.holds(page.number(json.loads((run / "scores.json").read_text())["test"]["accuracy"], 4))
+
+
 def test_a_part_that_fails_is_said_and_the_others_are_there(run, tmp_path, monkeypatch):
     def broken(*_):
         raise RuntimeError("no <i>wrong</i> turn")

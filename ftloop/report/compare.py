@@ -5,6 +5,7 @@ the labels differ, that is said.
 """
 
 import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,10 +37,14 @@ def write(runs: Sequence[Path], out: Path) -> Path:
         raise UserError(f"a run is named twice: {', '.join(map(str, runs))}")
     found = {}
     for name, folder in zip(names, runs, strict=True):
-        config = read_record(folder)
-        if not (folder / "scores.json").is_file():
+        config, file = read_record(folder), folder / "scores.json"
+        if not file.is_file():
             raise UserError(f"{str(folder)!r} is not finished: its training ends by the same command")
-        found[name] = Finished(folder, config)
+        if not data_part.is_classification(config.task):
+            raise UserError(
+                f"{str(folder)!r}: {type(config.task).__name__} is no Classification: its rows are not known"
+            )
+        found[name] = Finished(folder, config, json.loads(file.read_text(encoding="utf-8")))
     text = build(found).html(data_part.written_by())
     size = page.write(out, text)
     logger.info("compare: %s, %.1f MB", out, size / 1e6)

@@ -81,6 +81,12 @@ class Rows:
         return checks.in_words(value, self.task.labels) if self.names else f"{value:.4g}"
 
 
+def is_classification(task: Any) -> bool:
+    """Whether rows and labels are known, as those of a Classification are. Asked of the class: both are read when they
+    are asked for."""
+    return hasattr(type(task), "rows") and hasattr(type(task), "labels")
+
+
 def is_image(task: Any) -> bool:
     return hasattr(task, "image_column")
 
@@ -261,7 +267,7 @@ def sizes_of(rows: Any, column: str, ids: numpy.ndarray) -> tuple[numpy.ndarray,
 
 def add_checks(page_: Page, rows: Rows) -> None:
     """What ftloop/data/checks.py finds: leaks, duplicates, contradictions, odd names."""
-    full = not is_image(rows.task) or sum(map(len, rows.splits.values())) <= COMPARED
+    full = sum(map(len, rows.splits.values())) <= (COMPARED if is_image(rows.task) else checks.QUICK_ROWS)
     found = [
         finding for finding in checks.findings(rows.task, full=full) if finding.mistake or "\n" not in finding.text
     ]

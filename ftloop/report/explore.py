@@ -16,7 +16,7 @@ def write(config: Config, out: Path | None = None) -> Path:
     """
     validate(config)
     task = config.task
-    if not hasattr(task, "rows") or not hasattr(task, "labels"):
+    if not data_part.is_classification(task):
         raise UserError(f"{type(task).__name__} is no Classification: explore does not know its rows and labels")
     folder = Path(config.run_dir)
     out = out or folder.with_name(f"{folder.name}-explore.html")

@@ -48,14 +48,15 @@ def write(run_dir: str | Path, out: Path | None = None) -> Path:
 
 def build(run_dir: Path, config: Config) -> Page:
     """The page, of what there is."""
-    finished = (run_dir / "scores.json").is_file()
+    file = run_dir / "scores.json"
+    scores = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     history = History.read(run_dir)
-    made = Page(f"{'' if finished else 'Still training: '}{config_name(run_dir)}", "report")
-    run = Finished(run_dir, config) if finished else None
+    made = Page(f"{'Still training: ' if scores is None else ''}{config_name(run_dir)}", "report")
+    known = data_part.is_classification(config.task)
+    run = Finished(run_dir, config, scores) if known and scores is not None else None
     task = run.task if run is not None else config.task
-    known = hasattr(task, "labels") and hasattr(task, "rows")  # a Classification
     rows = Rows(task, config.seed) if known else None
-    attempt(made, "Result", lambda: add_result(made, run_dir, config, history, run))
+    attempt(made, "Result", lambda: add_result(made, run_dir, config, history, run, scores))
     attempt(made, "Curves", lambda: curves.add(made, {"": history}))
     if run is not None and rows is not None:
         attempt(made, "Classes", lambda: add_classes(made, run))
@@ -78,10 +79,9 @@ def config_name(run_dir: Path) -> str:
 class Finished:
     """A finished run: its task with its labels, and its splits row by row, each computed when it is asked for."""
 
-    def __init__(self, run_dir: Path, config: Config):
-        self.run_dir, self.config = run_dir, config
+    def __init__(self, run_dir: Path, config: Config, scores: dict[str, dict[str, float | None]]):
+        self.run_dir, self.config, self.scores = run_dir, config, scores
         self.task: Any = config.task.of_run(str(run_dir / "model"))
-        self.scores: dict[str, dict[str, float | None]] = json.loads((run_dir / "scores.json").read_text())
         self._scored: dict[str, Scored] = {}
 
     def scored(self, split: str) -> Scored:
@@ -107,8 +107,15 @@ class Finished:
 # ---- the headline
 
 
-def add_result(made: Page, run_dir: Path, config: Config, history: History, run: Finished | None) -> None:
-    """Scores beside the baselines, and what they cost."""
+def add_result(
+    made: Page,
+    run_dir: Path,
+    config: Config,
+    history: History,
+    run: Finished | None,
+    scores: dict[str, dict[str, float | None]] | None,
+) -> None:
+    """Scores beside the baselines, and what they cost; of a task that is no Classification, `scores` alone."""
     made.section("Result")
     task = run.task if run is not None else config.task
     made.add(page.words(in_short(config, task)))
@@ -130,6 +137,11 @@ def add_result(made: Page, run_dir: Path, config: Config, history: History, run:
     if run is not None:
         told["parameters"] = f"{parameters_of(run_dir / 'model') / 1e6:.1f} million"
     made.add(page.facts(told))
+    if run is None and scores is not None:
+        for split, values in scores.items():
+            made.heading(split)
+            made.add(page.table([Column(name, [value], "number", 4) for name, value in values.items()]))
+        return
     if run is None:
         made.add(page.words("This run is not finished: scores with intervals, mistakes and more come when it is."))
         return
@@ -151,7 +163,7 @@ def add_result(made: Page, run_dir: Path, config: Config, history: History, run:
 def in_short(config: Config, task: Any) -> str:
     """What was learned, from what, by which model."""
     kind = type(task).__name__
-    if hasattr(task, "labels"):
+    if data_part.is_classification(task):
         found = task.labels
         many = len(found.names)
         kind += ": " + (
