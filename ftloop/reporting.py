@@ -27,12 +27,10 @@ class Reporter:
         here = str(Path(__file__).resolve().parent.parent)  # this very ftloop, whatever the working folder
         path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
         self.said = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process has ended
-        streams = {"stdin": subprocess.DEVNULL, "stdout": self.said, "stderr": subprocess.STDOUT}
         words = [sys.executable, "-m", "ftloop", "report", str(self.folder)]
-        # In a session of its own: Ctrl-C is heard by the run, which ends it.
-        self.running = subprocess.Popen(
-            words, env={**os.environ, "PYTHONPATH": path}, **streams, start_new_session=True
-        )
+        how = {"stdin": subprocess.DEVNULL, "stdout": self.said, "stderr": subprocess.STDOUT}
+        how |= {"start_new_session": True}  # Ctrl-C is heard by the run, which ends it
+        self.running = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": path}, **how)
 
     def while_training(self, step: int) -> None:
         """Start a live report if one is due and none is being written. Training does not wait for it."""
