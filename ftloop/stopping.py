@@ -53,14 +53,13 @@ class Stop:
     def asked(self, accelerator: "Accelerator", may_wait: bool = True) -> bool:
         """Whether any process was asked to stop: the same answer on all. On a GPU the question waits for the device,
         and is put only where the caller waits anyway (`may_wait`); on CPUs, and alone, it is put each time."""
-        heard = self.heard()
         if accelerator.num_processes == 1:
-            return heard
+            return self.heard()
         if not may_wait and accelerator.device.type != "cpu":
             return False
         import torch
 
-        code = torch.tensor(0 if self.reason is None else self.code, device=accelerator.device)
+        code = torch.tensor(self.code if self.heard() else 0, device=accelerator.device)
         agreed = int(accelerator.gather(code.reshape(1)).max())
         if agreed and self.reason is None:
             self.reason, self.code = "another process", agreed
