@@ -5,6 +5,10 @@ Rows are counted all; lengths, sizes and examples are of no more rows than a pag
 """
 
 import io
+import logging
+import shlex
+import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,9 +18,13 @@ from typing import Any
 import numpy
 
 from ftloop.data import checks
+from ftloop.errors import UserError, root_cause
 from ftloop.report import figures, page
 from ftloop.report.page import Column, Html, Page
 
+logger = logging.getLogger("ftloop")
+
+LONG = 5  # seconds: what takes longer is said
 MEASURED = 5000  # rows whose texts are tokenised whole, or whose images are opened, at most
 COMPARED = 20_000  # images that are searched for duplicates, at most: each file is read whole
 BOXES = 24  # classes whose lengths are drawn
@@ -297,21 +305,21 @@ def add_examples(page_: Page, rows: Rows) -> None:
     page_.add(show_rows(rows, split, ids, columns, "Rows of train, chosen at random: at first one of each class."))
 
 
-def attempt(page_: Page, title: str, add: Callable[[], None]) -> None:
-    """Let `add` add a section. What goes wrong is said there and on the terminal; the rest of the page is written."""
-    import logging
-
-    from ftloop.errors import UserError, root_cause
-
-    before = len(page_.sections)
+def attempt(made: Page, title: str, add: Callable[[], None]) -> None:
+    """Let `add` add a section. What goes wrong is said there and on the terminal; the rest of the page is written. So
+    is what takes long."""
+    before, began = len(made.sections), time.monotonic()
     try:
         add()
     except Exception as error:  # whatever a fork's task or an odd data set makes of it: the other sections still tell
         reason = str(error) if isinstance(error, UserError) else root_cause(error)
-        if len(page_.sections) == before:
-            page_.section(title)
-        page_.add(page.words(f"This part could not be made: {reason}", "bad"))
-        logging.getLogger("ftloop").warning("%s: %s could not be made: %s", page_.kind, title, reason)
+        if len(made.sections) == before:
+            made.section(title)
+        made.add(page.words(f"This part could not be made: {reason}", "bad"))
+        logger.warning("%s: %s could not be made: %s", made.kind, title, reason)
+    seconds = time.monotonic() - began
+    if seconds > LONG:
+        logger.info("%s: %s: %.0f s", made.kind, title, seconds)
 
 
 def versions() -> dict[str, str]:
@@ -340,10 +348,6 @@ def versions() -> dict[str, str]:
 
 def written_by() -> str:
     """The last line of a page: by which command, and when."""
-    import shlex
-    import sys
-    import time
-
     script = Path(sys.argv[0])
     command = ["python", *(["-m", "ftloop"] if script.name == "__main__.py" else [script.name]), *sys.argv[1:]]
     return f"Written by ftloop at {time.strftime('%Y-%m-%d %H:%M:%S %z')}: {shlex.join(command)}"
