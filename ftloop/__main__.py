@@ -48,7 +48,7 @@ def verify(run: RunFolder, other: OtherRun = None) -> int:
     return 0 if fine else 1
 
 
-def report(run: RunFolder, out: Path | None = None) -> int:
+def report(run: RunFolder, out: Path | None = None, search: int | None = None) -> int:
     """Write the report of a run: one page with its scores, curves, mistakes, data and config, for any browser.
 
     Of a run that still trains, its curves, data and config.
@@ -56,12 +56,13 @@ def report(run: RunFolder, out: Path | None = None) -> int:
     Args:
         run: folder of the run
         out: the file to write; left out: report.html in the folder of the run
+        search: rows of train that are searched for wrong labels; left out: what takes about a minute
     """
     forget_launcher()
     from ftloop.report.run_report import write
 
     set_up_logging()
-    print(write(run, out))
+    print(write(run, out, search))
     return 0
 
 

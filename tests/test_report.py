@@ -122,6 +122,14 @@ def test_of_an_unfinished_run_it_has_curves_and_data(run, tmp_path):
     assert found.holds("This run is not finished")
 
 
+def test_so_many_rows_are_searched_for_wrong_labels(run, tmp_path):
+    result = command("report", run, "--out", tmp_path / "few.html", "--search", "30")
+    assert result.code == 0, result.err
+    found = Parsed(tmp_path / "few.html")
+    assert found.holds("Of 30 of the 43 rows of train")
+    assert command("report", run, "--search", "0").code == 2
+
+
 def test_of_a_task_of_its_own_it_has_scores_and_curves(run, tmp_path, monkeypatch):
     monkeypatch.setattr("ftloop.report.data_part.is_classification", lambda task: False)
     found = Parsed(run_report.write(run, tmp_path / "own.html"))

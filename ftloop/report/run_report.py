@@ -14,7 +14,7 @@ import numpy
 
 from ftloop import checkpoint
 from ftloop.config import Config, option, read_record
-from ftloop.errors import root_cause
+from ftloop.errors import UserError, root_cause
 from ftloop.report import curves, data_part, figures, page, statistics
 from ftloop.report.data_part import Rows, attempt
 from ftloop.report.figures import COLOURS, Curve
@@ -26,7 +26,7 @@ logger = logging.getLogger("ftloop")
 
 LISTED = 25  # rows with the highest losses, and likely label errors
 EASY = 8  # rows with the lowest losses
-SCORED = (500, 10_000)  # rows of train that are searched for label errors: at least, where that is slow; at most
+SEARCHED = (500, 5000)  # rows of train that are searched for label errors: at least, where that is slow; at most
 SEARCH = 60  # seconds of that search at the speed of training, which it is some times quicker than
 MAPPED = 2000  # rows in the map of features
 PANELS = 12  # of classes in it
@@ -34,19 +34,22 @@ PAIRS = 20  # most confused classes
 MOST_ENTRIES = 10_000  # of a table of classes, in its CSV
 
 
-def write(run_dir: str | Path, out: Path | None = None) -> Path:
-    """Write the report of a run, by default RUN/report.html, and return where it is. Raises UserError for a folder
-    without a run; what goes wrong in a section is said in that section."""
+def write(run_dir: str | Path, out: Path | None = None, search: int | None = None) -> Path:
+    """Write the report of a run, by default RUN/report.html, and return where it is. `search`: rows of train that are
+    searched for label errors; left out, what takes about a minute. Raises UserError for a folder without a run; what
+    goes wrong in a section is said in that section."""
+    if search is not None and search < 1:
+        raise UserError(f"--search {search}: at least 1 row is needed")
     run_dir = Path(run_dir)
     config = read_record(run_dir)
     out = out or run_dir / "report.html"
-    text = build(run_dir, config).html(data_part.written_by())
+    text = build(run_dir, config, search).html(data_part.written_by())
     size = page.write(out, text)
     logger.info("report: %s, %.1f MB", out, size / 1e6)
     return out
 
 
-def build(run_dir: Path, config: Config) -> Page:
+def build(run_dir: Path, config: Config, search: int | None = None) -> Page:
     """The page, of what there is."""
     file = run_dir / "scores.json"
     scores = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
@@ -64,7 +67,7 @@ def build(run_dir: Path, config: Config) -> Page:
             attempt(made, "Probabilities", lambda: add_probabilities(made, run))
         attempt(made, "Rows with the highest and the lowest loss", lambda: add_rows(made, run, rows))
         if not run.main.regression:
-            attempt(made, "Likely label errors", lambda: add_label_errors(made, run, rows, history))
+            attempt(made, "Likely label errors", lambda: add_label_errors(made, run, rows, history, search))
         attempt(made, "Map of the features", lambda: add_map(made, run))
     if rows is not None:
         attempt(made, "Data", lambda: data_part.add_data(made, rows))
@@ -538,13 +541,13 @@ def worded(scored: Scored, values: numpy.ndarray) -> list[str]:
     return [" + ".join(name for name, has in zip(scored.names, row, strict=True) if has) or "(none)" for row in values]
 
 
-def add_label_errors(made: Page, run: Finished, rows: Rows, history: History) -> None:
-    """Rows of train whose labels are likely wrong."""
+def add_label_errors(made: Page, run: Finished, rows: Rows, history: History, search: int | None) -> None:
+    """Rows of train whose labels are likely wrong; `search` of them are looked at."""
     from ftloop.report import label_errors
 
     made.section("Likely label errors")
     rates = [value for value in history.speed["rows_per_second"].values if value] if history.speed else []
-    at_most = int(numpy.clip(SEARCH * (numpy.median(rates) if rates else 0), *SCORED))
+    at_most = search or int(numpy.clip(SEARCH * (numpy.median(rates) if rates else 0), *SEARCHED))
     scored, found, said = label_errors.of_run(run.run_dir, "train", run.task, at_most=at_most)
     of = f"{scored.rows} of the {scored.total} rows" if scored.rows < scored.total else f"the {scored.rows} rows"
     made.add(
