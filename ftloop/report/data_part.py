@@ -148,7 +148,7 @@ def show_rows(rows: Rows, split: str, ids: Sequence[int], columns: Sequence[Colu
         title = page.words(caption, "soft") if caption else ""
         return Html(title + page.pictures(zip(shown_images, below, strict=True)))
     text = Column("text", texts(source, task.input_columns, ids), "text")
-    columns = [Column("row", [int(row) for row in ids], "number"), *columns, text]
+    columns = [Column("row", [str(int(row)) for row in ids], "number"), text, *columns]
     return page.table(columns, caption, tall=len(ids) > 10)
 
 

@@ -431,5 +431,5 @@ def hexagons(points: numpy.ndarray, groups: Mapping[str, numpy.ndarray]) -> "Fig
         axes.grid(visible=False)
         axes.hexbin(*points[chosen].T, gridsize=18, extent=span, mincnt=1, cmap=tints, linewidths=0, rasterized=True)
         axes.set(xticks=[], yticks=[], xlim=span[:2], ylim=span[2:])
-        axes.set_title(f"\N{ZERO WIDTH SPACE}{shortened(name, 22)} ({chosen.sum():d})", fontsize=8)
+        axes.set_title(f"\N{ZERO WIDTH SPACE}{shortened(name, 17)} ({chosen.sum():d})", fontsize=7.5)
     return figure

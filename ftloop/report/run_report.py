@@ -152,7 +152,8 @@ def add_result(
 
     found = baselines(config, run.task, tuple(run.splits))
     made.grid(*(scores_of(made, run, split, found) for split in run.splits))
-    told = [f"{one.name}: {one.absent or one.how}." for one in found if one.how or one.absent]
+    model = getattr(config.task, "model", "")
+    told = [f"{one.name}: {(one.absent or one.how).replace(model, short(model))}." for one in found]
     made.add(
         page.words(
             "In brackets: 95 % intervals by the bootstrap over the rows of the split: what another split of this size "
@@ -529,7 +530,7 @@ def said_of(scored: Scored, places: Any) -> list[Column]:
     return [
         *said,
         Column("probability", predicted.tolist(), "number"),
-        Column("of the label", own.tolist(), "number"),
+        Column("label's probability", own.tolist(), "number"),
         loss,
     ]
 
@@ -552,13 +553,18 @@ def add_label_errors(made: Page, run: Finished, rows: Rows, history: History, se
     of = f"{scored.rows} of the {scored.total} rows" if scored.rows < scored.total else f"the {scored.rows} rows"
     made.add(
         page.words(
-            f"Rows of train whose labels are doubtful, the most doubtful first, by {said}. Of {of} of train, some "
+            f"Rows of train whose labels are doubtful, the most doubtful first, by "
+            f"{said.replace(str(run.config.task.model), short(run.config.task.model))}. Of {of} of train, about "
             f"{found.likely} are wrong by the estimate of confident learning; look before you believe it."
         )
     )
     places = found.places[:LISTED]
+    suggested = [
+        found.suggestion(number) if found.multi else found.names[found.suggested[number]]
+        for number in range(len(places))
+    ]
     more = (
-        Column("suggested", [found.suggestion(number) for number in range(len(places))]),
+        Column("suggested", suggested),
         Column("confidence in the label", found.confidence[: len(places)].tolist(), "number"),
     )
     add_listed(made, rows, scored, places, "likely-label-errors", more)
