@@ -238,7 +238,7 @@ def test_runs_are_compared_on_the_same_rows(run, other, tmp_path):
     assert sorted(changed) == numpy.flatnonzero(a.predictions != b.predictions).tolist()
     assert found.holds(page.number(statistics.paired_difference(b, a, "accuracy").value, 4))
     assert {row["curve"].partition(":")[0] for row in found.csv["loss"]} == {"run", "other"}
-    assert {"test-loss", "test-accuracy", "validation-f1-macro"} <= set(found.figures)
+    assert {"test-loss", "test-accuracy", "validation-f1-macro", "curve-f1-macro"} <= set(found.figures)
 
 
 def test_runs_on_other_rows_are_not_compared_row_by_row(run, other, tmp_path):

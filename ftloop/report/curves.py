@@ -87,7 +87,7 @@ def scores(made: Page, histories: Mapping[str, History]) -> list[Html]:
     else:
         together = []
     return together + [
-        of_series(made, f"validation-{name}", f"{name} on validation.", name, of, points=True)
+        of_series(made, f"curve-{name}", f"{name} on validation.", name, of, points=True)
         for name, of in list(found.items())[:MOST_SCORES]
     ]
 
