@@ -114,6 +114,7 @@ def of_series(
         Curve(run, series.steps, series.values, COLOURS[at % len(COLOURS)], points)
         for at, (run, series) in enumerate(known.items())
     ]
+    unit = next(iter(known)) if len(found) > 1 and len(known) == 1 else unit  # without a legend, the axis says which
     log = log and all(value is None or value > 0 for series in known.values() for value in series.values)
     return made.figure(name, figures.lines(curves, "step", unit, log, height=2.1), caption, rows_of(known))
 

@@ -149,7 +149,7 @@ def show_rows(rows: Rows, split: str, ids: Sequence[int], columns: Sequence[Colu
         return Html(title + page.pictures(zip(shown_images, below, strict=True)))
     text = Column("text", texts(source, task.input_columns, ids), "text")
     columns = [Column("row", [str(int(row)) for row in ids], "number"), text, *columns]
-    return page.table(columns, caption, tall=len(ids) > 10)
+    return Html((page.words(caption, "soft") if caption else "") + page.table(columns, tall=len(ids) > 10))
 
 
 def shown(column: Column, value: Any) -> str:

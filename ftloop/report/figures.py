@@ -349,7 +349,9 @@ def heat_map(
     if count <= NAMED:
         size = 8 if few else max(4.5, 8 - 0.09 * count)
         labels = [shortened(name, 16) for name in names]
-        axes.set_xticks(range(count), labels, rotation=90 if count > 5 else 0, fontsize=size)
+        axes.set_xticks(
+            range(count), labels, rotation=90 if count > 5 and max(map(len, labels)) > 3 else 0, fontsize=size
+        )
         axes.set_yticks(range(count), labels, fontsize=size)
     else:
         ticks = range(0, count, 10)

@@ -4,17 +4,20 @@ Of a finished run everything; of one that still trains (`--report-every`, or by 
 The work is bounded, whatever the size of the data: each cap is said where it shows.
 """
 
+import dataclasses
 import json
 import logging
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
 import numpy
 
 from ftloop import checkpoint
-from ftloop.config import Config, option, read_record
+from ftloop.config import Config, encode, option, read_record
 from ftloop.errors import UserError, root_cause
+from ftloop.options import write_pairs
 from ftloop.report import curves, data_part, figures, page, statistics
 from ftloop.report.data_part import Rows, attempt
 from ftloop.report.figures import COLOURS, Curve
@@ -709,10 +712,6 @@ def made_by(run_dir: Path) -> dict[str, Any]:
 
 def options_of(config: Any, prefix: str = "") -> tuple[dict[str, str], dict[str, str]]:
     """The options of a config by their names on the command line: those that are not the default, and the others."""
-    import dataclasses
-
-    from ftloop.config import encode
-
     changed: dict[str, str] = {}
     others: dict[str, str] = {}
     for field in dataclasses.fields(config):
@@ -724,6 +723,10 @@ def options_of(config: Any, prefix: str = "") -> tuple[dict[str, str], dict[str,
             continue
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         encoded = encode(value)
-        text = encoded if isinstance(encoded, str) else json.dumps(encoded, ensure_ascii=False)
+        if isinstance(encoded, dict) and not {"function", "pairs", "class"} & encoded.keys():
+            encoded = write_pairs(encoded)
+        listed = isinstance(encoded, list) and encoded and all(isinstance(item, str) for item in encoded)
+        text = shlex.join(encoded) if listed else encoded
+        text = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
         (others if value == default else changed)[option(name)] = text
     return changed, others
