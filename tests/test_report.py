@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import logging
+import os
 import re
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -285,6 +287,19 @@ def test_training_ends_with_a_report_and_evaluate_writes_it_anew(run, tmp_path):
     assert file.is_file()
 
 
+def test_a_signal_while_the_report_is_written_ends_the_run_in_words(run, tmp_path, monkeypatch):
+    def signalled(self, stopped):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return None if stopped() else 0
+
+    monkeypatch.setattr(Reporter, "at_the_end", signalled)
+    words = [*record_words(run), "--task.label-column", "colour", "--max-steps", "1", "--run-dir", tmp_path / "run"]
+    result = run_script("train.py", "configs/text.py", *words, "--report")
+    assert result.code == 143
+    assert "SIGTERM: the run is finished, its report is not written. To write it: " in result.err
+    assert (tmp_path / "run" / "scores.json").is_file()
+
+
 def test_a_live_report_is_started_when_it_is_due_and_one_at_a_time(tmp_path, monkeypatch):
     reporter, started = Reporter(tmp_path, every=10), []
     monkeypatch.setattr(Reporter, "start", lambda self: started.append(1))
@@ -323,8 +338,6 @@ def test_what_a_launcher_told_is_forgotten(monkeypatch):
     for name, value in {**told, "ACCELERATE_USE_CPU": "1"}.items():
         monkeypatch.setenv(name, value)
     commands.forget_launcher()
-    import os
-
     assert not set(told) & set(os.environ)
     assert os.environ["ACCELERATE_USE_CPU"] == "1"
 
