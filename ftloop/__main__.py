@@ -10,7 +10,6 @@ python -m ftloop verify runs/mrpc runs/again      the first step in which two ru
 """
 
 import functools
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -58,9 +57,9 @@ def report(run: RunFolder, out: Path | None = None, search: int | None = None) -
         out: the file to write; left out: report.html in the folder of the run
         search: rows of train that are searched for wrong labels; left out: what takes about a minute
     """
-    forget_launcher()
-    from ftloop.report.run_report import write
+    from ftloop.report.run_report import forget_launcher, write
 
+    forget_launcher()
     set_up_logging()
     print(write(run, out, search))
     return 0
@@ -96,15 +95,6 @@ def compare(runs: RunFolders, out: Path = Path("compare.html")) -> int:
     set_up_logging()
     print(write(runs, out))
     return 0
-
-
-def forget_launcher() -> None:
-    """Without what a launcher told the run that started this process: else accelerate would wait for others."""
-    of_several = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK")
-    for name in list(os.environ):
-        launchers = name.startswith(("MASTER_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_", "OMPI_", "PMI_"))
-        if name in of_several or (launchers and name != "ACCELERATE_USE_CPU"):  # that one: on which device
-            del os.environ[name]
 
 
 def set_up_logging() -> None:

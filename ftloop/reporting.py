@@ -14,7 +14,7 @@ logger = logging.getLogger("ftloop")
 
 
 class Reporter:
-    """Starts `python -m ftloop report RUN`, one at a time."""
+    """Starts `python -m ftloop report RUN`, one at a time, in a session of its own: Ctrl-C is heard by the run alone."""
 
     def __init__(self, folder: Path, every: int | None = None):
         """`every`: optimizer steps between live reports; None: there are none."""
@@ -24,12 +24,12 @@ class Reporter:
         self.command = f"{os.path.relpath(sys.executable)} -m ftloop report {folder}"
 
     def start(self) -> None:
+        self.stop()
         here = str(Path(__file__).resolve().parent.parent)  # this very ftloop, whatever the working folder
         path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
         self.said = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process has ended
         words = [sys.executable, "-m", "ftloop", "report", str(self.folder)]
-        how = {"stdin": subprocess.DEVNULL, "stdout": self.said, "stderr": subprocess.STDOUT}
-        how |= {"start_new_session": True}  # Ctrl-C is heard by the run, which ends it
+        how = {"stdin": subprocess.DEVNULL, "stdout": self.said, "stderr": subprocess.STDOUT, "start_new_session": True}
         self.running = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": path}, **how)
 
     def while_training(self, step: int) -> None:
@@ -41,7 +41,6 @@ class Reporter:
 
     def at_the_end(self, stopped: Callable[[], bool] = lambda: False) -> int | None:
         """Write the report and wait: its exit code, None if `stopped` ended it. A failure is one line."""
-        self.stop()
         began = time.monotonic()
         self.start()
         try:
@@ -49,19 +48,20 @@ class Reporter:
                 if stopped():
                     return None
                 time.sleep(0.05)
+            if self.running.returncode == 0:
+                page, seconds = self.folder / "report.html", time.monotonic() - began
+                logger.info("report      %s (%.1f MB, %.0f s)", page, page.stat().st_size / 1e6, seconds)
+            else:
+                self.said.seek(0)
+                reason = self.said.read().decode(errors="replace").strip().rpartition("\n")[2]
+                logger.error("report      not written: %s. To try again: %s", reason or "it was killed", self.command)
+            return self.running.returncode
         finally:
             self.stop()
-        if self.running.returncode == 0:
-            page, seconds = self.folder / "report.html", time.monotonic() - began
-            logger.info("report      %s (%.1f MB, %.0f s)", page, page.stat().st_size / 1e6, seconds)
-        else:
-            self.said.seek(0)
-            reason = self.said.read().decode(errors="replace").strip().rpartition("\n")[2]
-            logger.error("report      not written: %s. To try again: %s", reason or "it was killed", self.command)
-        return self.running.returncode
 
     def stop(self) -> None:
         """End what is being written: the page before it stays."""
         if self.running is not None:
             self.running.kill()  # nothing, if it has ended
             self.running.wait()
+            self.said.close()

@@ -314,8 +314,8 @@ def test_a_report_that_fails_is_one_line_and_one_that_takes_long_is_given_up(tmp
     monkeypatch.setattr(logging.getLogger("ftloop"), "propagate", True)
     reporter = Reporter(tmp_path / "nothing")
     assert reporter.at_the_end() == 2
-    (record,) = caplog.records
-    assert record.levelname == "ERROR"
+    record, *again = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert {*again} <= {record}  # heard twice, where a test before this one has set up the logger
     assert "holds no run (no config.json)" in record.message
     assert f"To try again: {reporter.command}" in record.message
     began = time.monotonic()
@@ -332,12 +332,10 @@ def test_without_its_folder_nothing_is_started(tmp_path, monkeypatch):
 
 
 def test_what_a_launcher_told_is_forgotten(monkeypatch):
-    import ftloop.__main__ as commands
-
     told = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "nowhere", "ACCELERATE_MIXED_PRECISION": "bf16"}
     for name, value in {**told, "ACCELERATE_USE_CPU": "1"}.items():
         monkeypatch.setenv(name, value)
-    commands.forget_launcher()
+    run_report.forget_launcher()
     assert not set(told) & set(os.environ)
     assert os.environ["ACCELERATE_USE_CPU"] == "1"
 

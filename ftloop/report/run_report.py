@@ -8,6 +8,7 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,15 @@ def write(run_dir: str | Path, out: Path | None = None, search: int | None = Non
     size = page.write(out, text)
     logger.info("report: %s, %.1f MB", out, size / 1e6)
     return out
+
+
+def forget_launcher() -> None:
+    """Without what a launcher told the run that started this process: else accelerate would wait for others."""
+    of_several = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK")
+    for name in list(os.environ):
+        launchers = name.startswith(("MASTER_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_", "OMPI_", "PMI_"))
+        if name in of_several or (launchers and name != "ACCELERATE_USE_CPU"):  # that one: on which device
+            del os.environ[name]
 
 
 def build(run_dir: Path, config: Config, search: int | None = None) -> Page:
