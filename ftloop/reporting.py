@@ -14,7 +14,7 @@ logger = logging.getLogger("ftloop")
 
 
 class Reporter:
-    """Starts `python -m ftloop report RUN`, one at a time, in a session of its own: Ctrl-C is heard by the run alone."""
+    """Starts `python -m ftloop report RUN`, one at a time, in a session of its own: Ctrl-C is for the run alone."""
 
     def __init__(self, folder: Path, every: int | None = None):
         """`every`: optimizer steps between live reports; None: there are none."""
