@@ -3,6 +3,7 @@
 python evaluate.py runs/quickstart                       test, or validation where there is no test
 python evaluate.py runs/quickstart --split validation    the same numbers as training printed
 python evaluate.py runs/quickstart --json                one line for machines
+python evaluate.py runs/quickstart --report              its report.html too, written anew
 accelerate launch evaluate.py runs/quickstart            on many devices: the same numbers
 """
 
@@ -38,7 +39,8 @@ def main() -> None:
         split: Literal["train", "validation", "test"] | None = None,
         batch_size: int | None = None,
         json: bool = False,
-    ) -> tuple[str, str | None, int | None, bool]:
+        report: bool = False,
+    ) -> tuple[str, str | None, int | None, bool, bool]:
         """Score a finished run on a split of its data.
 
         Args:
@@ -46,10 +48,11 @@ def main() -> None:
             split: left out: test where the data has it, else validation
             batch_size: rows per process and forward pass; left out: as in training
             json: print the scores as one line of JSON
+            report: write report.html in the folder of the run anew
         """
-        return run, split, batch_size, json
+        return run, split, batch_size, json, report
 
-    run, split, batch_size, as_json = tyro.cli(options, prog="evaluate.py")
+    run, split, batch_size, as_json, with_report = tyro.cli(options, prog="evaluate.py")
     from accelerate import PartialState
 
     from ftloop import evaluate
@@ -61,6 +64,22 @@ def main() -> None:
     scores = evaluate(run, split, batch_size)
     if PartialState().is_main_process:
         print(json.dumps(finite(scores)) if as_json else shown(scores))
+        if with_report:
+            write_report(run)
+
+
+def write_report(run: str) -> None:
+    """On the main process, after the scores are out; what a launcher told it is of no use to the report."""
+    from pathlib import Path
+
+    from ftloop.errors import TrainingError, UserError
+    from ftloop.reporting import Reporter
+
+    reporter = Reporter(Path(run))
+    if not reporter.available:
+        raise UserError("--report: ftloop/report was deleted")
+    if reporter.at_the_end():
+        raise TrainingError("the scores are right, but there is no new report")
 
 
 # Not `!= "__main__"`: spawned workers run a script again as "__mp_main__".

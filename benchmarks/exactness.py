@@ -305,7 +305,7 @@ def train_ours(folder: Path, kind: str, end: str | None = None, **options: Any) 
     served = watch(end)
     settings = {"batch_size": BATCH_SIZE, "epochs": EPOCHS, "learning_rate": LEARNING_RATE, "seed": SEED}
     settings |= {"save_every": SAVE_EVERY, **options}
-    train(Config(task=task_of(kind, folder.parent / "data"), run_dir=str(folder / "run"), **settings))
+    train(Config(task=task_of(kind, folder.parent / "data"), run_dir=str(folder / "run"), report=False, **settings))
     save_weights(checkpoint.load_weights(checkpoint.find(folder / "run" / "checkpoints")[-1]), folder)
     return {"served": served}
 
@@ -393,7 +393,7 @@ def first_step_ours(folder: Path, sizes: list[int]) -> dict[str, list[float]]:
     found = {}
     for size in sizes:
         place = folder / str(size)
-        options = {"batch_size": 16, "micro_batch_size": size, "max_steps": 1, "log_every": 1}
+        options = {"batch_size": 16, "micro_batch_size": size, "max_steps": 1, "log_every": 1, "report": False}
         config = Config(task=task_of("sixteen rows", folder.parent / "data"), run_dir=str(place), **options)
         train(config)
         lines = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]

@@ -403,7 +403,7 @@ def use_kernels(model: Any) -> None:
 
 def words_of_ftloop(job: Job) -> list[str]:
     """The command line of train.py, without options of the variant."""
-    words = ["--run-dir", f"{job.folder}/run", "--seed", str(job.seed)]
+    words = ["--run-dir", f"{job.folder}/run", "--seed", str(job.seed), "--no-report"]
     words += [] if job.validation else ["--task.data.validation", "0"]
     words += ["--batch-size", str(job.batch_size), "--epochs", str(job.epochs), "--eval-every", str(NEVER)]
     words += ["--max-steps", str(job.max_steps)] if job.max_steps else []

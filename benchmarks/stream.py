@@ -78,7 +78,7 @@ def main() -> None:
     for name, source in (("few", ["--task.data.path", str(few)]), ("stream", stream)):
         run = given.folder / f"run-{name}"
         fixed = ["train.py", "configs/text.py", "--run-dir", str(run), "--task.model", given.model]
-        sizes = ["--task.data.validation", "500", "--max-steps", str(given.max_steps)]
+        sizes = ["--task.data.validation", "500", "--max-steps", str(given.max_steps), "--no-report"]
         subprocess.run([sys.executable, *fixed, *source, *sizes], check=True)
         # Of the children so far, the greatest: the smaller training comes first.
         print(f"{name}: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20:.2f} GiB at most", flush=True)

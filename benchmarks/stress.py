@@ -196,7 +196,7 @@ def command_of(kind: Kind, data: Path, run: Path, epochs: int) -> list[str]:
         source += ["--task.model", "vit", "--task.model-options", *SIZES, "patch_size=4"]
     micro_batch = MICRO_BATCH[cell.processes, cell.accumulation]
     return [
-        *("train.py", *source, "--task.init", "random", "--task.dropout", "0.1", "--run-dir", str(run)),
+        *("train.py", *source, "--task.init", "random", "--task.dropout", "0.1", "--no-report", "--run-dir", str(run)),
         *("--batch-size", "10", "--micro-batch-size", str(micro_batch), "--workers", str(cell.workers)),
         *("--epochs", str(epochs), "--learning-rate", "5e-3", "--log-every", "1", "--eval-every", "7"),
         *("--save-every", "2", "--keep", "last=2,best=1", *itertools.chain(*(DRAWN[name] for name in kind.drawn))),

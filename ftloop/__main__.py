@@ -1,5 +1,8 @@
-"""The rarer commands, on runs that were made by train.py.
+"""The rarer commands, before and after train.py.
 
+python -m ftloop explore configs/text.py --task.data.path my.csv    a page about the data, before training
+python -m ftloop report runs/mrpc                 runs/mrpc/report.html, written anew; also while it trains
+python -m ftloop compare runs/mrpc runs/other     a page about what differs between runs
 python -m ftloop features configs/mrpc.py --out features.parquet --probe        before training, with a linear probe
 python -m ftloop features runs/mrpc --split test --out features.parquet         of the kept weights
 python -m ftloop verify runs/mrpc                 each row was used once an epoch, over all interruptions
@@ -16,7 +19,10 @@ import tyro
 from ftloop.errors import exit_code_of
 
 RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+RunFolders = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN RUN ...")]
+ConfigFile = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG")]
 ConfigOrRun = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG|RUN")]
+Rest = Annotated[tuple[str, ...], tyro.conf.Suppress]  # options that the command does not know
 OtherRun = Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[OTHER]")]
 
 
@@ -41,6 +47,63 @@ def verify(run: RunFolder, other: OtherRun = None) -> int:
     return 0 if fine else 1
 
 
+def report(run: RunFolder, out: Path | None = None, search: int | None = None) -> int:
+    """Write the report of a run: one page with its scores, curves, mistakes, data and config, for any browser.
+
+    Of a run that still trains, its curves, data and config.
+
+    Args:
+        run: folder of the run
+        out: the file to write; left out: report.html in the folder of the run
+        search: rows of train that are searched for wrong labels; left out: what takes about a minute
+    """
+    from ftloop.report.run_report import forget_launcher, write
+
+    forget_launcher()
+    set_up_logging()
+    print(write(run, out, search))
+    return 0
+
+
+def explore(config: ConfigFile, out: Path | None = None, words: Rest = ()) -> int:
+    """Write a page about the data of a config, before training: classes, lengths or sizes, rows, and what looks wrong.
+
+    Words after the config that are none of the options below are options of the config, as for train.py.
+
+    Args:
+        config: a config file
+        out: the file to write; left out: NAME-explore.html beside the folder of the run
+    """
+    from ftloop.config import from_command_line
+    from ftloop.report.explore import write
+
+    found = from_command_line([config, *words])
+    set_up_logging()
+    print(write(found, out))
+    return 0
+
+
+def compare(runs: RunFolders, out: Path = Path("compare.html")) -> int:
+    """Write a page about several runs: what differs in their configs, curves, scores, and row by row.
+
+    Args:
+        runs: folders of the runs; each is compared with the first
+        out: the file to write
+    """
+    from ftloop.report.compare import write
+
+    set_up_logging()
+    print(write(runs, out))
+    return 0
+
+
+def set_up_logging() -> None:
+    """Lines of the libraries and ours, as in training; importing torch for it takes a second."""
+    from ftloop.tracking import set_up_logging
+
+    set_up_logging(is_main_process=True)
+
+
 def features(
     source: ConfigOrRun,
     out: str,
@@ -49,7 +112,7 @@ def features(
     at_most: int | None = None,
     pretrained: bool = False,
     probe: bool = False,
-    words: Annotated[tuple[str, ...], tyro.conf.Suppress] = (),
+    words: Rest = (),
 ) -> int:
     """Write what the body of a model makes of each row to a Parquet file: split, row, label, features.
 
@@ -71,14 +134,17 @@ def features(
     return 0
 
 
-COMMANDS = {"verify": verify, "features": features}
+COMMANDS = {"explore": explore, "report": report, "compare": compare, "features": features, "verify": verify}
+OF_A_CONFIG = ("explore", "features")  # they leave the options that they do not know to the config
 
 
 def main() -> None:
-    description = "The rarer commands, on runs that were made by train.py."
-    if sys.argv[1:2] == ["features"]:  # it leaves options that it does not know to the config
-        later = functools.wraps(features)(lambda *given, **named: functools.partial(features, *given, **named))
-        call, words = tyro.cli(later, prog="python -m ftloop features", args=sys.argv[2:], return_unknown_args=True)
+    description = "The rarer commands, before and after train.py."
+    name = sys.argv[1] if sys.argv[1:] else ""
+    if name in OF_A_CONFIG:
+        command = COMMANDS[name]
+        later = functools.wraps(command)(lambda *given, **named: functools.partial(command, *given, **named))
+        call, words = tyro.cli(later, prog=f"python -m ftloop {name}", args=sys.argv[2:], return_unknown_args=True)
         sys.exit(call(words=tuple(words)))
     sys.exit(tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="python -m ftloop", description=description))
 

@@ -10,6 +10,7 @@ import functools
 import importlib
 import json
 import math
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -75,6 +76,8 @@ class Config:
     save_every: int | None = None  # optimizer steps between checkpoints, besides one at every evaluation
     on_save_error: Literal["stop", "continue"] = "stop"  # when a checkpoint cannot be written: disk full, read-only
     keep: str = "last=1,best=1"  # how many of the newest and of the best checkpoints stay
+    report: bool = True  # at the end, write report.html into the run's folder
+    report_every: int | None = None  # optimizer steps between live reports, written aside while training goes on
     check: bool = False  # of train.py: look at the data, say all that is found, and stop before training
     resume: str = "auto"  # auto: go on with an unfinished run of this folder; none: never; or the path of a checkpoint
     allow_changes: bool = False  # with the path of a checkpoint in resume: go on with other options than it had
@@ -116,6 +119,8 @@ FREE_TO_CHANGE = (
     "max_minutes",
     "timeout",
     "on_save_error",
+    "report",
+    "report_every",
     "allow_changes",
 )
 
@@ -134,7 +139,7 @@ def parse_keep(text: str) -> dict[str, int]:
 def validate(config: Config) -> None:
     """Raise UserError for options that cannot work: before anything is read, written or trained."""
     positive = ("epochs", "max_steps", "batch_size", "micro_batch_size", "eval_batch_size", "patience", "log_every")
-    for name in (*positive, "save_every", "digest_every", "max_tokens"):
+    for name in (*positive, "save_every", "digest_every", "report_every", "max_tokens"):
         value = getattr(config, name)
         if value not in (None, "auto") and value < 1:
             raise UserError(f"{option(name)} {value}: at least 1 is needed")
@@ -268,9 +273,9 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
 
 
 def record_of(config: Config) -> str:
-    """The text of config.json: the config, and the folders from which its own modules were imported."""
-    encoded = encode(config)
-    record = {"ftloop": __version__, "import_from": import_folders(encoded), "config": encoded}
+    """The text of config.json: the config, the folders from which its own modules were imported, and what was typed."""
+    encoded, command = encode(config), shlex.join(["python", *sys.argv])
+    record = {"ftloop": __version__, "command": command, "import_from": import_folders(encoded), "config": encoded}
     return json.dumps(record, indent=1) + "\n"
 
 

@@ -35,6 +35,7 @@ from ftloop.data.order import TrainOrder
 from ftloop.errors import Stopped, TrainingError, UserError
 from ftloop.evaluation import Interrupted, evaluate_split
 from ftloop.ledger import Ledger
+from ftloop.reporting import Reporter
 from ftloop.stopping import Stop
 
 logger = logging.getLogger("ftloop")
@@ -59,6 +60,7 @@ class Run:
         self.recorded = checkpoint.load_made_by(self.resumed) if self.resumed else {}
         self.matmul = "default"  # what fp32 products are computed with (ftloop/kernels.py)
         self.log: Any = tracking.NoMetricLog()
+        self.reporter = Reporter(self.folder, config.report_every)
 
     @property
     def finished(self) -> bool:
@@ -131,6 +133,7 @@ class Run:
         """Let go of the log, the ledger and the folder."""
         self.log.close()
         self.ledger.close()
+        self.reporter.stop()
         if self.lock is not None:
             os.close(self.lock)
 
@@ -216,13 +219,15 @@ class Run:
         return False
 
     def save(self) -> None:
-        """Write a checkpoint on the main process, then delete those it replaces."""
+        """Write a checkpoint on the main process, then delete those it replaces; and a live report where one is due."""
         try:
             self._save()
         except TrainingError as error:
             if self.config.on_save_error == "stop":
                 raise
             logger.error("%s (--on-save-error continue: training goes on)", error)
+        if self.accelerator.is_main_process:
+            self.reporter.while_training(self.state.step)
         self.accelerator.wait_for_everyone()
 
     def _save(self) -> None:
@@ -267,6 +272,11 @@ class Run:
             checkpoint.write_text(self.folder / "scores.json", json.dumps(finite, indent=1) + "\n")
             self._say_where(scores)
         self.accelerator.wait_for_everyone()
+        if self.config.report and self.reporter.available and self.accelerator.is_main_process:
+            torch.cuda.empty_cache()  # another process needs the memory now; nothing where there is no GPU
+            if self.reporter.at_the_end(self.stop.heard) is None:
+                done = f"{self.stop.reason}: the run is finished, its report is not written."
+                raise Stopped(f"{done} To write it: {self.reporter.command}", self.stop.code)
         return scores
 
     def _say_where(self, scores: Scores) -> None:

@@ -44,18 +44,22 @@ class Stop:
             os._exit(code)
         self.reason, self.code = signal.Signals(number).name, code
 
+    def heard(self) -> bool:
+        """Whether this process was asked to stop, or its time is over."""
+        if self.reason is None and self.deadline is not None and time.monotonic() > self.deadline:
+            self.reason = "--max-minutes"
+        return self.reason is not None
+
     def asked(self, accelerator: "Accelerator", may_wait: bool = True) -> bool:
         """Whether any process was asked to stop: the same answer on all. On a GPU the question waits for the device,
         and is put only where the caller waits anyway (`may_wait`); on CPUs, and alone, it is put each time."""
-        if self.reason is None and self.deadline is not None and time.monotonic() > self.deadline:
-            self.reason = "--max-minutes"
         if accelerator.num_processes == 1:
-            return self.reason is not None
+            return self.heard()
         if not may_wait and accelerator.device.type != "cpu":
             return False
         import torch
 
-        code = torch.tensor(0 if self.reason is None else self.code, device=accelerator.device)
+        code = torch.tensor(self.code if self.heard() else 0, device=accelerator.device)
         agreed = int(accelerator.gather(code.reshape(1)).max())
         if agreed and self.reason is None:
             self.reason, self.code = "another process", agreed

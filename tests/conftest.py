@@ -8,6 +8,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # tiny models: a second thread costs more t
 
 import csv
 import io
+import itertools
 import multiprocessing
 import random
 import runpy
@@ -155,6 +156,15 @@ def colours(tmp_path: Path) -> list[str]:
     ]
 
 
+def quick(words: tuple[Any, ...]) -> list[str]:
+    """A command, without the report at the end of a training: it would take longer than the tiny training itself.
+    Tests of reports ask for it, by --report."""
+    words = [str(word) for word in words]
+    script, config = next((pair for pair in itertools.pairwise(words) if Path(pair[0]).name == "train.py"), ("", "-"))
+    trains = bool(script) and not config.startswith("-")
+    return [*words, "--no-report"] if trains and not {"--report", "--no-report"} & {*words} else words
+
+
 @dataclass
 class Result:
     code: int
@@ -167,7 +177,7 @@ def run_script(script: str, *words: str) -> Result:
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
     out, err, argv = io.StringIO(), io.StringIO(), sys.argv
-    sys.argv = [str(ROOT / script), *map(str, words)]
+    sys.argv = [str(ROOT / script), *quick((script, *words))[1:]]
     for state in (AcceleratorState, GradientState, PartialState):  # they outlive an Accelerator: each run is its own
         state._reset_state()
     code = 0
@@ -183,7 +193,7 @@ def run_script(script: str, *words: str) -> Result:
 
 def run_command(*words: str, timeout: int = 240, **environment: str) -> Result:
     """Run a command in a new process at the root of the project; `python` is the one of the tests."""
-    command = [sys.executable if word == "python" else str(word) for word in words]
+    command = [sys.executable if word == "python" else word for word in quick(words)]
     result = subprocess.run(
         command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=timeout
     )
@@ -215,7 +225,7 @@ def ranks(processes: int, *words: str, timeout: int = 240, **environment: str) -
         for rank in range(processes):
             own = {**environment, **told, "RANK": rank, "LOCAL_RANK": rank}
             own = {name: str(value) for name, value in own.items()}
-            running.append(context.Process(target=run_rank, args=(list(map(str, words)), own, files)))
+            running.append(context.Process(target=run_rank, args=(quick(words), own, files)))
             running[-1].start()
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline and any(process.is_alive() for process in running):

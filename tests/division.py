@@ -24,7 +24,7 @@ def run(name: str, model: str, label_column: str, data: Data, **options: Any) ->
     """The metric log of a run in a folder of its own."""
     task = TextClassification(model=model, data=data, label_column=(label_column,), max_length=32, dropout=0.0)
     folder = Path(sys.argv[1]).with_suffix("") / name
-    train(Config(task=task, run_dir=str(folder), batch_size=16, **options))
+    train(Config(task=task, run_dir=str(folder), batch_size=16, report=False, **options))
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 

@@ -427,7 +427,7 @@ def test_an_infinite_loss_stops_the_run_and_names_step_and_rows(tiny, tmp_path):
     rows[13]["colour"] = "blue"
     data = Data(path=write_csv(tmp_path / "train.csv", rows), validation=0)
     task = Poisoned(model=tiny("bert"), data=data, label_column="colour", max_length=16, poison=0)
-    config = Config(task=task, run_dir=str(tmp_path / "run"), batch_size=4, save_every=1, seed=3)
+    config = Config(task=task, run_dir=str(tmp_path / "run"), batch_size=4, save_every=1, seed=3, report=False)
     with pytest.raises(
         TrainingError, match=r"step \d+: the loss is inf, .* from rows 13 of the train split \(from 0"
     ) as stop:

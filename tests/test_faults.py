@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, Result, run_command, run_script
+from conftest import ROOT, Result, quick, run_command, run_script
 from test_resume import digest
 
 from ftloop import checkpoint, tracking
@@ -42,7 +42,7 @@ class Started:
         self.log = log
         with log.open("w") as stream:
             self.process = subprocess.Popen(
-                [sys.executable, *launcher, "train.py", *map(str, words)],
+                [sys.executable, *launcher, *quick(("train.py", *words))],
                 cwd=ROOT,
                 env={**os.environ, **environment},
                 stderr=stream,
@@ -214,7 +214,7 @@ mounts = pytest.mark.skipif(not can_mount(), reason="this system lets nobody mou
 
 def with_mounts(script: str, words: list[str], folder: Path) -> Result:
     """Run a script of the shell that may mount; `train` is `python train.py WORDS`, and $FOLDER the folder."""
-    train = f'train() {{ "{sys.executable}" train.py {" ".join(map(str, words))} "$@"; }}\n'
+    train = f'train() {{ "{sys.executable}" train.py {" ".join(map(str, words))} --no-report "$@"; }}\n'
     return run_command("unshare", "-Urm", "sh", "-c", train + script, FOLDER=str(folder), PYTHONPATH="tests")
 
 

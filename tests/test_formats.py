@@ -512,7 +512,7 @@ def test_rows_in_memory_are_stored_once_by_their_content():
 def test_a_run_on_rows_in_memory_is_evaluated_later(tiny, tmp_path):
     data = Data.of({split: pd.DataFrame(sentences(count)) for split, count in (("train", 24), ("validation", 8))})
     task = TextClassification(model=tiny("bert"), data=data, label_column="colour", max_length=16)
-    train(Config(task=task, run_dir=str(tmp_path / "run"), max_steps=1))
+    train(Config(task=task, run_dir=str(tmp_path / "run"), max_steps=1, report=False))
     assert 0 <= evaluate(str(tmp_path / "run"))["accuracy"] <= 1
 
 

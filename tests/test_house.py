@@ -34,12 +34,28 @@ MAY_IMPORT = {
     "tracking": ("data",),
     "ledger": ("data", "tracking", "sharding"),
     "stopping": (),
+    "reporting": (),
     "memory": ("config", "checkpoint", "data"),
     "loop": (
-        *("startup", "kernels", "memory", "stopping", "config", "run", "evaluation", "tracking", "optim", "devices", "sharding"),
+        *(
+            "startup",
+            "kernels",
+            "memory",
+            "stopping",
+            "config",
+            "run",
+            "evaluation",
+            "tracking",
+            "optim",
+            "devices",
+            "sharding",
+        ),
         "data",
     ),
-    "run": ("", "stopping", "config", "evaluation", "checkpoint", "tracking", "ledger", "sharding", "data"),
+    "run": (
+        *("", "stopping", "config", "evaluation", "checkpoint", "tracking", "ledger", "sharding", "data"),
+        *("reporting", "options"),
+    ),
     "evaluation": ("startup", "kernels", "config", "checkpoint", "tracking", "task", "metrics", "devices", "data"),
 }
 

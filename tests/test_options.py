@@ -229,7 +229,8 @@ def test_a_task_goes_to_worker_processes_with_its_collator(task, monkeypatch):
 
 def test_a_task_of_its_own_needs_the_six_methods_alone(tmp_path):
     run = tmp_path / "run"
-    scores = train_config(Config(task=Halves(), run_dir=str(run), epochs=30, batch_size=8, learning_rate=0.1))
+    config = Config(task=Halves(), run_dir=str(run), epochs=30, batch_size=8, learning_rate=0.1, report=False)
+    scores = train_config(config)
     assert scores["validation"]["loss"] < 1
     assert (run / "model" / "model.safetensors").is_file()
     with pytest.raises(UserError, match="Halves has no field `model`"):

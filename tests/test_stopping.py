@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run_script
+from conftest import ROOT, quick, run_script
 
 from ftloop import checkpoint, tracking
 from ftloop import run as run_module
@@ -88,7 +88,7 @@ def test_a_time_limit_stops_likewise(words, tmp_path):
 
 
 def start(words: list[str], *launcher: str, **environment: str) -> subprocess.Popen:
-    command = [sys.executable, *launcher, "train.py", *map(str, words)]
+    command = [sys.executable, *launcher, *quick(("train.py", *words))]
     return subprocess.Popen(
         command, cwd=ROOT, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

@@ -44,7 +44,7 @@ def test_the_loss_curve_and_the_weights_equal_the_trainers(tiny, tmp_path, sched
     file.write_text("".join(json.dumps(row) + "\n" for row in sentences(43)))
     data = Data(files={"train": str(file)}, validation=0)
     task = TextClassification(model=tiny("bert"), data=data, label_column="colour", max_length=32, dropout=0.0)
-    config = Config(task=task, run_dir=str(tmp_path / "run"), schedule=schedule, **OURS, **SETTINGS)
+    config = Config(task=task, run_dir=str(tmp_path / "run"), report=False, schedule=schedule, **OURS, **SETTINGS)
     train(config)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     ours = [line["value"] for line in lines if line["name"] == "loss"]
