@@ -1,5 +1,5 @@
-"""A small Hub on this machine: accounts, repositories, branches, and the protocol by which huggingface_hub uploads files
-(preupload, LFS batch, PUT, verify, commit) and downloads them. In memory, and only what the tests ask of it.
+"""A small Hub on this machine: accounts, repositories, branches, and the protocol by which files are uploaded
+(preupload, LFS batch, PUT, verify, commit) and downloaded. In memory, and only what the tests ask of it.
 
 It can be told to fail (`fails`), and keeps what it was sent (`requests`, `stored`).
 """

@@ -357,9 +357,9 @@ def how_to_use(task: Any, model: dict[str, Any]) -> str:
             long_text, "its beginning and its end"
         )
         said += (
-            f"\n\nOf a long text, the model was trained to see {kept}. A pipeline does not know that: it sees the first "
-            f"{task.max_length} tokens alone, and the scores below do not hold for it. ftloop's predict.py does as "
-            "training did."
+            f"\n\nOf a long text, the model was trained to see {kept}. A pipeline does not know that: it sees "
+            f"the first {task.max_length} tokens alone, and the scores below do not hold for it. ftloop's predict.py "
+            "does as training did."
         )
     return said
 
