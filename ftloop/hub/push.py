@@ -153,9 +153,12 @@ def in_words(error: BaseException) -> str:
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError
 
+    while type(error) is RuntimeError and error.__cause__ is not None:  # of one file: it says nothing of the reason
+        error = error.__cause__
+    text = " ".join(str(error).split())[:300].rstrip(".")  # its causes say less: an HTTP status, and a link
     if not isinstance(error, HfHubHTTPError):
-        return without_token(f"{constants.ENDPOINT}: {root_cause(error)}")
-    answer = error.server_message or root_cause(error)
+        return without_token(f"{constants.ENDPOINT}: {type(error).__name__}: {text}")
+    answer = error.server_message or text
     meaning = {
         401: "the token (HF_TOKEN, else that of `hf auth login`) is not accepted",
         403: "the token may not write there: it needs the right to write, and the namespace must be yours",
