@@ -231,9 +231,9 @@ def card(
         results_table(scores, intervals),
         *([f"![Confusion matrix on {list(scored)[-1]}]({PICTURE})"] if scored and (folder / PICTURE).is_file() else []),
         "## Versions",
-        table([["", ""], *([name, value] for name, value in versions(run_dir).items())]),
+        table([["library", "version"], *([name, value] for name, value in versions(run_dir).items())]),
     ]
-    return signed("\n\n".join(part for part in parts if part))
+    return signed("\n\n".join(part for part in parts if part) + "\n")
 
 
 def metadata(title: str, config: Config, model: dict[str, Any], scores: dict[str, Any], intervals: Intervals) -> str:
@@ -413,7 +413,7 @@ def preprocessing(config: Config, task: Any) -> str:
     values = {item.name: getattr(of, item.name) for item in dataclasses.fields(of) if item.name not in aside}
     processor = getattr(task, "processor", None)
     said = [f"`{type(of).__name__}`" + (f", with its `{type(processor).__name__}`." if processor is not None else ".")]
-    return "\n\n".join([*said, table([["option", "value"], *([name, plain(value)] for name, value in values.items())])])
+    return "\n\n".join([*said, table([["option", "value"], *set_options(values)])])
 
 
 def hyperparameters(config: Config, run_dir: Path) -> str:
@@ -421,8 +421,9 @@ def hyperparameters(config: Config, run_dir: Path) -> str:
     aside = ("task", *FREE_TO_CHANGE)
     names = [item.name for item in dataclasses.fields(config) if item.name not in aside]
     known = made_by(run_dir)
-    lines = [[name, plain(getattr(config, name))] for name in names]
-    lines += [[name, known[name]] for name in ("device", "processes", "matmul") if name in known]
+    lines = set_options({name: getattr(config, name) for name in names})
+    computed = {"device": "device", "processes": "processes", "matmul": "fp32 products by"}
+    lines += [[called, known[name]] for name, called in computed.items() if name in known]
     return table([["hyperparameter", "value"], *lines])
 
 
@@ -503,6 +504,11 @@ def plain(value: Any) -> str:
     if isinstance(encoded, str) and "/" in encoded and Path(encoded).expanduser().is_absolute():
         return Path(encoded).name
     return "-" if encoded is None else f"{encoded:g}" if isinstance(encoded, float) else str(encoded)
+
+
+def set_options(values: dict[str, Any]) -> list[list[str]]:
+    """Options and values, without those that are left out, empty, or switched off."""
+    return [[name, plain(value)] for name, value in values.items() if value not in (None, False, (), [], {}, "")]
 
 
 def default_of(options: Any, name: str) -> Any:
