@@ -174,7 +174,7 @@ def test_a_card_that_was_edited_stays(run, whole_card):
     try:
         assert "was edited, and stays" in card.write(run, compute=True)
         assert file.read_text() == mine
-        card.write(run, compute=True, overwrite=True)
+        assert run_script_of_ftloop("card", run, "--overwrite").code == 0
         assert file.read_text() == whole_card
     finally:
         file.write_text(whole_card)

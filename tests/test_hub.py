@@ -134,7 +134,10 @@ def test_a_push_that_was_interrupted_sends_only_what_is_missing(run, hub, fails)
 
 
 def test_a_branch(run, hub):
-    push.push(run, "me/colours", revision="v1", report=False)
+    (run / "report.html").write_text("<p>a report</p>")
+    result = run_script_of_ftloop("push", run, "me/colours", "--revision", "v1", "--no-report")
+    assert result.code == 0, result.err
+    assert "report.html" not in hub.repositories["me/colours"].files("v1")
     assert set(hub.repositories["me/colours"].files("main")) == {".gitattributes"}
     assert "model.safetensors" in hub.repositories["me/colours"].files("v1")
     assert torch.equal(logits("me/colours", revision="v1"), logits(str(run / "model")))
@@ -148,7 +151,7 @@ def test_a_card_that_was_edited_on_the_hub_stays(run, hub):
     said = push.push(run, "me/colours")
     assert "was edited, and stays" in said[0]
     assert there.files()["README.md"] == theirs
-    push.push(run, "me/colours", overwrite_card=True)
+    assert run_script_of_ftloop("push", run, "me/colours", "--overwrite-card").code == 0
     assert there.files()["README.md"] != theirs
     # One that was edited here is what a person wants to push.
     mine = (run / "model" / "README.md").read_text().replace("painters", "").replace("Not for: [to be", "Not for: [not")

@@ -508,7 +508,12 @@ def plain(value: Any) -> str:
 
 def set_options(values: dict[str, Any]) -> list[list[str]]:
     """Options and values, without those that are left out, empty, or switched off."""
-    return [[name, plain(value)] for name, value in values.items() if value not in (None, False, (), [], {}, "")]
+    off = (None, False)  # by identity: 0 is a value
+    return [
+        [name, plain(value)]
+        for name, value in values.items()
+        if not any(value is one for one in off) and value not in ((), [], {}, "")
+    ]
 
 
 def default_of(options: Any, name: str) -> Any:
