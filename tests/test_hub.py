@@ -12,6 +12,7 @@ from hub_server import OTHER, READER, WRITER, Hub
 
 from ftloop.config import Config
 from ftloop.hub import card, push
+from ftloop.run import beside
 
 # The Hub's client uploads large files as its own HTTP client would no longer have it.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -273,6 +274,13 @@ def test_a_signal_ends_the_last_push_and_the_run_is_whole(run, hub, monkeypatch,
     pushes = push.Pushes(Config(task=task, run_dir=str(run), push_to_hub="me/colours"))
     pushes.finish(lambda: True)
     assert "the push was left: the run is finished and whole" in caplog.text
+
+
+def test_where_it_was_deleted_only_its_own_option_is_refused(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
+    assert beside("hub.card") is None
+    with pytest.raises(push.UserError, match=r"^--push-to-hub: ftloop\.hub\.push, which it needs, was deleted$"):
+        beside("hub.push", "--push-to-hub")
 
 
 @pytest.mark.parametrize("place", ["nowhere", "unfinished"])

@@ -508,12 +508,9 @@ def plain(value: Any) -> str:
 
 def set_options(values: dict[str, Any]) -> list[list[str]]:
     """Options and values, without those that are left out, empty, or switched off."""
-    off = (None, False)  # by identity: 0 is a value
-    return [
-        [name, plain(value)]
-        for name, value in values.items()
-        if not any(value is one for one in off) and value not in ((), [], {}, "")
-    ]
+    off = ((), [], {}, "")
+    found = {name: value for name, value in values.items() if value is not None and value is not False}
+    return [[name, plain(value)] for name, value in found.items() if value not in off]
 
 
 def default_of(options: Any, name: str) -> Any:
