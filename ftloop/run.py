@@ -274,20 +274,22 @@ class Run:
         if self.accelerator.is_main_process:
             self._export(weights, self.folder / "model")
             finite = {split: tracking.finite(values) for split, values in scores.items()}
+            self._describe(finite)
             checkpoint.write_text(self.folder / "scores.json", json.dumps(finite, indent=1) + "\n")
             self._say_where(scores)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:  # the others need not wait: the run is finished, and whole
-            self._describe()
+            if (self.folder / "outputs").is_dir():
+                self._describe(finite)  # now with intervals: a report has looked at each row
             self.pushes.finish(lambda: self.stop.reason is not None)
         return scores
 
-    def _describe(self) -> None:
+    def _describe(self, scores: dict[str, Any]) -> None:
         """Write the model card, if the part that does it was not deleted; a run is finished without it too."""
         card = beside("hub.card")
         try:
             if card is not None:
-                card.write(self.folder, self.config, self.task)
+                card.write(self.folder, self.config, self.task, scores)
         except Exception as error:  # whatever a fork's task, or a disk, makes of it
             logger.error("the model card: %s (python -m ftloop card %s tries again)", root_cause(error), self.folder)
 
@@ -304,6 +306,8 @@ class Run:
         for split, values in scores.items():
             logger.info("%-11s %s", split, tracking.shown(values))
         logger.info("model       %s (from_pretrained and pipeline load it)", folder / "model")
+        if (folder / "model" / "README.md").is_file():
+            logger.info("card        %s ([to be filled: ...] is for you)", folder / "model" / "README.md")
         logger.info(
             "record      %s, %s, %s", *(folder / name for name in ("config.json", "metrics.jsonl", "scores.json"))
         )

@@ -58,24 +58,26 @@ def write(
     run_dir: Path,
     config: Config | None = None,
     task: Any = None,
+    scores: dict[str, Any] | None = None,
     *,
     compute: bool = False,
     overwrite: bool = False,
 ) -> str:
     """Write model/README.md of a finished run, and the picture of its confusion matrix; what was done, in a line.
 
-    `config` and `task`: those of the run, where the caller has them. Intervals and picture need the outputs of each
-    row: those that the report has left in RUN/outputs, or with `compute`, of an exact pass. A card that a person has
-    edited stays, unless `overwrite`. Raises UserError for a run that is not finished.
+    `config`, `task` and `scores`: those of the run, where the caller has them. Intervals and picture need the outputs
+    of each row: those that the report has left in RUN/outputs, or with `compute`, of an exact pass. A card that a
+    person has edited stays, unless `overwrite`. Raises UserError for a run that is not finished.
     """
     folder, file = run_dir / "model", run_dir / "model" / NAME
-    if not (run_dir / "scores.json").is_file():
+    if scores is None and not (run_dir / "scores.json").is_file():
         raise UserError(f"{str(run_dir)!r} has no scores.json: its training is not finished, or it is no run")
     if file.is_file() and is_edited(file.read_text(encoding="utf-8")) and not overwrite:
         return f"{file} was edited, and stays as it is (python -m ftloop card {run_dir} --overwrite writes it anew)"
     config = config or read_record(run_dir)
     task = task or config.task.of_run(str(folder))
-    scores = json.loads((run_dir / "scores.json").read_text(encoding="utf-8"))
+    if scores is None:
+        scores = json.loads((run_dir / "scores.json").read_text(encoding="utf-8"))
     scored = outputs(run_dir, task, scores, compute)
     if scored:
         draw(list(scored.values())[-1], folder / PICTURE)  # test, where there is one
