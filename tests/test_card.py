@@ -54,7 +54,7 @@ def first_card(run) -> str:
 @pytest.fixture(scope="module")
 def whole_card(run, first_card) -> str:
     """The card after `python -m ftloop card`."""
-    result = run_command("python", "-m", "ftloop", "card", run)
+    result = run_script_of_ftloop("card", run)
     assert result.code == 0, result.err
     assert result.out == f"{run}/model/README.md\n"
     return (run / "model" / "README.md").read_text()
