@@ -7,6 +7,8 @@ python -m ftloop features configs/mrpc.py --out features.parquet --probe        
 python -m ftloop features runs/mrpc --split test --out features.parquet         of the kept weights
 python -m ftloop verify runs/mrpc                 each row was used once an epoch, over all interruptions
 python -m ftloop verify runs/mrpc runs/again      the first step in which two runs differ, and what differed first
+python -m ftloop card runs/mrpc                   the model card anew, with intervals and the confusion matrix
+python -m ftloop push runs/mrpc me/mrpc           model/ and the report to a repository of the Hub, made if need be
 """
 
 import functools
@@ -134,7 +136,52 @@ def features(
     return 0
 
 
-COMMANDS = {"explore": explore, "report": report, "compare": compare, "features": features, "verify": verify}
+def card(run: RunFolder, overwrite: bool = False) -> int:
+    """Write the model card of a finished run, RUN/model/README.md, with 95 % intervals and the confusion matrix.
+
+    A training writes it too. What only a person knows is marked: [to be filled: ...]. A card that was edited stays.
+
+    Args:
+        run: folder of the run
+        overwrite: also a card that somebody has edited
+    """
+    from ftloop.hub.card import write
+
+    print(write(run, compute=True, overwrite=overwrite))
+    return 0
+
+
+def push(
+    run: RunFolder,
+    repository: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REPO")],
+    private: bool = False,
+    revision: str | None = None,
+    report: bool = True,
+    overwrite_card: bool = False,
+) -> int:
+    """Upload model/ of a finished run to the Hub, with report.html if there is one, in one commit.
+
+    The token is that of HF_TOKEN, or of `hf auth login`; it is kept nowhere and printed never. A push that was
+    interrupted is given again: it sends only what is missing.
+
+    Args:
+        run: folder of the run
+        repository: NAME or NAMESPACE/NAME; made if it does not exist
+        private: a repository that is made is seen by you alone; one that exists must be private
+        revision: branch, made if it does not exist; left out, main
+        report: report.html too, which shows rows of the data
+        overwrite_card: also a model card that somebody has edited on the Hub
+    """
+    from ftloop.hub.push import push
+
+    print("\n".join(push(run, repository, private, revision, report, overwrite_card)))
+    return 0
+
+
+COMMANDS = {
+    **{"explore": explore, "report": report, "compare": compare, "features": features, "verify": verify},
+    **{"card": card, "push": push},
+}
 OF_A_CONFIG = ("explore", "features")  # they leave the options that they do not know to the config
 
 

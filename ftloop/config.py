@@ -78,6 +78,10 @@ class Config:
     keep: str = "last=1,best=1"  # how many of the newest and of the best checkpoints stay
     report: bool = True  # at the end, write report.html into the run's folder
     report_every: int | None = None  # optimizer steps between live reports, written aside while training goes on
+    push_to_hub: str | None = None  # a repository of the Hub, NAME or NAMESPACE/NAME, that gets model/ at the end
+    push_private: Annotated[bool, tyro.conf.arg(aliases=["--private"])] = False  # only you see what is made there
+    push_revision: Annotated[str | None, tyro.conf.arg(aliases=["--revision"])] = None  # a branch; left out: main
+    push_every: Literal["end", "save"] = "end"  # save: the weights of each save too, while training goes on
     check: bool = False  # of train.py: look at the data, say all that is found, and stop before training
     resume: str = "auto"  # auto: go on with an unfinished run of this folder; none: never; or the path of a checkpoint
     allow_changes: bool = False  # with the path of a checkpoint in resume: go on with other options than it had
@@ -121,6 +125,10 @@ FREE_TO_CHANGE = (
     "on_save_error",
     "report",
     "report_every",
+    "push_to_hub",
+    "push_private",
+    "push_revision",
+    "push_every",
     "allow_changes",
 )
 
@@ -155,6 +163,9 @@ def validate(config: Config) -> None:
             raise UserError(f"{option(name)} {value}: a number above 0 is needed")
     if config.allow_changes and config.resume in ("auto", "none"):
         raise UserError("--allow-changes needs --resume PATH: the checkpoint to go on from, with other options")
+    for name in ("push_private", "push_revision", "push_every"):
+        if config.push_to_hub is None and getattr(config, name) != getattr(type(config), name):
+            raise UserError(f"{option(name)} {getattr(config, name)} has no effect without --push-to-hub REPOSITORY")
     if config.eval_every != "epoch" and config.eval_every < 1:
         raise UserError(f"--eval-every {config.eval_every}: steps from 1 on, or 'epoch'")
     if (config.batching == "tokens") != (config.max_tokens is not None):

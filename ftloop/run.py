@@ -1,13 +1,14 @@
 """A run and its folder: opened, resumed, logged, saved, finished. Only the main process writes and speaks.
 
 config.json      the record (ftloop/config.py)          checkpoints/   ftloop/checkpoint.py
-metrics.jsonl    the metric log (ftloop/tracking.py)    model/         the kept weights, by save_pretrained
+metrics.jsonl    the metric log (ftloop/tracking.py)    model/         the kept weights, by save_pretrained; a card
 ledger.jsonl     the rows of each step (ftloop/ledger.py), and lengths.npy, from which their order follows
 scores.json      their scores by split; written last: the sign of a finished run
 """
 
 import fcntl
 import hashlib
+import importlib.util
 import json
 import logging
 import math
@@ -32,7 +33,7 @@ from ftloop.checkpoint import TrainState
 from ftloop.config import Config, differences, encode, read_encoded, record_of
 from ftloop.data.loader import TOKENS, batch_of
 from ftloop.data.order import TrainOrder
-from ftloop.errors import Stopped, TrainingError, UserError
+from ftloop.errors import Stopped, TrainingError, UserError, root_cause
 from ftloop.evaluation import Interrupted, evaluate_split
 from ftloop.ledger import Ledger
 from ftloop.reporting import Reporter
@@ -61,6 +62,9 @@ class Run:
         self.matmul = "default"  # what fp32 products are computed with (ftloop/kernels.py)
         self.log: Any = tracking.NoMetricLog()
         self.reporter = Reporter(self.folder, config.report_every)
+        self.pushes: Any = NoPushes()
+        if config.push_to_hub is not None and accelerator.is_main_process and not self.finished:
+            self.pushes = beside("hub.push", "--push-to-hub").Pushes(config)
 
     @property
     def finished(self) -> bool:
@@ -69,6 +73,8 @@ class Run:
     def read_scores(self) -> Scores:
         """The scores of a finished run."""
         logger.info("%s is finished already: nothing to do", self.folder)
+        if self.config.push_to_hub is not None:
+            logger.info("to push it: python -m ftloop push %s %s", self.folder, self.config.push_to_hub)
         return json.loads((self.folder / "scores.json").read_text())
 
     def start(
@@ -241,6 +247,17 @@ class Run:
                 training["scaler"] = self.accelerator.scaler.state_dict()
             checkpoint.save(self.checkpoints, self.state, weights, training, made_by(self.accelerator, self.matmul))
             self._prune()
+            self.pushes.saved(self.state, self.task, partial(self._export, weights))
+
+    def _export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
+        """Write weights as from_pretrained reads them, with the tokenizer or image processor; replaces the folder."""
+        aside = folder.with_name(f"{folder.name}.tmp")
+        shutil.rmtree(aside, ignore_errors=True)
+        self.accelerator.unwrap_model(self.model).save_pretrained(aside, state_dict=weights)
+        if self.task.processor is not None:
+            self.task.processor.save_pretrained(aside)
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
 
     def _prune(self) -> None:
         """Delete the checkpoints that newer or better ones have replaced."""
@@ -249,7 +266,7 @@ class Run:
 
     def finish(self, epoch: float) -> Scores:
         """Take the best weights, score them on test, write model/ and scores.json, and say where everything is."""
-        bare, state = self.accelerator.unwrap_model(self.model), self.state
+        state = self.state
         best = self.checkpoints / checkpoint.name_of(state.best_step or state.step)
         if state.best_step and not best.is_dir():  # by --on-save-error continue
             logger.error("the best weights, of step %s, could not be saved: the last are kept", state.best_step)
@@ -261,14 +278,9 @@ class Run:
             scores["test"] = self.evaluate("test", epoch)
         weights = sharding.weights_of(self.model, self.accelerator)
         if self.accelerator.is_main_process:
-            aside = self.folder / "model.tmp"
-            shutil.rmtree(aside, ignore_errors=True)
-            bare.save_pretrained(aside, state_dict=weights)
-            if self.task.processor is not None:
-                self.task.processor.save_pretrained(aside)
-            shutil.rmtree(self.folder / "model", ignore_errors=True)
-            aside.rename(self.folder / "model")
+            self._export(weights, self.folder / "model")
             finite = {split: tracking.finite(values) for split, values in scores.items()}
+            self._describe(finite)
             checkpoint.write_text(self.folder / "scores.json", json.dumps(finite, indent=1) + "\n")
             self._say_where(scores)
         self.accelerator.wait_for_everyone()
@@ -277,7 +289,20 @@ class Run:
             if self.reporter.at_the_end(self.stop.heard) is None:
                 done = f"{self.stop.reason}: the run is finished, its report is not written."
                 raise Stopped(f"{done} To write it: {self.reporter.command}", self.stop.code)
+        if self.accelerator.is_main_process:  # the others need not wait: the run is finished, and whole
+            if (self.folder / "outputs").is_dir():
+                self._describe(finite)  # now with intervals: a report has looked at each row
+            self.pushes.finish(lambda: self.stop.reason is not None)
         return scores
+
+    def _describe(self, scores: dict[str, Any]) -> None:
+        """Write the model card, if the part that does it was not deleted; a run is finished without it too."""
+        card = beside("hub.card")
+        try:
+            if card is not None:
+                card.write(self.folder, self.config, self.task, scores)
+        except Exception as error:  # whatever a fork's task, or a disk, makes of it
+            logger.error("the model card: %s (python -m ftloop card %s tries again)", root_cause(error), self.folder)
 
     def _say_where(self, scores: Scores) -> None:
         """The last lines on the terminal: how good it is, where everything lies, what to try next."""
@@ -292,11 +317,34 @@ class Run:
         for split, values in scores.items():
             logger.info("%-11s %s", split, tracking.shown(values))
         logger.info("model       %s (from_pretrained and pipeline load it)", folder / "model")
+        if (folder / "model" / "README.md").is_file():
+            logger.info("card        %s ([to be filled: ...] is for you)", folder / "model" / "README.md")
         logger.info(
             "record      %s, %s, %s", *(folder / name for name in ("config.json", "metrics.jsonl", "scores.json"))
         )
         logger.info("next        %s evaluate.py %s --split %s", python, folder, list(scores)[-1] if scores else "train")
         logger.info("            %s predict.py %s --help", python, folder)
+        if self.config.push_to_hub is None and beside("hub.push") is not None:
+            logger.info("            %s -m ftloop push %s NAMESPACE/NAME", python, folder)
+
+
+class NoPushes:
+    """Takes the place of ftloop/hub/push.py's Pushes, without --push-to-hub and on all processes but the main one."""
+
+    def saved(self, *_: Any) -> None:
+        """Nothing is pushed."""
+
+    def finish(self, *_: Any) -> None:
+        """Nothing is pushed."""
+
+
+def beside(module: str, option: str | None = None) -> Any:
+    """A module that the core does without; None where it was deleted. Raises UserError if `option` needs it."""
+    if importlib.util.find_spec(f"ftloop.{module.partition('.')[0]}") is not None:
+        return importlib.import_module(f"ftloop.{module}")
+    if option is not None:
+        raise UserError(f"{option}: ftloop.{module}, which it needs, was deleted")
+    return None
 
 
 def made_by(accelerator: Accelerator, matmul: str) -> dict[str, Any]:

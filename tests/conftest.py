@@ -191,6 +191,11 @@ def run_script(script: str, *words: str) -> Result:
     return Result(code, out.getvalue(), err.getvalue())
 
 
+def run_script_of_ftloop(*words: str) -> Result:
+    """`python -m ftloop WORDS`, in this process."""
+    return run_script("ftloop/__main__.py", *words)
+
+
 def run_command(*words: str, timeout: int = 240, **environment: str) -> Result:
     """Run a command in a new process at the root of the project; `python` is the one of the tests."""
     command = [sys.executable if word == "python" else word for word in quick(words)]
