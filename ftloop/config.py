@@ -64,6 +64,9 @@ class Config:
     patience: int | None = None  # evaluations without a better score before stopping early; left out: never
     log_every: int = 10  # optimizer steps between looks at the loss: only then is the device waited for
     profile: int = 0  # optimizer steps that torch's profiler records, into profile.json; the top ten are printed
+    track: tuple[str, ...] = ()  # besides metrics.jsonl: tensorboard, wandb, trackio, mlflow, others of accelerate's
+    log_level: Literal["debug", "info", "warning", "error"] = "info"  # the least that is said; info: a progress bar, too
+    quiet: bool = False  # only warnings and errors: --log-level warning
     digest_every: int | None = None  # optimizer steps between digests of the weights in ledger.jsonl; each waits, too
 
     max_minutes: float | None = None  # stop, saved, before a time limit; the same command goes on
@@ -82,6 +85,11 @@ class Config:
     def direction(self) -> Literal["min", "max"]:
         """Whether a smaller or a greater `best_metric` is better."""
         return self.best_direction or metrics.direction(self.best_metric) or "max"
+
+    @property
+    def least_said(self) -> str:
+        """The level of the log: `quiet` is another word for warning."""
+        return "warning" if self.quiet and self.log_level != "error" else self.log_level
 
     @property
     def kept(self) -> dict[str, int]:
@@ -111,6 +119,9 @@ FREE_TO_CHANGE = (
     "log_every",
     "profile",
     "digest_every",
+    "track",
+    "log_level",
+    "quiet",
     "keep",
     "max_minutes",
     "timeout",
@@ -160,6 +171,14 @@ def validate(config: Config) -> None:
             f"--micro-batch-size {config.micro_batch_size} is more than --batch-size {config.batch_size}: "
             "the batch of an optimizer step is divided into micro-batches, not the other way round"
         )
+    if config.quiet and config.log_level == "debug":
+        raise UserError("--quiet and --log-level debug contradict each other: give one of them")
+    if config.track:
+        try:
+            check_trackers = import_name("ftloop.trackers:check")
+        except UserError as error:  # its file was deleted, as those of the periphery may be
+            raise UserError(f"--track {' '.join(config.track)}: {error}") from error
+        check_trackers(config.track)
     if not config.run_dir:
         raise UserError("--run-dir is missing")
     parse_keep(config.keep)

@@ -36,6 +36,10 @@ def never() -> bool:
     return False
 
 
+def unseen(values: dict[str, torch.Tensor]) -> None:
+    """Nobody else looks at the rows."""
+
+
 def evaluation_loader(
     rows: Any, task: Task, accelerator: "Accelerator", batch_size: int, workers: int = 0
 ) -> DataLoader:
@@ -52,12 +56,13 @@ def evaluate_split(
     task: Task,
     accelerator: "Accelerator",
     asked: Callable[[], bool] = never,
+    see: Callable[[dict[str, torch.Tensor]], None] = unseen,
 ) -> dict[str, float]:
     """The scores of a prepared model on a split: "loss", the mean of the per-row losses, and the task's metrics.
 
     Called by all processes, and the same on all of them: the main process streams batches into the metrics and tells
-    the others. `asked` is put after each batch: whether to leave, by raising Interrupted. Raises RuntimeError unless
-    every row was seen exactly once.
+    the others. `asked` is put after each batch: whether to leave, by raising Interrupted. `see` gets what the metrics
+    get, on the main process. Raises RuntimeError unless every row was seen exactly once.
     """
     scorers = task.build_metrics() if accelerator.is_main_process else []
     losses = torch.zeros(len(loader.dataset), dtype=torch.float64)
@@ -65,6 +70,7 @@ def evaluate_split(
         losses[values["rows"]] = values.pop("losses").double()
         for scorer in scorers:
             metrics.add(scorer, values)
+        see(values)
     scores = {"loss": losses.mean().item()}
     for scorer in scorers:
         scores |= metrics.compute(scorer)

@@ -35,6 +35,7 @@ from ftloop.data.order import TrainOrder
 from ftloop.errors import Stopped, TrainingError, UserError
 from ftloop.evaluation import Interrupted, evaluate_split
 from ftloop.ledger import Ledger
+from ftloop.options import import_name
 from ftloop.stopping import Stop
 
 logger = logging.getLogger("ftloop")
@@ -59,6 +60,8 @@ class Run:
         self.recorded = checkpoint.load_made_by(self.resumed) if self.resumed else {}
         self.matmul = "default"  # what fp32 products are computed with (ftloop/kernels.py)
         self.log: Any = tracking.NoMetricLog()
+        self.table = tracking.ScoreTable(config.best_metric)
+        tracking.set_up_logging(accelerator.is_main_process, config.least_said)
 
     @property
     def finished(self) -> bool:
@@ -109,7 +112,11 @@ class Run:
                     shutil.copy(self.resumed.parent.parent / name, self.folder / name)
         checkpoint.discard_after(self.checkpoints, self.state.step)
         self._prune()  # a run may have been killed between its last save and this
-        self.log = tracking.MetricLog(self.folder / "metrics.jsonl", self.state.log_bytes)
+        kept = self.folder / "metrics.jsonl", self.state.log_bytes
+        if self.config.track:
+            self.log = import_name("ftloop.trackers:TrackedLog")(*kept, self.config, self.state)
+        else:
+            self.log = tracking.MetricLog(*kept)
         plan = {"train_rows": order.rows, "batch_size": order.step_size, "seed": order.seed, "grouped": order.grouped}
         if order.grouped:  # the order of rows follows from them: `python -m ftloop verify` does without the data
             numpy.save(self.folder / "lengths.npy", order.lengths)
@@ -166,7 +173,8 @@ class Run:
         began = time.perf_counter()
         try:
             asked = partial(self.stop.asked, self.accelerator)
-            scores = evaluate_split(self.model, self.loaders[split], self.task, self.accelerator, asked)
+            see = partial(self.log.see, split)
+            scores = evaluate_split(self.model, self.loaders[split], self.task, self.accelerator, asked, see)
         except Interrupted:
             if split == "validation":  # not evaluated: a run that goes on from here evaluates first
                 self.save()
@@ -183,10 +191,11 @@ class Run:
 
     def judge(self, scores: dict[str, float], epoch: float) -> None:
         """Take the scores on validation: are these weights the best so far?"""
-        state = self.state
+        state, before = self.state, self.state.judged_step
         state.judge(scores, self.config.best_metric, self.config.direction)
-        best = "  (best so far)" if state.best_step == state.step else ""
-        logger.info("step %d, epoch %.2f: validation %s%s", state.step, epoch, tracking.shown(scores), best)
+        if self.accelerator.is_main_process:
+            is_best = state.best_step == state.step
+            self.table.add(state.step, epoch, self.ledger.mean_loss(after=before), scores, is_best)
 
     def stops_early(self) -> bool:
         """Whether to stop early. Asked before each step: a run that had stopped does not go on when resumed."""
