@@ -29,16 +29,21 @@ def step_aside() -> None:
 
 def main() -> None:
     import json
+    import os
     from typing import Annotated, Literal
 
     import tyro
+
+    from ftloop.options import LogLevel, least_said
 
     def options(
         run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
         split: Literal["train", "validation", "test"] | None = None,
         batch_size: int | None = None,
         json: bool = False,
-    ) -> tuple[str, str | None, int | None, bool]:
+        log_level: LogLevel = "info",
+        quiet: bool = False,
+    ) -> tuple[str, str | None, int | None, bool, str]:
         """Score a finished run on a split of its data.
 
         Args:
@@ -46,16 +51,19 @@ def main() -> None:
             split: left out: test where the data has it, else validation
             batch_size: rows per process and forward pass; left out: as in training
             json: print the scores as one line of JSON
+            log_level: the least that is said besides the scores
+            quiet: only the scores, warnings and errors: --log-level warning
         """
-        return run, split, batch_size, json
+        return run, split, batch_size, json, least_said(log_level, quiet)
 
-    run, split, batch_size, as_json = tyro.cli(options, prog="evaluate.py")
+    run, split, batch_size, as_json, level = tyro.cli(options, prog="evaluate.py")
     from accelerate import PartialState
 
     from ftloop import evaluate
     from ftloop.errors import UserError
-    from ftloop.tracking import finite, shown
+    from ftloop.tracking import finite, set_up_logging, shown
 
+    set_up_logging(os.environ.get("RANK", "0") == "0", level)
     if batch_size is not None and batch_size < 1:
         raise UserError(f"--batch-size {batch_size}: at least 1 is needed")
     scores = evaluate(run, split, batch_size)

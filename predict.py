@@ -9,6 +9,7 @@ python predict.py runs/quickstart --file new.jsonl.gz --out labelled.jsonl
 
 import csv
 import json
+import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import tyro
 
 from ftloop.errors import UserError, exit_code_of
-from ftloop.options import Pairs, no_pairs
+from ftloop.options import LogLevel, Pairs, least_said, no_pairs
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -40,6 +41,8 @@ class Options:
     trust_pickle: bool = False  # read a pickled file, which runs code of whoever wrote it
     out: str | None = None  # .csv or .jsonl; left out: the terminal, as JSON lines
     batch_size: int = 64  # rows per forward pass
+    log_level: LogLevel = "info"  # the least that is said besides the predictions
+    quiet: bool = False  # only the predictions, warnings and errors: --log-level warning
 
 
 def main() -> None:
@@ -59,7 +62,7 @@ def main() -> None:
     from ftloop.config import read_record
     from ftloop.tracking import set_up_logging
 
-    set_up_logging(is_main_process=True)
+    set_up_logging(is_main_process=True, level=least_said(options.log_level, options.quiet))
     task, given = read_record(Path(options.run)).task, options.inputs
     if options.file:
         rows = task.place(read_rows(options), Path(options.file).expanduser().parent)
@@ -81,7 +84,7 @@ def main() -> None:
         return
     with open(options.out, "w", encoding="utf-8", newline="") as stream:
         (write_csv if options.out.endswith(".csv") else write_jsonl)(labelled, stream)
-    print(f"{len(labelled)} rows labelled in {options.out}", file=sys.stderr)
+    logging.getLogger("ftloop").info("%d rows labelled in %s", len(labelled), options.out)
 
 
 def read_rows(options: Options) -> "Dataset":

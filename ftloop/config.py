@@ -22,7 +22,7 @@ import tyro
 
 from ftloop import __version__, metrics, optim
 from ftloop.errors import UserError, nearest
-from ftloop.options import Function, Pairs, function_option, import_name, name_of
+from ftloop.options import Function, LogLevel, Pairs, function_option, import_name, least_said, name_of
 from ftloop.task import Task
 
 Schedule = Annotated[str | Callable[..., Any], function_option("NAME|MODULE:NAME", names=True)]
@@ -65,7 +65,7 @@ class Config:
     log_every: int = 10  # optimizer steps between looks at the loss: only then is the device waited for
     profile: int = 0  # optimizer steps that torch's profiler records, into profile.json; the top ten are printed
     track: tuple[str, ...] = ()  # besides metrics.jsonl: tensorboard, wandb, trackio, mlflow, others of accelerate's
-    log_level: Literal["debug", "info", "warning", "error"] = "info"  # the least that is said; info: a progress bar, too
+    log_level: LogLevel = "info"  # the least that is said; from info on, also a table of scores and a progress bar
     quiet: bool = False  # only warnings and errors: --log-level warning
     digest_every: int | None = None  # optimizer steps between digests of the weights in ledger.jsonl; each waits, too
 
@@ -88,8 +88,8 @@ class Config:
 
     @property
     def least_said(self) -> str:
-        """The level of the log: `quiet` is another word for warning."""
-        return "warning" if self.quiet and self.log_level != "error" else self.log_level
+        """The level of the log, as logging names it in small letters."""
+        return least_said(self.log_level, self.quiet)
 
     @property
     def kept(self) -> dict[str, int]:
@@ -171,8 +171,7 @@ def validate(config: Config) -> None:
             f"--micro-batch-size {config.micro_batch_size} is more than --batch-size {config.batch_size}: "
             "the batch of an optimizer step is divided into micro-batches, not the other way round"
         )
-    if config.quiet and config.log_level == "debug":
-        raise UserError("--quiet and --log-level debug contradict each other: give one of them")
+    least_said(config.log_level, config.quiet)
     if config.track:
         try:
             check_trackers = import_name("ftloop.trackers:check")

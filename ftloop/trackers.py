@@ -161,6 +161,13 @@ class Trackio(Service):
         quiet = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}  # threads beside the training
         return {"name": f"{self.run_name}-{self.id[:8]}", "resume": "allow", **quiet}
 
+    def finish(self) -> None:
+        import trackio
+
+        super().finish()
+        with muted():
+            trackio.finish()  # else it finishes once more when the process ends, and says so
+
     def picture(self, title: str, file: Path, step: int) -> None:
         import trackio
 
@@ -173,11 +180,12 @@ class MLflow(Service):
     def options(self) -> dict[str, Any]:
         import mlflow
 
-        folder = (self.folder / self.name).absolute()
-        server = os.environ.get("MLFLOW_TRACKING_URI")
+        server, artifacts = os.environ.get("MLFLOW_TRACKING_URI"), None
+        self.is_given = server is not None
         if server is None:
+            folder = (self.folder / self.name).absolute()
             folder.mkdir(exist_ok=True)
-            server = f"sqlite:///{folder / 'mlflow.db'}"
+            server, artifacts = f"sqlite:///{folder / 'mlflow.db'}", (folder / "artifacts").as_uri()
         else:
             for name, value in (("MAX_RETRIES", "2"), ("TIMEOUT", "20")):  # else it asks for minutes
                 os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
@@ -185,11 +193,15 @@ class MLflow(Service):
             logging.getLogger(name).setLevel(logging.WARNING)
         mlflow.set_tracking_uri(server)
         self.place = f"mlflow ui --backend-store-uri {server}"
-        artifacts = None if "MLFLOW_TRACKING_URI" in os.environ else (folder / "artifacts").as_uri()
         return {"logging_dir": artifacts, "run_name": self.run_name, "run_id": None if self.is_new else self.id}
 
     def started(self) -> None:
         self.id = self.tracker.tracker.info.run_id
+
+    def finish(self) -> None:
+        super().finish()
+        if not self.is_given:  # set_tracking_uri has put it there: the next run of this process has a folder of its own
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
 
     def picture(self, title: str, file: Path, step: int) -> None:
         self.tracker.log_artifact(str(file))
@@ -271,9 +283,9 @@ class TrackedLog(MetricLog):
     def see(self, split: str, values: dict[str, "torch.Tensor"]) -> None:
         """Keep labels and predictions of single-label classification, for the confusion matrix."""
         labels, found = values.get("references"), values.get("predictions")
-        if labels is not None and found is not None and labels.ndim == found.ndim == 1:
-            if not (labels.is_floating_point() or found.is_floating_point()):
-                self.rows.setdefault(split, []).append((labels.numpy(), found.numpy()))
+        columns = [column for column in (labels, found) if column is not None and column.ndim == 1]
+        if len(columns) == 2 and not any(column.is_floating_point() for column in columns):
+            self.rows.setdefault(split, []).append([column.numpy() for column in columns])
 
     def _keep_confusion(self, split: str, step: int) -> None:
         """On disk: the best step may be in the past of a run that is interrupted."""

@@ -45,7 +45,8 @@ class _Terminal(logging.Handler):
         if record.levelno != logging.INFO:
             colour = "red" if record.levelno > logging.WARNING else "yellow"
             text = f"{coloured(record.levelname.lower() + ':', colour, where)} {text}"
-        (tqdm.write if where.isatty() else print)(text, file=where)  # write draws the bar again, which a pipe would keep
+        # In a pipe not above the bar: `write` draws it again, and a pipe would keep that.
+        (tqdm.write if where.isatty() else print)(text, file=where)
 
 
 def set_up_logging(is_main_process: bool, level: str | None = None) -> None:
@@ -294,18 +295,20 @@ class ScoreTable:
 
     def add(self, step: int, epoch: float, training_loss: float, scores: dict[str, float], is_best: bool) -> None:
         """`training_loss`: the mean over the rows since the last line."""
-        found = {"Step": f"{step}", "Epoch": f"{epoch:.2f}", "Training Loss": f"{training_loss:.4f}"}
-        found["Validation Loss"] = f"{scores['loss']:.4f}"
-        begins = not self.names
+        names, begins = [name for name in scores if name != "loss"], not self.names
+        self.names = self.names or ["loss", *(n for n in names if n in [*names[: self.MOST], self.best_metric])]
+        titles = ["Step", "Epoch", "Training Loss", "Validation Loss", *map(titled, self.names[1:])]
         if begins:
-            names = [name for name in scores if name != "loss"]
-            self.names = [name for name in names if name in [*names[: self.MOST], self.best_metric]]
-        found |= {titled(name): f"{scores[name]:.4f}" for name in self.names}
-        if begins:
-            more = len(scores) - 1 - len(self.names)
-            logger.info("%s%s", "  ".join(f"{t:>7}" for t in found), f"  ({more} more in metrics.jsonl)" if more else "")
-        cells = "  ".join(cell.rjust(max(len(title), 7)) for title, cell in found.items())
-        logger.info("%s%s", cells, "  " + coloured("best", "green", terminal()) if is_best else "")
+            more = len(scores) - len(self.names)
+            more = f"  ({more} more in metrics.jsonl)" if more else ""
+            logger.info("%s%s", "  ".join(f"{title:>7}" for title in titles), more)
+        cells = [
+            str(step),
+            f"{epoch:.2f}",
+            *(f"{value:.4f}" for value in (training_loss, *map(scores.get, self.names))),
+        ]
+        cells = [cell.rjust(max(len(title), 7)) for title, cell in zip(titles, cells, strict=True)]
+        logger.info("%s%s", "  ".join(cells), "  " + coloured("best", "green", terminal()) if is_best else "")
 
 
 def titled(name: str) -> str:

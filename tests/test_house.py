@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_command, sentences, write_csv
 
-PERIPHERY = ("report", "hub", "samples", "verify", "__main__")
+PERIPHERY = ("report", "hub", "samples", "trackers", "verify", "__main__")
 MODULES = {file.relative_to(ROOT).as_posix(): file for file in sorted((ROOT / "ftloop").rglob("*.py"))}
 CORE = {name: file for name, file in MODULES.items() if name.split("/")[1].removesuffix(".py") not in PERIPHERY}
 SOURCES = [*MODULES.values(), *ROOT.glob("*.py"), *ROOT.glob("configs/*.py"), *ROOT.glob("benchmarks/*.py")]
@@ -38,7 +38,7 @@ MAY_IMPORT = {
         *("kernels", "memory", "stopping", "config", "run", "evaluation", "tracking", "optim", "devices", "sharding"),
         "data",
     ),
-    "run": ("", "stopping", "config", "evaluation", "checkpoint", "tracking", "ledger", "sharding", "data"),
+    "run": ("", "stopping", "config", "evaluation", "checkpoint", "tracking", "ledger", "sharding", "data", "options"),
     "evaluation": ("kernels", "config", "checkpoint", "tracking", "task", "metrics", "devices", "data"),
 }
 
