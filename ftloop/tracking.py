@@ -302,11 +302,8 @@ class ScoreTable:
             more = len(scores) - len(self.names)
             more = f"  ({more} more in metrics.jsonl)" if more else ""
             logger.info("%s%s", "  ".join(f"{title:>7}" for title in titles), more)
-        cells = [
-            str(step),
-            f"{epoch:.2f}",
-            *(f"{value:.4f}" for value in (training_loss, *map(scores.get, self.names))),
-        ]
+        values = training_loss, *map(scores.get, self.names)
+        cells = [str(step), f"{epoch:.2f}", *(f"{value:.4f}" for value in values)]
         cells = [cell.rjust(max(len(title), 7)) for title, cell in zip(titles, cells, strict=True)]
         logger.info("%s%s", "  ".join(cells), "  " + coloured("best", "green", terminal()) if is_best else "")
 

@@ -122,11 +122,13 @@ def test_quiet_and_debug_contradict_each_other(script, words, tmp_path):
     assert "--quiet and --log-level debug contradict each other" in result.err
 
 
-def test_two_processes_print_one_table(words, tmp_path):
-    result = ranks(2, "train.py", *words, "--run-dir", tmp_path / "run")
+def test_two_processes_print_one_table_and_keep_one_record(words, tmp_path):
+    result = ranks(2, "train.py", *words, "--run-dir", tmp_path / "run", "--track", "tensorboard")
     assert result.code == 0, result.err
     assert [row[0] for row in table_of(result.err)] == ["Step", "5", "10", "12"]
     assert result.err.count("12/12") == 1
+    assert result.err.count("tracked     tensorboard: ") == 1
+    assert len(list((tmp_path / "run" / "trackers" / "tensorboard").glob("events.*"))) == 1
 
 
 def test_in_a_pipe_the_bar_is_a_line_in_ten_seconds_and_the_last(monkeypatch):
@@ -160,16 +162,12 @@ def test_on_a_terminal_the_bar_moves_and_levels_have_colours(monkeypatch):
     assert coloured("best", "green", screen) == "best"
 
 
-def test_the_table_shows_some_of_many_metrics_and_the_best(caplog, monkeypatch):
-    monkeypatch.setattr(tracking.logger, "propagate", True)
-    with caplog.at_level(logging.INFO, "ftloop"):
-        scores = {
-            "loss": 1.0,
-            **{f"recall[c_{number}]": number / 100 for number in range(20)},
-            "f1_macro": float("nan"),
-        }
-        tracking.ScoreTable("f1_macro").add(3, 0.5, float("nan"), scores, is_best=False)
-    header, row = (record.getMessage() for record in caplog.records)
+def test_the_table_shows_some_of_many_metrics_and_the_best(capsys):
+    tracking.set_up_logging(is_main_process=True, level="info")
+    recalls = {f"recall[c_{number}]": number / 100 for number in range(20)}
+    scores = {"loss": 1.0, **recalls, "f1_macro": float("nan")}
+    tracking.ScoreTable("f1_macro").add(3, 0.5, float("nan"), scores, is_best=False)
+    header, row = capsys.readouterr().err.splitlines()
     assert header.endswith("Recall[c_6]  Recall[c_7]  F1 Macro  (12 more in metrics.jsonl)")
     assert row.split()[:4] == ["3", "0.50", "nan", "1.0000"]
     assert row.endswith("0.0700       nan")
