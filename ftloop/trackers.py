@@ -37,6 +37,7 @@ logger = logging.getLogger("ftloop")
 
 PROJECT = "ftloop"  # under which services with projects file the runs
 LONGEST = 250  # characters of an option's value, which some trackers limit
+DIGITS = 12  # of a count of entries
 WRITTEN = 30  # classes up to which the cells of a confusion matrix hold their shares
 
 
@@ -53,8 +54,10 @@ class Service:
         self.id_file = folder / f"{name}.id"
         self.is_new = not self.id_file.is_file()
         self.id = secrets.token_hex(16) if self.is_new else self.id_file.read_text()
-        self.mark = (folder / f"{name}.sent").open("w+b" if self.is_new else "r+b")
-        self.sent = int(self.mark.read() or 0)  # entries
+        self.mark = folder / f"{name}.sent"
+        if self.is_new:
+            self.mark.write_bytes(b"0".rjust(DIGITS))
+        self.sent = int(self.mark.read_bytes())  # entries
 
     def options(self) -> dict[str, Any]:
         """What accelerate's class is started with, besides the project."""
@@ -83,9 +86,8 @@ class Service:
         if number > self.sent:
             self.tracker.log(values, step=step)
             self.sent = number
-            self.mark.seek(0)
-            self.mark.write(f"{number:12d}".encode())
-            self.mark.flush()
+            with self.mark.open("r+b") as file:  # over the old digits: a kill leaves the one number or the other
+                file.write(str(number).encode().rjust(DIGITS))
 
     def picture(self, title: str, file: Path, step: int) -> None:
         """Show a PNG, where the tracker can."""
@@ -94,7 +96,6 @@ class Service:
         """Keep a page of HTML, where the tracker can."""
 
     def finish(self) -> None:
-        self.mark.close()
         with muted():
             self.tracker.finish()
 

@@ -75,9 +75,10 @@ def test_a_cut_run_is_one_curve_and_a_tracker_named_later_gets_all_of_it(words, 
             raise RuntimeError("cut")
         return evaluate(self, split, epoch)
 
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="cut"):
-        patch.setattr(Run, "evaluate", cut)
+    monkeypatch.setattr(Run, "evaluate", cut)
+    with pytest.raises(RuntimeError, match="cut"):
         run_script("train.py", *words, "--run-dir", run, "--track", "tensorboard")
+    monkeypatch.setattr(Run, "evaluate", evaluate)
     (run / "report.html").write_text("<p>a report</p>")
     resumed = run_script("train.py", *words, "--run-dir", run, "--track", "tensorboard", "memory")
     assert resumed.code == 0, resumed.err
@@ -97,10 +98,7 @@ def test_a_cut_run_is_one_curve_and_a_tracker_named_later_gets_all_of_it(words, 
     assert steps_of(memory.got, "train/data_wait") == [5, 10, 12]  # at each look
 
     assert sorted(board.Tags()["images"]) == ["test/confusion", "validation/confusion"]
-    assert {path.name for path in (run / "trackers").glob("*.png")} == {
-        "confusion-test.png",
-        "confusion-validation.png",
-    }
+    assert len(list((run / "trackers").glob("confusion-*.png"))) == 2
     assert memory.settings["batch_size"] == 8
     assert memory.settings["task.max_length"] == 32
     assert len(list((run / "trackers" / "tensorboard").glob("*/hparams.yml"))) == 1, "the settings, once"
@@ -121,7 +119,7 @@ def test_a_tracker_that_fails_costs_no_training(words, memory, tmp_path, monkeyp
     [
         (
             ["tensorbord"],
-            "--track 'tensorbord' is not a tracker (did you mean 'tensorboard'?); choose from aim, clearml",
+            "--track 'tensorbord' is not a tracker (did you mean 'tensorboard'?); choose from aim",
         ),
         (["comet_ml"], "--track comet_ml: not installed: pip install comet-ml"),
         (["tensorboard", "tensorboard"], "each tracker once"),
