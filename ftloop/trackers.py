@@ -4,7 +4,8 @@ metrics.jsonl. Delete this file, and all but `--track` works.
 A tracker gets what metrics.jsonl gets, an entry for each step and split: the values as "train/loss", "test/accuracy".
 Entries are numbered, and RUN/trackers/NAME.sent holds how many a tracker has: one that is resumed continues its own run
 there (by the id in RUN/trackers/NAME.id) without an entry twice, though steps are trained again; one that is named
-later gets all that was before. A resumed run gives the same values, so what was sent stays true.
+later gets all that was before. A resumed run gives the same values, so what was sent stays true. (What trackio's own
+thread had not stored when the process was killed, half a second at most, is missing there.)
 
 Nothing here waits for the device or for a person. A tracker that cannot start stops the run before training; one that
 fails later is left out, in words, and training goes on: metrics.jsonl has it all.
@@ -18,13 +19,13 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftloop.config import Config, encode
-from ftloop.errors import UserError, nearest
+from ftloop.errors import UserError, nearest, root_cause
 from ftloop.tracking import MetricLog, finite
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class WeightsAndBiases(Service):
         except wandb.errors.CommError as error:
             if "WANDB_MODE" in os.environ:
                 raise
-            logger.warning("track: wandb is offline, its server does not answer (%s)", first_line(error))
+            logger.warning("track: wandb is offline, its server does not answer (%s)", root_cause(error))
             with contextlib.ExitStack() as after:
                 os.environ["WANDB_MODE"] = "offline"
                 after.callback(os.environ.pop, "WANDB_MODE")
@@ -254,7 +255,7 @@ class TrackedLog(MetricLog):
                 service.start(settings_of(config))
             except Exception as error:  # a library's own, of which there are many
                 self.close()
-                raise UserError(f"--track {name} cannot start: {first_line(error)}") from error
+                raise UserError(f"--track {name} cannot start: {root_cause(error)}") from error
             self.services.append(service)
         for number, (step, values) in enumerate(before, start=1):
             self._each(lambda service, n=number, v=values, s=step: service.log(n, v, s))
@@ -277,7 +278,7 @@ class TrackedLog(MetricLog):
             except Exception as error:  # whatever goes wrong elsewhere must not cost the training
                 logger.error(
                     "track: %s failed and gets nothing more (%s); metrics.jsonl has it all",
-                    *(service.name, first_line(error)),
+                    *(service.name, root_cause(error)),
                 )
                 self.services.remove(service)
 
@@ -306,8 +307,7 @@ class TrackedLog(MetricLog):
         """Of a finished run, hand over the confusion matrices and the report; then say where each tracker is."""
         if (self.run / "scores.json").is_file():
             self._hand_over()
-        for service in list(self.services):
-            self._each(lambda each, this=service: each.finish() if each is this else None)
+        self._each(lambda service: service.finish())
         for service in self.services:
             logger.info("tracked     %s: %s", service.name, service.place or "as it is set up")
         super().close()
@@ -337,14 +337,12 @@ def named(
     return {f"{split}/{name}": value for name, value in {**finite(scores), **rest}.items() if value is not None}
 
 
-def entries(file: Path) -> "itertools.starmap[tuple[int, dict[str, float]]]":
+def entries(file: Path) -> Iterator[tuple[int, dict[str, float]]]:
     """The entries of a metrics.jsonl: (step, values as `named` gives them)."""
     lines = map(json.loads, file.read_text(encoding="utf-8").splitlines())
     for (step, split), group in itertools.groupby(lines, key=lambda line: (line["step"], line["split"])):
-        group = list(group)
-        scores = {line["name"]: line["value"] for line in group}
-        first = group[0]
-        scores = {name: float("nan") if value is None else value for name, value in scores.items()}
+        first, *others = group
+        scores = {line["name"]: line["value"] for line in (first, *others) if line["value"] is not None}
         yield step, named(split, first["epoch"], scores, first["items_per_second"], first.get("speed", {}))
 
 
@@ -390,13 +388,9 @@ def pixels(file: Path) -> "numpy.ndarray":
 
 
 @contextlib.contextmanager
-def muted() -> Any:
+def muted() -> Iterator[None]:
     """What a tracker prints on standard output is said by `place`, in our words."""
     with contextlib.redirect_stdout(io.StringIO()) as said:
         yield
     for line in said.getvalue().splitlines():
         logger.debug("track: %s", line)
-
-
-def first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"

@@ -42,7 +42,7 @@ class Memory(accelerate.tracking.GeneralTracker):
 
     def start(self):
         if self.fails_at == "start":
-            raise OSError("no such server\nand more")
+            raise OSError("no such server,\nor none")
 
     def store_init_configuration(self, values):
         self.settings.update(values)
@@ -123,7 +123,7 @@ def test_a_tracker_that_fails_costs_no_training(words, memory, tmp_path, monkeyp
         ),
         (["comet_ml"], "--track comet_ml: not installed: pip install comet-ml"),
         (["tensorboard", "tensorboard"], "each tracker once"),
-        (["memory"], "--track memory cannot start: OSError: no such server"),
+        (["memory"], "--track memory cannot start: OSError: no such server, or none\n"),
     ],
 )
 def test_what_cannot_work_is_said_before_training(names, said, words, memory, tmp_path, monkeypatch):
@@ -132,7 +132,6 @@ def test_what_cannot_work_is_said_before_training(names, said, words, memory, tm
     result = run_script("train.py", *words, "--run-dir", tmp_path / "run", "--track", *names)
     assert result.code == 2
     assert said in result.err
-    assert "and more" not in result.err
     assert not (tmp_path / "run" / "checkpoints").exists() or not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
