@@ -30,9 +30,12 @@ def step_aside() -> None:
 
 def main() -> None:
     import json
+    import os
     from typing import Annotated, Literal
 
     import tyro
+
+    from ftloop.options import LogLevel, least_said
 
     def options(
         run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
@@ -40,7 +43,9 @@ def main() -> None:
         batch_size: int | None = None,
         json: bool = False,
         report: bool = False,
-    ) -> tuple[str, str | None, int | None, bool, bool]:
+        log_level: LogLevel = "info",
+        quiet: bool = False,
+    ) -> tuple[str, str | None, int | None, bool, bool, str]:
         """Score a finished run on a split of its data.
 
         Args:
@@ -49,16 +54,19 @@ def main() -> None:
             batch_size: rows per process and forward pass; left out: as in training
             json: print the scores as one line of JSON
             report: write report.html in the folder of the run anew
+            log_level: the least that is said besides the scores
+            quiet: only the scores, warnings and errors: --log-level warning
         """
-        return run, split, batch_size, json, report
+        return run, split, batch_size, json, report, least_said(log_level, quiet)
 
-    run, split, batch_size, as_json, with_report = tyro.cli(options, prog="evaluate.py")
+    run, split, batch_size, as_json, with_report, level = tyro.cli(options, prog="evaluate.py")
     from accelerate import PartialState
 
     from ftloop import evaluate
     from ftloop.errors import UserError
-    from ftloop.tracking import finite, shown
+    from ftloop.tracking import finite, set_up_logging, shown
 
+    set_up_logging(os.environ.get("RANK", "0") == "0", level)
     if batch_size is not None and batch_size < 1:
         raise UserError(f"--batch-size {batch_size}: at least 1 is needed")
     scores = evaluate(run, split, batch_size)

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 import tyro
 
 from ftloop.errors import Stopped, UserError, exit_code_of, root_cause
-from ftloop.options import Pairs, no_pairs
+from ftloop.options import LogLevel, Pairs, least_said, no_pairs
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -40,6 +40,7 @@ RunFolder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 Inputs = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[TEXT|IMAGE|FOLDER|- ...]")]
 Write = Callable[[list[dict[str, Any]]], None]
 
+logger = logging.getLogger("ftloop")
 OUT = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".parquet")
 PLOT = (".png", ".svg", ".pdf")
 LINES = ("text", "jsonl", "csv", "tsv")  # what standard input may be
@@ -53,7 +54,7 @@ class Options:
     inputs: Inputs = ()  # texts, one per row, two for sentence pairs; or image files and folders; - for standard input
     file: str | None = None  # rows in any format that training reads, with the columns of the task; - as above
     format: str | None = (
-        None  # of the file; left out: by its ending. Of -: text (a line each; left out), jsonl, csv, tsv
+        None  # left out: by the ending of the file. Of -: text (a line each; left out), jsonl, csv, tsv
     )
     options: Pairs = no_pairs()  # for the reader of the file: sep ; quoting 3
     field: tuple[str, ...] = ()  # as --task.data.field, of nested JSON and pickled dictionaries
@@ -65,6 +66,8 @@ class Options:
     block_size: int = 4096  # rows that are read, sorted by length and written together; 1 answers each as it comes
     device: str = "auto"  # cpu, cuda, cuda:1, mps, ..; auto: the first that is there
     precision: Literal["fp32", "bf16", "fp16"] | None = None  # left out: that of the run
+    log_level: LogLevel = "info"  # the least that is said besides the predictions
+    quiet: bool = False  # only the predictions, warnings and errors: --log-level warning
 
 
 def main() -> None:
@@ -83,10 +86,11 @@ def main() -> None:
 
     environment = environment_of(options.device)
     plots = load_plots() if options.plot else None
-    set_up_logging(is_main_process=True)
+    level = least_said(options.log_level, options.quiet)
+    set_up_logging(is_main_process=True, level=level)
     task = read_record(Path(options.run)).task
     done, drawn = 0, []
-    hidden = not sys.stderr.isatty() or (options.out is None and sys.stdout.isatty())
+    hidden = not sys.stderr.isatty() or (options.out is None and sys.stdout.isatty()) or level != "info"
     try:
         with signals_as_interrupts(), patch_environment(**environment):
             blocks, total = blocks_to_label(options, task)
@@ -110,11 +114,11 @@ def main() -> None:
         left = "" if options.out is None else f"; {options.out} is as it was before"
         raise Stopped(f"{name}: stopped after {done} rows{left}", 130 if name == "SIGINT" else 143) from None
     if options.out is not None:
-        print(f"{done} rows labelled in {options.out}", file=sys.stderr)
+        logger.info("%d rows labelled in %s", done, options.out)
     if plots:
         with aside(options.plot) as file:
             plots.save(drawn, task, file, Path(options.plot).suffix[1:])
-        print(f"{len(drawn)} of {done} rows drawn in {options.plot}", file=sys.stderr)
+        logger.info("%d of %d rows drawn in %s", len(drawn), done, options.plot)
 
 
 def check(options: Options) -> None:
@@ -211,7 +215,6 @@ def blocks_to_label(options: Options, task: "Task") -> tuple[Iterable["Dataset"]
 
 def placed(blocks: Iterable["Dataset"], task: "Task", folder: Path) -> Iterator["Dataset"]:
     """The blocks in the shape that training gave its rows; what is to be said of their columns is said of the first."""
-    logger = logging.getLogger("ftloop")
     for number, block in enumerate(blocks):
         level = logger.level
         logger.setLevel(logging.WARNING if number else level)

@@ -40,7 +40,7 @@ def look(config: Config) -> int:
     if os.environ.get("RANK", "0") != "0":
         return 0
     validate(config)
-    set_up_logging(is_main_process=True)
+    set_up_logging(is_main_process=True, level=config.least_said)
     mistakes = config.task.check_data(full=True)
     verdict = f"{mistakes} finding(s) that usually are mistakes" if mistakes else "nothing looks like a mistake"
     logging.getLogger("ftloop").info("check: %s", verdict)

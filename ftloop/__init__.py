@@ -1,5 +1,6 @@
 """ftloop: a hand-written PyTorch training loop for fine-tuning transformers, to read and to fork."""
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -13,6 +14,13 @@ if TYPE_CHECKING:
     from ftloop.loop import train
     from ftloop.task import Classification, Task
     from ftloop.text import TextClassification
+
+if "IPython" in sys.modules:  # in a notebook without ipywidgets, tqdm's bar is a plain one: that needs no warning
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import tqdm.auto  # noqa: F401
 
 _HOME = {
     "Config": "config",

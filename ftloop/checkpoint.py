@@ -43,6 +43,7 @@ class TrainState:
     best_step: int | None = None
     best_scores: dict[str, float] | None = None  # on validation at best_step
     evaluations_since_best: int = 0  # what patience counts
+    judged_step: int = 0  # of the last evaluation
     skipped_steps: int = 0  # whose gradients were not finite
     at_once: int | None = None  # rows (with --batching tokens: tokens) of one forward pass that fitted into memory
     data_digest: str = ""  # of the rows of train: a run goes on with the same ones
@@ -61,7 +62,7 @@ class TrainState:
             raise UserError(
                 f"--best-metric {metric!r} was not computed{nearest(metric, scores)}; there are {', '.join(scores)}"
             )
-        self.scores = scores
+        self.scores, self.judged_step = scores, self.step
         best = math.nan if self.best_scores is None else self.best_scores[metric]
         # Nothing is better than NaN but a number.
         if math.isnan(best) or (scores[metric] > best if direction == "max" else scores[metric] < best):
@@ -97,6 +98,7 @@ def save(
             _sync(path)
         aside.rename(final)
         _sync(folder)
+        logger.debug("saved %s", final)
     except (OSError, RuntimeError) as error:  # a full disk is an OSError or, from torch.save, a RuntimeError
         with contextlib.suppress(OSError):
             shutil.rmtree(aside, ignore_errors=True)

@@ -23,7 +23,7 @@ import tyro
 
 from ftloop import __version__, metrics, optim
 from ftloop.errors import UserError, nearest
-from ftloop.options import Function, Pairs, function_option, import_name, name_of
+from ftloop.options import Function, LogLevel, Pairs, function_option, import_name, least_said, name_of
 from ftloop.task import Task
 
 Schedule = Annotated[str | Callable[..., Any], function_option("NAME|MODULE:NAME", names=True)]
@@ -66,6 +66,9 @@ class Config:
     patience: int | None = None  # evaluations without a better score before stopping early; left out: never
     log_every: int = 10  # optimizer steps between looks at the loss: only then is the device waited for
     profile: int = 0  # optimizer steps that torch's profiler records, into profile.json; the top ten are printed
+    track: tuple[str, ...] = ()  # besides metrics.jsonl: tensorboard, wandb, trackio, mlflow, others of accelerate's
+    log_level: LogLevel = "info"  # the least that is said; from info on, also a table of scores and a progress bar
+    quiet: bool = False  # only warnings and errors: --log-level warning
     digest_every: int | None = None  # optimizer steps between digests of the weights in ledger.jsonl; each waits, too
 
     max_minutes: float | None = None  # stop, saved, before a time limit; the same command goes on
@@ -90,6 +93,11 @@ class Config:
     def direction(self) -> Literal["min", "max"]:
         """Whether a smaller or a greater `best_metric` is better."""
         return self.best_direction or metrics.direction(self.best_metric) or "max"
+
+    @property
+    def least_said(self) -> str:
+        """The level of the log, as logging names it in small letters."""
+        return least_said(self.log_level, self.quiet)
 
     @property
     def kept(self) -> dict[str, int]:
@@ -119,6 +127,9 @@ FREE_TO_CHANGE = (
     "log_every",
     "profile",
     "digest_every",
+    "track",
+    "log_level",
+    "quiet",
     "keep",
     "max_minutes",
     "timeout",
@@ -177,6 +188,13 @@ def validate(config: Config) -> None:
             f"--micro-batch-size {config.micro_batch_size} is more than --batch-size {config.batch_size}: "
             "the batch of an optimizer step is divided into micro-batches, not the other way round"
         )
+    least_said(config.log_level, config.quiet)
+    if config.track:
+        try:
+            check_trackers = import_name("ftloop.trackers:check")
+        except UserError as error:  # its file was deleted, as those of the periphery may be
+            raise UserError(f"--track {' '.join(config.track)}: {error}") from error
+        check_trackers(config.track)
     if not config.run_dir:
         raise UserError("--run-dir is missing")
     parse_keep(config.keep)

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
+from typing import TextIO
 
 from ftloop import startup
 
@@ -29,6 +30,13 @@ class Stopped(Exception):
         self.code = code
 
 
+def coloured(text: str, colour: str, stream: TextIO) -> str:
+    """`text` in red, yellow or green, if `stream` is a terminal that shows colours (https://no-color.org)."""
+    if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    return f"\033[{ {'red': 31, 'green': 32, 'yellow': 33}[colour] }m{text}\033[0m"
+
+
 def exit_code_of(main: Callable[[], None]) -> int:
     """Run the main function of a script: 0; 2 after a UserError, 1 after a TrainingError, 130 after SIGINT, 143 after
     another signal, and their texts are printed."""
@@ -39,7 +47,7 @@ def exit_code_of(main: Callable[[], None]) -> int:
             main()
     except (UserError, TrainingError) as error:
         if speaks:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"{coloured('error:', 'red', sys.stderr)} {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     except Stopped as stopped:
         if speaks:

@@ -54,12 +54,13 @@ def evaluate_split(
     task: Task,
     accelerator: "Accelerator",
     asked: Callable[[], bool] = never,
+    see: Callable[[dict[str, torch.Tensor]], None] = lambda values: None,
 ) -> dict[str, float]:
     """The scores of a prepared model on a split: "loss", the mean of the per-row losses, and the task's metrics.
 
     Called by all processes, and the same on all of them: the main process streams batches into the metrics and tells
-    the others. `asked` is put after each batch: whether to leave, by raising Interrupted. Raises RuntimeError unless
-    every row was seen exactly once.
+    the others. `asked` is put after each batch: whether to leave, by raising Interrupted. `see` gets what the metrics
+    get, on the main process. Raises RuntimeError unless every row was seen exactly once.
     """
     scorers = task.build_metrics() if accelerator.is_main_process else []
     losses = torch.zeros(len(loader.dataset), dtype=torch.float64)
@@ -67,6 +68,7 @@ def evaluate_split(
         losses[values["rows"]] = values.pop("losses").double()
         for scorer in scorers:
             metrics.add(scorer, values)
+        see(values)
     scores = {"loss": losses.mean().item()}
     for scorer in scorers:
         scores |= metrics.compute(scorer)

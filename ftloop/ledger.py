@@ -11,6 +11,7 @@ chance once in 2 ** 64.
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ class Ledger:
         self.accelerator, self.model, self.digest_every = accelerator, model, digest_every
         self.file: Any = NoMetricLog()
         self.newest = b""  # the line that the next one is chained to
+        self.told = 0  # bytes of the file that mean_loss has read
 
     def open(self, file: Path, keep_bytes: int, step: int, plan: dict[str, int], weights: str | None) -> None:
         """Cut the ledger to what the resumed `step` had written, and go on; on the main process only. `weights` is
@@ -90,6 +92,16 @@ class Ledger:
             self.newest = json.dumps({**entry, "chain": chained(self.newest, entry)}).encode() + b"\n"
             lines += self.newest
         self.file.append(lines)
+
+    def mean_loss(self, after: int) -> float:
+        """The mean over the rows of the steps after step `after` (NaN without any); on the main process. Each line is
+        read once, and after an interruption the file knows what was before it."""
+        with self.file.file.open("rb") as lines:
+            lines.seek(self.told)
+            entries = [json.loads(line) for line in lines]
+            self.told = lines.tell()
+        steps = [(entry["rows"], float.fromhex(entry["loss"])) for entry in entries if entry["step"] > after]
+        return sum(rows * loss for rows, loss in steps) / (sum(rows for rows, _ in steps) or math.nan)
 
     def durable(self) -> int:
         """Wait until the disk has all lines; the length of the ledger in bytes, for the checkpoint."""

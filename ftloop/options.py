@@ -10,11 +10,20 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from ftloop.errors import UserError
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+def least_said(log_level: LogLevel, quiet: bool) -> LogLevel:
+    """The level of the log from --log-level and --quiet, which is another word for warning. Raises UserError."""
+    if quiet and log_level == "debug":
+        raise UserError("--quiet and --log-level debug contradict each other: give one of them")
+    return "warning" if quiet and log_level == "info" else log_level
 
 
 def parse_pairs(words: list[str]) -> dict[str, Any]:

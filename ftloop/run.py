@@ -36,6 +36,7 @@ from ftloop.data.order import TrainOrder
 from ftloop.errors import Stopped, TrainingError, UserError, root_cause
 from ftloop.evaluation import Interrupted, evaluate_split
 from ftloop.ledger import Ledger
+from ftloop.options import import_name
 from ftloop.reporting import Reporter
 from ftloop.stopping import Stop
 
@@ -65,6 +66,8 @@ class Run:
         self.pushes: Any = NoPushes()
         if config.push_to_hub is not None and accelerator.is_main_process and not self.finished:
             self.pushes = beside("hub.push", "--push-to-hub").Pushes(config)
+        self.table = tracking.ScoreTable(config.best_metric)
+        tracking.set_up_logging(accelerator.is_main_process, config.least_said)
 
     @property
     def finished(self) -> bool:
@@ -117,7 +120,11 @@ class Run:
                     shutil.copy(self.resumed.parent.parent / name, self.folder / name)
         checkpoint.discard_after(self.checkpoints, self.state.step)
         self._prune()  # a run may have been killed between its last save and this
-        self.log = tracking.MetricLog(self.folder / "metrics.jsonl", self.state.log_bytes)
+        kept = self.folder / "metrics.jsonl", self.state.log_bytes
+        if self.config.track:
+            self.log = import_name("ftloop.trackers:TrackedLog")(*kept, self.config, self.state)
+        else:
+            self.log = tracking.MetricLog(*kept)
         plan = {"train_rows": order.rows, "batch_size": order.step_size, "seed": order.seed, "grouped": order.grouped}
         if order.grouped:  # the order of rows follows from them: `python -m ftloop verify` does without the data
             numpy.save(self.folder / "lengths.npy", order.lengths)
@@ -175,7 +182,8 @@ class Run:
         began = time.perf_counter()
         try:
             asked = partial(self.stop.asked, self.accelerator)
-            scores = evaluate_split(self.model, self.loaders[split], self.task, self.accelerator, asked)
+            see = partial(self.log.see, split)
+            scores = evaluate_split(self.model, self.loaders[split], self.task, self.accelerator, asked, see)
         except Interrupted:
             if split == "validation":  # not evaluated: a run that goes on from here evaluates first
                 self.save()
@@ -193,10 +201,11 @@ class Run:
 
     def judge(self, scores: dict[str, float], epoch: float) -> None:
         """Take the scores on validation: are these weights the best so far?"""
-        state = self.state
+        state, before = self.state, self.state.judged_step
         state.judge(scores, self.config.best_metric, self.config.direction)
-        best = "  (best so far)" if state.best_step == state.step else ""
-        logger.info("step %d, epoch %.2f: validation %s%s", state.step, epoch, tracking.shown(scores), best)
+        if self.accelerator.is_main_process:
+            is_best = state.best_step == state.step
+            self.table.add(state.step, epoch, self.ledger.mean_loss(after=before), scores, is_best)
 
     def stops_early(self) -> bool:
         """Whether to stop early. Asked before each step: a run that had stopped does not go on when resumed."""
@@ -284,16 +293,20 @@ class Run:
             checkpoint.write_text(self.folder / "scores.json", json.dumps(finite, indent=1) + "\n")
             self._say_where(scores)
         self.accelerator.wait_for_everyone()
-        if self.config.report and self.reporter.available and self.accelerator.is_main_process:
+        if self.accelerator.is_main_process:  # the others need not wait: the run is finished, and whole
+            self._share(finite)
+        return scores
+
+    def _share(self, scores: dict[str, Any]) -> None:
+        """Report, card and pushing, as the config asks for them. Raises Stopped if a signal cuts the report short."""
+        if self.config.report and self.reporter.available:
             torch.cuda.empty_cache()  # another process needs the memory now; nothing where there is no GPU
             if self.reporter.at_the_end(self.stop.heard) is None:
                 done = f"{self.stop.reason}: the run is finished, its report is not written."
                 raise Stopped(f"{done} To write it: {self.reporter.command}", self.stop.code)
-        if self.accelerator.is_main_process:  # the others need not wait: the run is finished, and whole
-            if (self.folder / "outputs").is_dir():
-                self._describe(finite)  # now with intervals: a report has looked at each row
-            self.pushes.finish(lambda: self.stop.reason is not None)
-        return scores
+        if (self.folder / "outputs").is_dir():
+            self._describe(scores)  # now with intervals: a report has looked at each row
+        self.pushes.finish(lambda: self.stop.reason is not None)
 
     def _describe(self, scores: dict[str, Any]) -> None:
         """Write the model card, if the part that does it was not deleted; a run is finished without it too."""

@@ -12,13 +12,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 from tqdm.auto import tqdm
+from tqdm.std import tqdm as plain_tqdm
 
 from ftloop.data.loader import TOKENS
-from ftloop.errors import TrainingError
+from ftloop.errors import TrainingError, coloured
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -31,27 +32,40 @@ logger = logging.getLogger("ftloop")
 MOST_SKIPPED = 20  # steps in a row under fp16; the scale is halved each time, and starts at 65 536
 
 
+def terminal() -> TextIO:
+    """Where a run speaks: standard error; in a notebook, which shows that in red, standard output."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return sys.stdout if shell is not None and "IPKernelApp" in shell.config else sys.stderr
+
+
 class _Terminal(logging.Handler):
-    """Log lines on standard error, above a progress bar instead of through it."""
+    """Log lines above a progress bar instead of through it; those that are not information begin with their level."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        prefix = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        tqdm.write(prefix + self.format(record), file=sys.stderr)
+        where, text = terminal(), self.format(record)
+        if record.levelno != logging.INFO:
+            colour = "red" if record.levelno > logging.WARNING else "yellow"
+            text = f"{coloured(record.levelname.lower() + ':', colour, where)} {text}"
+        # In a pipe not above the bar: `write` draws it again, and a pipe would keep that.
+        (tqdm.write if where.isatty() else print)(text, file=where)
 
 
-def set_up_logging(is_main_process: bool) -> None:
-    """Let the logger "ftloop" speak on the main process only. A program that has set up the logger itself keeps it."""
+def set_up_logging(is_main_process: bool, level: str | None = None) -> None:
+    """Let the logger "ftloop" speak on the main process only, from `level` on (debug, info, warning, error; left out:
+    as before, at first info). A program that has set up the logger itself keeps it."""
     if not logger.handlers:
         logger.addHandler(_Terminal())
         logger.setLevel(logging.INFO)
         logger.propagate = False
+    if level is not None and any(isinstance(handler, _Terminal) for handler in logger.handlers):
+        logger.setLevel(level.upper())
     if not is_main_process:
         logger.setLevel(logging.CRITICAL)
     import datasets
     import transformers
 
     transformers.logging.disable_progress_bar()  # for a second of reading weights
-    if not sys.stderr.isatty():  # in a pipe, tokenising would fill the log
+    if not sys.stderr.isatty() or not logger.isEnabledFor(logging.INFO):  # in a pipe, tokenising would fill the log
         datasets.disable_progress_bars()
 
 
@@ -75,6 +89,9 @@ class MetricLog:
             line |= {"speed": speed} if speed else {}
             lines += json.dumps(line).encode() + b"\n"
         self.waiting += lines
+
+    def see(self, split: str, values: dict[str, torch.Tensor]) -> None:
+        """Nothing: of the rows that are evaluated, trackers alone keep something (ftloop/trackers.py)."""
 
     def append(self, lines: bytes = b"") -> None:
         """Add whole lines, and hand them to the system with those that wait: once a look, for each time costs as much
@@ -105,7 +122,7 @@ class NoMetricLog:
     def write(self, *_: Any, **__: Any) -> None:
         """Nothing: the main process writes."""
 
-    append = write
+    append = see = write
 
     def durable(self) -> int:
         return 0
@@ -256,6 +273,7 @@ class StepLog:
             self.log.write(step.number, step.epoch, "train", scores, rate, **(speed if newest else {}))
         self.log.append()
         newest, mean = self.pending[-1], sum(sums) / sum(items)
+        logger.debug("step %d: loss %.4f, gradient norm %.4f", newest.number, mean, norms[-1])
         shown = {"epoch": f"{newest.epoch:.2f}", "loss": f"{mean:.4f}", "rows_per_s": f"{rate:.0f}"}
         shown |= {name: f"{speed[name]:.0%}" for name in ("padding", "data_wait") if name in speed}
         self.bar.set_postfix(shown, refresh=False)
@@ -283,15 +301,60 @@ class StepLog:
         )
 
 
-def progress_bar(total: int, done: int, is_main_process: bool) -> tqdm:
-    """A bar over optimizer steps; in a pipe it is drawn once in ten seconds."""
-    wait = 0.1 if sys.stderr.isatty() else 10
-    return tqdm(
+class ScoreTable:
+    """The scores on validation as they come: a header once, then a line for each evaluation."""
+
+    MOST = 8  # columns of metrics; metrics.jsonl has all
+
+    def __init__(self, best_metric: str):
+        self.best_metric, self.names = best_metric, []
+
+    def add(self, step: int, epoch: float, training_loss: float, scores: dict[str, float], is_best: bool) -> None:
+        """`training_loss`: the mean over the rows since the last line."""
+        names, begins = [name for name in scores if name != "loss"], not self.names
+        self.names = self.names or ["loss", *(n for n in names if n in [*names[: self.MOST], self.best_metric])]
+        titles = ["Step", "Epoch", "Training Loss", "Validation Loss", *map(titled, self.names[1:])]
+        if begins:
+            more = len(scores) - len(self.names)
+            more = f"  ({more} more in metrics.jsonl)" if more else ""
+            logger.info("%s%s", "  ".join(f"{title:>7}" for title in titles), more)
+        values = training_loss, *map(scores.get, self.names)
+        cells = [str(step), f"{epoch:.2f}", *(f"{value:.4f}" for value in values)]
+        cells = [cell.rjust(max(len(title), 7)) for title, cell in zip(titles, cells, strict=True)]
+        logger.info("%s%s", "  ".join(cells), "  " + coloured("best", "green", terminal()) if is_best else "")
+
+
+def titled(name: str) -> str:
+    """ "f1_macro" -> "F1 Macro"; the label in "recall[not_sure]" stays as it is."""
+    score, bracket, label = name.partition("[")
+    return " ".join(word.capitalize() for word in score.split("_")) + bracket + label
+
+
+class _Lines(plain_tqdm):
+    """A bar in a pipe: each drawing is a line."""
+
+    monitor_interval = 0  # no thread that draws as well
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        if self.disable or self.n > self.initial:  # `close` ends its line itself
+            self.fp.write(f"{self}{'' if self.disable else chr(10)}")
+            self.fp.flush()
+
+    def clear(self, nolock: bool = False) -> None:
+        """Nothing is wiped out."""
+
+
+def progress_bar(total: int, done: int, is_main_process: bool) -> plain_tqdm:
+    """A bar over optimizer steps, where information is logged; in a pipe, a line in ten seconds, and the last."""
+    live = terminal().isatty() or any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__)
+    return (tqdm if live else _Lines)(
         total=total,
         initial=done,
         unit="step",
-        disable=not is_main_process,
-        mininterval=wait,
+        disable=not (is_main_process and logger.isEnabledFor(logging.INFO)),
+        file=terminal(),
+        mininterval=0.1 if live else 10,
+        miniters=1,
         dynamic_ncols=True,
         smoothing=0.05,
     )
