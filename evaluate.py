@@ -81,12 +81,12 @@ def write_report(run: str) -> None:
     from pathlib import Path
 
     from ftloop.errors import TrainingError, UserError
-    from ftloop.reporting import Reporter
 
-    reporter = Reporter(Path(run))
-    if not reporter.available:
-        raise UserError("--report: ftloop/report was deleted")
-    if reporter.at_the_end():
+    try:
+        from ftloop.report.reporter import Reporter
+    except ModuleNotFoundError as error:
+        raise UserError(f"--report: {error}") from error
+    if Reporter(Path(run)).at_the_end():
         raise TrainingError("the scores are right, but there is no new report")
 
 

@@ -37,7 +37,6 @@ from ftloop.errors import Stopped, TrainingError, UserError, root_cause
 from ftloop.evaluation import Interrupted, evaluate_split
 from ftloop.ledger import Ledger
 from ftloop.options import import_name
-from ftloop.reporting import Reporter
 from ftloop.stopping import Stop
 
 logger = logging.getLogger("ftloop")
@@ -62,8 +61,9 @@ class Run:
         self.recorded = checkpoint.load_made_by(self.resumed) if self.resumed else {}
         self.matmul = "default"  # what fp32 products are computed with (ftloop/kernels.py)
         self.log: Any = tracking.NoMetricLog()
-        self.reporter = Reporter(self.folder, config.report_every)
-        self.pushes: Any = NoPushes()
+        reports = beside("report.reporter")
+        self.reporter = reports.Reporter(self.folder, config.report_every) if reports else Nothing()
+        self.pushes: Any = Nothing()
         if config.push_to_hub is not None and accelerator.is_main_process and not self.finished:
             self.pushes = beside("hub.push", "--push-to-hub").Pushes(config)
         self.table = tracking.ScoreTable(config.best_metric)
@@ -299,7 +299,7 @@ class Run:
 
     def _share(self, scores: dict[str, Any]) -> None:
         """Report, card and pushing, as the config asks for them. Raises Stopped if a signal cuts the report short."""
-        if self.config.report and self.reporter.available:
+        if self.config.report and beside("report.reporter") is not None:
             torch.cuda.empty_cache()  # another process needs the memory now; nothing where there is no GPU
             if self.reporter.at_the_end(self.stop.heard) is None:
                 done = f"{self.stop.reason}: the run is finished, its report is not written."
@@ -341,14 +341,11 @@ class Run:
             logger.info("            %s -m ftloop push %s NAMESPACE/NAME", python, folder)
 
 
-class NoPushes:
-    """Takes the place of ftloop/hub/push.py's Pushes, without --push-to-hub and on all processes but the main one."""
+class Nothing:
+    """Takes the place of a part that was deleted, or that nobody asked for: it does nothing, whatever it is told."""
 
-    def saved(self, *_: Any) -> None:
-        """Nothing is pushed."""
-
-    def finish(self, *_: Any) -> None:
-        """Nothing is pushed."""
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
 
 
 def beside(module: str, option: str | None = None) -> Any:

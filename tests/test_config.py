@@ -226,15 +226,15 @@ def test_keep_has_at_least_the_newest_and_the_best():
 
 def help_entries(text: str) -> dict[str, str]:
     """The text beside or under each option in tyro's help, without the default."""
-    entries, current = {}, None
+    entries, current = {}, ()
     for line in (framed.strip("│| ") for framed in text.splitlines()):
         option = re.match(r"(--[a-z][\w.-]*)(.*?)(?: {2,}(.*))?$", line)
         if option:
-            current = option[1]
-            entries[current] = ""
+            current = (option[1], *re.findall(r", (--[a-z][\w.-]*)", option[2]))  # its other names too
+            entries |= dict.fromkeys(current, "")
             line = option[3] or ""
-        if current is not None:
-            entries[current] += f"{line} "
+        for name in current:
+            entries[name] += f"{line} "
     return {name: entry.partition("(default:")[0].strip() for name, entry in entries.items()}
 
 
@@ -248,7 +248,9 @@ def test_help_gives_every_field_with_its_meaning(made, prefix):
         assert len(meaning) > 10, f"{name} has no meaning: is its comment on the line of the field?"
 
 
-@pytest.mark.parametrize(("script", "positional"), [("evaluate.py", "RUN"), ("predict.py", "RUN [TEXT|IMAGE ...]")])
+@pytest.mark.parametrize(
+    ("script", "positional"), [("evaluate.py", "RUN"), ("predict.py", "RUN [TEXT|IMAGE|FOLDER|- ...]")]
+)
 def test_help_of_the_other_scripts_gives_every_option_with_its_meaning(script, positional):
     result = run_script(script, "--help")
     assert result.code == 0

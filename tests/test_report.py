@@ -18,8 +18,8 @@ from reported import EVIL, NAMES, Parsed, command, images, texts, trained
 from ftloop.config import read_record
 from ftloop.report import page, run_report, statistics
 from ftloop.report.history import History, Series
+from ftloop.report.reporter import Reporter
 from ftloop.report.scored import score
-from ftloop.reporting import Reporter
 
 FIGURES = {
     *("loss", "scores", "learning-rate", "gradient-norm", "throughput", "shares", "classes", "lengths"),

@@ -1,6 +1,5 @@
 """A run's report is written by a process of its own: what fails there, or fills the memory, does not hurt the run."""
 
-import importlib.util
 import logging
 import os
 import subprocess
@@ -20,12 +19,11 @@ class Reporter:
         """`every`: optimizer steps between live reports; None: there are none."""
         self.folder, self.every, self.written_at = folder, every, 0
         self.running: subprocess.Popen | None = None
-        self.available = importlib.util.find_spec("ftloop.report") is not None
         self.command = f"{os.path.relpath(sys.executable)} -m ftloop report {folder}"
 
     def start(self) -> None:
         self.stop()
-        here = str(Path(__file__).resolve().parent.parent)  # this very ftloop, whatever the working folder
+        here = str(Path(__file__).resolve().parents[2])  # this very ftloop, whatever the working folder
         path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
         self.said = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process has ended
         words = [sys.executable, "-m", "ftloop", "report", str(self.folder)]
@@ -34,7 +32,7 @@ class Reporter:
 
     def while_training(self, step: int) -> None:
         """Start a live report if one is due and none is being written. Training does not wait for it."""
-        free = self.available and (self.running is None or self.running.poll() is not None)
+        free = self.running is None or self.running.poll() is not None
         if free and self.every is not None and step - self.written_at >= self.every:
             self.written_at = step
             self.start()
