@@ -84,9 +84,8 @@ def main(sets: int = 1000, resamples: int = 1000, seed: int = 0) -> None:
         resamples: of each interval
         seed: of everything that is drawn
     """
-    print(
-        f"{'population':<12}{'rows':>6}  {'score':<16}{'true':>6}{'coverage':>10}{'too low':>9}{'too high':>9}{'width':>8}"
-    )
+    heads = f"{'coverage':>10}{'too low':>9}{'too high':>9}{'width':>8}"
+    print(f"{'population':<12}{'rows':>6}  {'score':<16}{'true':>6}{heads}")
     for name, population in POPULATIONS.items():
         for rows in SIZES:
             began, found = time.perf_counter(), {}
