@@ -53,9 +53,7 @@ class Options:
     run: RunFolder  # folder of the run
     inputs: Inputs = ()  # texts, one per row, two for sentence pairs; or image files and folders; - for standard input
     file: str | None = None  # rows in any format that training reads, with the columns of the task; - as above
-    format: str | None = (
-        None  # left out: by the ending of the file. Of -: text (a line each; left out), jsonl, csv, tsv
-    )
+    format: str | None = None  # left out: by the ending of the file; of -, text (a line each), or jsonl, csv, tsv
     options: Pairs = no_pairs()  # for the reader of the file: sep ; quoting 3
     field: tuple[str, ...] = ()  # as --task.data.field, of nested JSON and pickled dictionaries
     query: str | None = None  # of an SQLite file

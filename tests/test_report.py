@@ -323,14 +323,6 @@ def test_a_report_that_fails_is_one_line_and_one_that_takes_long_is_given_up(tmp
     assert reporter.running.returncode is not None
 
 
-def test_without_its_folder_nothing_is_started(tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    reporter = Reporter(tmp_path, every=1)
-    monkeypatch.setattr(Reporter, "start", None)
-    reporter.while_training(5)
-    assert not reporter.available
-
-
 def test_what_a_launcher_told_is_forgotten(monkeypatch):
     told = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "nowhere", "ACCELERATE_MIXED_PRECISION": "bf16"}
     for name, value in {**told, "ACCELERATE_USE_CPU": "1"}.items():
