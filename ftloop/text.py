@@ -37,7 +37,7 @@ class TextClassification(Classification):
     window_overlap: int | None = None  # tokens that neighbouring windows share; left out: a quarter of max_length
     max_windows: int = 16  # of a text; what is beyond is cut, and counted
     pad_to: Literal["longest", "max"] = "longest"  # of the micro-batch; max: every row to max_length (TPUs, compilers)
-    pad_to_multiple_of: int | None = None  # tokens; left out: 8 under bf16 and fp16, for tensor cores, else 1
+    pad_to_multiple_of: int | None = None  # tokens; left out: 8 under bf16 and fp16 on GPUs (tensor cores), else 1
     packing: bool = False  # compute without padding (BERT, RoBERTa, ModernBERT, ..): the same logits and gradients
 
     model_class = "AutoModelForSequenceClassification"
@@ -215,8 +215,9 @@ class TextClassification(Classification):
 
         multiple = self.pad_to_multiple_of
         if multiple is None:
-            half = is_initialized() and AcceleratorState().mixed_precision in ("bf16", "fp16")
-            multiple = 8 if half else 1
+            state = AcceleratorState() if is_initialized() else None
+            tensor_cores = state and state.mixed_precision in ("bf16", "fp16") and state.device.type != "cpu"
+            multiple = 8 if tensor_cores else 1
         if self.pad_to == "max":
             return PaddingCollator(self.processor, "max_length", self.max_length)
         return PaddingCollator(self.processor, pad_to_multiple_of=multiple)

@@ -5,6 +5,7 @@ import json
 import logging
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -43,7 +44,6 @@ def test_gradient_checkpointing_changes_nothing_but_memory(words, tmp_path):
 
 
 def test_bf16_is_near_fp32_and_not_equal(words, tmp_path):
-    # Without dropout: under bf16, batches are padded to multiples of eight, so that it would draw other masks.
     plain = values(train(words, "--task.dropout", "0"), "train", "loss")
     half = [*words[:-1], str(tmp_path / "half"), "--task.dropout", "0", "--precision", "bf16"]
     half = values(train(half), "train", "loss")
@@ -169,8 +169,6 @@ def test_padding_to_the_longest_to_a_multiple_or_to_the_maximum(task):
 
 
 def test_the_threshold_decides_what_a_multi_label_task_predicts(task):
-    from types import SimpleNamespace
-
     from ftloop.data.labels import Labels
 
     multi = dataclasses.replace(task, threshold=0.8)
@@ -188,33 +186,16 @@ def test_the_precision_of_the_launcher_is_recorded_and_used_in_evaluation(words,
     assert json.loads(evaluated.out) == pytest.approx(json.loads((run / "scores.json").read_text())["test"], rel=1e-6)
 
 
-def test_half_precision_pads_to_multiples_of_eight_by_itself(words, tmp_path):
-    plain, half = SeenLengths(), SeenLengths()
-    with plain:
-        train([*words, "--max-steps", "2"])
-    with half:
-        train([*words, "--max-steps", "2", "--precision", "bf16", "--run-dir", str(tmp_path / "half")])
-    assert any(length % 8 for length in plain.lengths)
-    assert half.lengths
-    assert not any(length % 8 for length in half.lengths)
-
-
-class SeenLengths:
-    """The lengths of the batches that the text task collates."""
-
-    def __enter__(self):
-        self.lengths, self.original = [], TextClassification.collate
-        original, lengths = self.original, self.lengths
-
-        def collate(task, examples):
-            batch = original(task, examples)
-            lengths.append(batch["input_ids"].shape[1])
-            return batch
-
-        TextClassification.collate = collate
-
-    def __exit__(self, *_):
-        TextClassification.collate = self.original
+@pytest.mark.parametrize(
+    ("precision", "device", "multiple"), [("bf16", "cuda", 8), ("bf16", "cpu", 1), ("no", "cuda", 1)]
+)
+def test_half_precision_pads_to_multiples_of_eight_where_there_are_tensor_cores(
+    task, monkeypatch, precision, device, multiple
+):
+    state = SimpleNamespace(mixed_precision=precision, device=torch.device(device))
+    monkeypatch.setattr("accelerate.state.is_initialized", lambda: True)
+    monkeypatch.setattr("accelerate.state.AcceleratorState", lambda: state)
+    assert dataclasses.replace(task).collator.pad_to_multiple_of == multiple
 
 
 def test_a_task_goes_to_worker_processes_with_its_collator(task, monkeypatch):
