@@ -230,7 +230,8 @@ def help_entries(text: str) -> dict[str, str]:
     for line in (framed.strip("│| ") for framed in text.splitlines()):
         option = re.match(r"(--[a-z][\w.-]*)(.*?)(?: {2,}(.*))?$", line)
         if option:
-            current = option[1]
+            names = re.findall(r"--[a-z][\w.-]*", option[1] + option[2])
+            current = [name for name in names if "no-" not in name][-1]  # after shorter spellings, that of the field
             entries[current] = ""
             line = option[3] or ""
         if current is not None:
