@@ -82,8 +82,8 @@ class Config:
     report: bool = True  # at the end, write report.html into the run's folder
     report_every: int | None = None  # optimizer steps between live reports, written aside while training goes on
     push_to_hub: str | None = None  # a repository of the Hub, NAME or NAMESPACE/NAME, that gets model/ at the end
-    push_private: Annotated[bool, tyro.conf.arg(aliases=["--private"])] = False  # only you see what is made there
-    push_revision: Annotated[str | None, tyro.conf.arg(aliases=["--revision"])] = None  # a branch; left out: main
+    push_private: Annotated[bool, tyro.conf.arg(aliases=["--private"])] = False  # seen by you alone, if it is made
+    push_revision: Annotated[str | None, tyro.conf.arg(aliases=["--revision"])] = None  # a branch of it; left out: main
     push_every: Literal["end", "save"] = "end"  # save: the weights of each save too, while training goes on
     check: bool = False  # of train.py: look at the data, say all that is found, and stop before training
     resume: str = "auto"  # auto: go on with an unfinished run of this folder; none: never; or the path of a checkpoint
