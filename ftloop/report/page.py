@@ -54,7 +54,7 @@ caption { text-align: left; color: var(--soft); padding-bottom: .3rem }
 th, td { padding: .25rem .6rem .25rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom }
 td.number, th.number { text-align: right } td.number { white-space: nowrap }
-td.word { min-width: 4rem; max-width: 14rem; overflow-wrap: anywhere }
+td.word { min-width: 6rem; max-width: 14rem; overflow-wrap: anywhere }
 td.text { min-width: 15rem; overflow-wrap: anywhere; white-space: pre-line }
 td small { display: block; color: var(--soft) }
 th button { all: unset; cursor: pointer } th button:focus-visible { outline: 2px solid var(--link) }

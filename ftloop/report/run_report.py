@@ -47,7 +47,13 @@ def write(run_dir: str | Path, out: Path | None = None, search: int | None = Non
     run_dir = Path(run_dir)
     config = read_record(run_dir)
     out = out or run_dir / "report.html"
-    text = build(run_dir, config, search).html(data_part.written_by())
+    import sklearn.linear_model  # noqa: F401 - loads the libraries that are limited here
+    from threadpoolctl import threadpool_limits
+
+    # Small regressions gain nothing by more threads of BLAS. On cores that others use too, these wait for each other:
+    # minutes were lost. And their number changes the last digits. torch has threads of its own.
+    with threadpool_limits(1, user_api="blas"):
+        text = build(run_dir, config, search).html(data_part.written_by())
     size = page.write(out, text)
     logger.info("report: %s, %.1f MB", out, size / 1e6)
     return out
