@@ -57,7 +57,7 @@ def report(run: RunFolder, out: Path | None = None, search: int | None = None) -
     Args:
         run: folder of the run
         out: the file to write; left out: report.html in the folder of the run
-        search: rows of train that are searched for wrong labels; left out: what takes about a minute
+        search: rows of train that are searched for wrong labels; left out: what takes some seconds
     """
     from ftloop.report.run_report import forget_launcher, write
 

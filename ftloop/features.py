@@ -132,12 +132,14 @@ def features_of(
     batch_size: int = 64,
 ) -> tuple[numpy.ndarray, numpy.ndarray]:
     """Of a split, or `at_most` of its rows at random: row ids, int64 [rows], and features, float32 [rows, width]."""
+    from ftloop import kernels
     from ftloop.devices import start_accelerator
     from ftloop.report.scored import loaded, some_rows, source_rows
 
     total = len(source_rows(task, split))
     accelerator, chosen, rows = start_accelerator(), some_rows(total, at_most, seed), loaded(task)[split]
     model = model.to(accelerator.device)
+    kernels.adapt(model, kernels.in_use())  # where products were settled before, attention must go with them
     blocks = [*features_by_block(model, task, rows, chosen, pooling, accelerator, batch_size)]
     return numpy.concatenate([block[0] for block in blocks]), numpy.concatenate([block[2] for block in blocks])
 

@@ -172,6 +172,11 @@ def settings() -> tuple[str, str]:
     return torch.backends.mkldnn.matmul.fp32_precision, torch.backends.cuda.matmul.fp32_precision
 
 
+def in_use() -> str:
+    """What this process computes fp32 products with: as settled before, else torch's default."""
+    return {"bf16": "onednn", "tf32": "tf32"}.get(settings()[0], "default")
+
+
 def set_back(before: tuple[str, str]) -> None:
     torch.backends.mkldnn.matmul.fp32_precision, torch.backends.cuda.matmul.fp32_precision = before
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 WORD_ROWS = 10_000  # of train, for TF-IDF
 WORD_FEATURES = 20_000  # the most frequent words and bigrams
 WORD_INVERSE_PENALTY = 10.0  # TF-IDF rows have length 1: scikit-learn's 1 is far too strong for them
-FROZEN_ROWS = 2_000  # of train, and of each split that is scored: each is a forward pass
+FROZEN_ROWS = 1_000  # of train, and of each split that is scored: each is a forward pass
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ class Reporter:
     def at_the_end(self, stopped: Callable[[], bool] = lambda: False) -> int | None:
         """Write the report and wait: its exit code, None if `stopped` ended it. A failure is one line."""
         began = time.monotonic()
+        logger.info("report      is being written: baselines, intervals, doubtful labels (the run itself is whole)")
         self.start()
         try:
             while self.running.poll() is None:

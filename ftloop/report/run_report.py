@@ -31,7 +31,7 @@ logger = logging.getLogger("ftloop")
 LISTED = 25  # rows with the highest losses, and likely label errors
 EASY = 8  # rows with the lowest losses
 SEARCHED = (500, 5000)  # rows of train that are searched for label errors: at least, where that is slow; at most
-SEARCH = 60  # seconds of that search at the speed of training, which it is some times quicker than
+SEARCH = 20  # seconds of that search at the speed of training, which it is some times quicker than
 MAPPED = 2000  # rows in the map of features
 PANELS = 12  # of classes in it
 PAIRS = 20  # most confused classes
@@ -40,7 +40,7 @@ MOST_ENTRIES = 10_000  # of a table of classes, in its CSV
 
 def write(run_dir: str | Path, out: Path | None = None, search: int | None = None) -> Path:
     """Write the report of a run, by default RUN/report.html, and return where it is. `search`: rows of train that are
-    searched for label errors; left out, what takes about a minute. Raises UserError for a folder without a run; what
+    searched for label errors; left out, what takes some seconds. Raises UserError for a folder without a run; what
     goes wrong in a section is said in that section."""
     if search is not None and search < 1:
         raise UserError(f"--search {search}: at least 1 row is needed")
