@@ -133,6 +133,7 @@ class WeightsAndBiases(Service):
         except wandb.errors.CommError as error:
             if "WANDB_MODE" in os.environ:
                 raise
+            wandb.teardown()  # its service holds the run that did not come about
             logger.warning("track: wandb is offline, its server does not answer (%s)", root_cause(error))
             with contextlib.ExitStack() as after:
                 os.environ["WANDB_MODE"] = "offline"
