@@ -251,9 +251,9 @@ class ClearML(Service):
     def started(self) -> None:
         task = self.tracker.task
         self.id = task.id
-        self.place = (
-            f"offline: {task.get_offline_mode_folder()}" if task.is_offline() else task.get_output_log_web_page()
-        )
+        self.place = task.get_output_log_web_page()
+        if task.is_offline():
+            self.place = f"offline: {task.get_offline_mode_folder()}"
 
 
 class DVCLive(Service):
