@@ -133,6 +133,7 @@ class WeightsAndBiases(Service):
         except wandb.errors.CommError as error:
             if "WANDB_MODE" in os.environ:
                 raise
+            wandb.teardown()  # its service holds the run that did not come about
             logger.warning("track: wandb is offline, its server does not answer (%s)", root_cause(error))
             with contextlib.ExitStack() as after:
                 os.environ["WANDB_MODE"] = "offline"
@@ -212,12 +213,77 @@ class MLflow(Service):
         self.tracker.log_artifact(str(file))
 
 
+class Comet(Service):
+    """Offline, as archives in the run's folder, without COMET_API_KEY; COMET_START_ONLINE decides, if given."""
+
+    def options(self) -> dict[str, Any]:
+        import comet_ml
+
+        online = None if {"COMET_API_KEY", "COMET_START_ONLINE"} & os.environ.keys() else False
+        folder = str(self.folder / self.name)
+        how = comet_ml.ExperimentConfig(name=self.run_name, offline_directory=folder)
+        if online is False and not self.is_new:  # an archive is made at the end: of a killed process there is none
+            self.id, self.sent, self.is_new = secrets.token_hex(16), 0, True
+        self.place = f"offline: comet upload {folder}/{self.id}-*.zip" if online is False else ""
+        return {"online": online, "experiment_key": self.id, "mode": "get_or_create", "experiment_config": how}
+
+
+class SwanLab(Service):
+    """Offline, in the run's folder, without SWANLAB_API_KEY; SWANLAB_MODE decides, if given."""
+
+    def options(self) -> dict[str, Any]:
+        mode = os.environ.get("SWANLAB_MODE") or ("online" if "SWANLAB_API_KEY" in os.environ else "offline")
+        folder = str(self.folder / self.name)
+        self.place = f"swanlab sync {folder}/run-*" if mode == "offline" else ""
+        return {"mode": mode, "log_dir": folder, "name": self.run_name, "id": self.id, "resume": "allow"}
+
+
+class ClearML(Service):
+    """Offline where no server is configured."""
+
+    def options(self) -> dict[str, Any]:
+        configured = os.environ.keys() & {"CLEARML_API_HOST", "CLEARML_CONFIG_FILE"}
+        if not configured and not Path("~/clearml.conf").expanduser().exists():
+            os.environ.setdefault("CLEARML_OFFLINE_MODE", "1")  # read when it is imported
+        going_on = {} if self.is_new else {"continue_last_task": self.id}
+        return {"task_name": self.run_name, "auto_connect_frameworks": False, **going_on}
+
+    def started(self) -> None:
+        task = self.tracker.task
+        self.id = task.id
+        self.place = task.get_output_log_web_page()
+        if task.is_offline():
+            self.place = f"offline: {task.get_offline_mode_folder()}"
+
+
+class DVCLive(Service):
+    """Plain files in the run's folder."""
+
+    def options(self) -> dict[str, Any]:
+        self.place = str(self.folder / self.name)
+        return {"dir": self.place, "resume": not self.is_new, "save_dvc_exp": False, "dvcyaml": None}
+
+
+class Aim(Service):
+    def options(self) -> dict[str, Any]:
+        self.place = f"aim up --repo {self.folder}"
+        return {} if self.is_new else {"run_hash": self.id}
+
+    def started(self) -> None:
+        self.id = self.tracker.writer.hash
+
+
 SERVICES: dict[str, type[Service]] = {
     "tensorboard": TensorBoard,
     "wandb": WeightsAndBiases,
     "trackio": Trackio,
     "mlflow": MLflow,
-}  # others get the numbers alone, as accelerate starts them
+    "comet_ml": Comet,
+    "swanlab": SwanLab,
+    "clearml": ClearML,
+    "dvclive": DVCLive,
+    "aim": Aim,
+}  # one that a config registers is started as accelerate would, and gets the numbers
 
 
 def check(names: Sequence[str]) -> None:

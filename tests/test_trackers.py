@@ -162,6 +162,7 @@ class Wandb(SimpleNamespace):
             config=SimpleNamespace(update=lambda *_, **__: None),
             init=init,
             login=lambda **options: logged_in,
+            teardown=lambda: self.started.append({"mode": "teardown"}),
             Settings=lambda **options: options,
             errors=SimpleNamespace(CommError=self.CommError),
             Image=lambda image: image.size,
@@ -177,7 +178,7 @@ class Wandb(SimpleNamespace):
     [
         (False, False, None, ["offline"]),
         (True, True, None, [None]),
-        (True, False, None, [None, "offline"]),
+        (True, False, None, [None, "teardown", "offline"]),
         (True, True, "offline", ["offline"]),
     ],
 )
