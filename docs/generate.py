@@ -36,7 +36,10 @@ PLAIN = {  # types that are written for the command line, in words for a reader
     "ProblemType | None": "Literal[...] | None",
     "LogLevel": 'Literal["debug", "info", "warning", "error"]',
 }
-NO_COMMENT = {"data": "where rows come from: the options of `Data`, below"}  # what holds options, and is none itself
+HOLDERS = {  # fields that hold options, and are none themselves
+    "task": "what is learned, and from which data: the options of a task, below",
+    "data": "where rows come from: the options of `Data`, below",
+}
 
 
 class Option(NamedTuple):
@@ -55,10 +58,11 @@ def options_of(owner: type, prefix: str) -> Iterator[Option]:
         if not isinstance(field, ast.AnnAssign) or ast.unparse(field.annotation).startswith("ClassVar"):
             continue
         name, kind = field.target.id, ast.unparse(field.annotation)
-        meaning = NO_COMMENT.get(name) or said.get(field.end_lineno)
+        meaning = HOLDERS.get(name) or said.get(field.end_lineno)
         if meaning is None:
             raise ValueError(f"{owner.__name__}.{name} has no comment that says what it means")
-        given = [] if "Suppress" in kind else [f"--{prefix}{name.replace('_', '-')}", *aliases(field.annotation)]
+        spelled = f"--{prefix}{name.replace('_', '-')}{'.*' * (name in HOLDERS)}"
+        given = [] if "Suppress" in kind else [spelled, *aliases(field.annotation)]
         yield Option(tuple(given), name, plain(field.annotation), default(field.value), meaning)
 
 
@@ -122,13 +126,13 @@ def page() -> str:
     lines = [HEAD]
     for title, owner, prefix, what in parts:
         lines += [f"## {title}", "", what, "", *table(options_of(owner, prefix)), ""]
-    lines += ["## Names", "", f"`--schedule`: {', '.join(optim.SCHEDULES)}.", ""]
+    lines += ["## Names", "", f"- `--schedule`: {', '.join(optim.SCHEDULES)}."]
     for problem, words in names.items():
         fitting = [name for name, score in metrics.SCORES.items() if problem in score.problem_types]
         usual = ", ".join(metrics.DEFAULTS[problem])
-        lines += [f"`--task.metrics`, {words}: {', '.join(fitting)}; left out: {usual}.", ""]
+        lines += [f"- `--task.metrics`, {words}: {', '.join(fitting)}. Left out: {usual}."]
     binary = ", ".join(name for name, score in metrics.SCORES.items() if score.binary)
-    lines += [f"({binary} are for exactly two classes, of which the second is the positive one.)", ""]
+    lines += [f"- Of these, {binary} are for exactly two classes, of which the second is the positive one.", ""]
     lines += ["`--task.augment`, in the order in which they are applied:", ""]
     lines += ["| name | strength, if none is given | at most | what it is |", "|---|---|---|---|"]
     for name, (strength, greatest, meaning) in image.AUGMENTATIONS.items():
