@@ -1,21 +1,32 @@
-"""docs/data.md: every line of its table is run as it is written, on small files of the names that it gives."""
+"""docs/: what the pages show is run. Every line of the table of data.md as it is written, on small files of the names
+that it gives; whole configs as trainings; other commands as far as their options go."""
 
 import functools
 import http.server
 import json
 import re
 import shlex
+import shutil
 import sqlite3
+import sys
 import threading
 from pathlib import Path
 
 import pandas
 import pytest
-from conftest import ROOT, sentences, write_csv
+import torch
+import tyro
+from conftest import ROOT, run_script, sentences, write_csv
+from safetensors.torch import load_file
 
-from ftloop import Data, UserError
+import ftloop
+import predict
+from docs import generate
+from ftloop import Config, Data, UserError, __main__
 from ftloop.config import from_command_line, validate
 
+PAGES = {file.name: file.read_text(encoding="utf-8") for file in sorted((ROOT / "docs").glob("*.md"))}
+PAGES["README.md"] = (ROOT / "README.md").read_text(encoding="utf-8")
 TABLE = re.findall(r"^\| ([^|]+) \| `(.+)` \|$", (ROOT / "docs" / "data.md").read_text(encoding="utf-8"), re.M)
 MY_FUNCTIONS = """
 import html
@@ -154,3 +165,204 @@ def test_the_python_lines_run(here):
 
 def test_the_table_is_long_enough_to_find_ones_own_case():
     assert len(TABLE) >= 50
+
+
+# ---- all pages
+
+
+def test_the_reference_of_options_is_what_the_generator_writes():
+    assert PAGES["config.md"] == generate.page(), "python -m docs.generate"
+
+
+def test_the_reference_has_every_option_of_the_help(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    for name in ("text", "image"):
+        with pytest.raises(SystemExit):
+            from_command_line([str(ROOT / "configs" / f"{name}.py"), "--help"])
+        options = set(re.findall(r"--(?!help|[\w.]*no-)[a-z][\w.-]*\w", capsys.readouterr().out))
+        assert len(options) > 80
+        assert options <= set(re.findall(r"--[a-z][\w.-]*\w", PAGES["config.md"]))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_links_of_a_page_lead_to_files(page):
+    folder = ROOT if page == "README.md" else ROOT / "docs"
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", PAGES[page]) if "://" not in link]
+    assert all((folder / link.partition("#")[0]).is_file() for link in links), links
+
+
+def test_every_page_can_be_found_from_the_readme():
+    assert all(f"docs/{page}" in PAGES["README.md"] for page in PAGES if page != "README.md")
+
+
+COMMANDS = sorted(
+    {
+        line
+        for page, text in PAGES.items()
+        for line in re.findall(r"^    (?:\w+ \S+ \| )?(?:\S*/)?python ((?:-m ftloop )?\w+(?:\.py)? .*)$", text, re.M)
+        if not line.startswith(("-m benchmarks", "-m docs")) and "configs/endings.py" not in line
+    }
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_has_options_that_exist(command, monkeypatch, tmp_path):
+    """Each is understood; nothing is run."""
+    monkeypatch.chdir(ROOT)
+    words = [word for word in shlex.split(command.split("    ")[0], comments=True) if word != "--help"]
+    if words[0] == "train.py":
+        assert isinstance(from_command_line(words[1:]), Config)
+    elif words[0] == "predict.py":
+        assert tyro.cli(predict.Options, args=words[1:]).run.startswith("runs/")
+    elif words[0] == "evaluate.py":
+        result = run_script("evaluate.py", *words[1:])
+        assert "holds no run" in result.err, result.err
+    else:
+        name, called = words[2], []
+        assert words[:2] == ["-m", "ftloop"]
+        understood = functools.wraps(__main__.COMMANDS[name])(lambda *given, **named: called.append(named) or 0)
+        monkeypatch.setitem(__main__.COMMANDS, name, understood)
+        monkeypatch.setattr(sys, "argv", ["ftloop", *words[2:]])
+        with pytest.raises(SystemExit) as leaving:
+            __main__.main()
+        assert leaving.value.code in (0, None)
+        if name in __main__.OF_A_CONFIG and words[3].startswith("configs/"):  # what it leaves to the config
+            from_command_line([words[3], *called[0]["words"]])
+
+
+# ---- whole configs
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", PAGES[page], re.S)
+
+
+CONFIGS = {
+    re.search(r'run_dir="runs/(\w+)"', block)[1]: block for page in ("tasks.md", "forking.md") for block in blocks(page)
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny):
+    """`trained("lora", words)`: the folder of a run of the config of that name, on tiny rows, and its command."""
+    place = tmp_path_factory.mktemp("configs_of_docs")
+    endings = [
+        {"text": row["text"], "ending0": row["colour"], "ending1": "grass", "label": n % 2}
+        | ({"ending0": "grass", "ending1": row["colour"]} if n % 2 else {})
+        for n, row in enumerate(sentences(30))
+    ]
+    files = {"endings": write_csv(place / "endings.csv", endings)}
+    rows = write_csv(place / "rows.csv", sentences(30))
+    sys.path.append(str(place))
+
+    def run(name: str, *words: str) -> tuple[Path, list[str]]:
+        config = place / f"docs_{name}.py"
+        config.write_text(CONFIGS[name])
+        folder = place / f"{name}{len(list(place.iterdir()))}"
+        command = [str(config), "--task.model", tiny("bert"), "--task.data.path", files.get(name, rows), "--batch-size"]
+        command += ["8", "--task.data.validation", "0.2", "--task.max-length", "32", "--run-dir", str(folder), *words]
+        if name not in files:
+            command += ["--task.label-column", "colour"]
+        result = run_script("train.py", *command)
+        assert result.code == 0, result.err
+        return folder, command
+
+    yield run
+    sys.path.remove(str(place))
+
+
+def test_each_page_shows_what_it_says():
+    assert list(CONFIGS) == ["endings", "weighted", "layerwise", "averaged", "lora"]
+
+
+def scores_of(run: Path) -> dict[str, float]:
+    return json.loads((run / "scores.json").read_text())["validation"]
+
+
+def test_the_new_task_trains_resumes_and_predicts(trained):
+    words = ("--max-steps", "4", "--save-every", "1", "--keep", "last=9", "--learning-rate", "1e-3")
+    run, command = trained("endings", *words)
+    scores = scores_of(run)
+    assert set(scores) == {"loss", "accuracy"}
+    assert ftloop.evaluate(run, "validation") == pytest.approx(scores)
+    weights = (run / "model" / "model.safetensors").read_bytes()
+    # As after a kill: two steps are gone.
+    (run / "scores.json").unlink()
+    for gone in ("model", "checkpoints/step-000003", "checkpoints/step-000004"):
+        shutil.rmtree(run / gone)
+    again = run_script("train.py", *command)
+    assert "resume: from" in again.err, again.err
+    assert (run / "model" / "model.safetensors").read_bytes() == weights
+    rows = Path(command[command.index("--task.data.path") + 1])
+    predicted = run_script("predict.py", run, "--file", rows)
+    assert predicted.code == 0, predicted.err
+    answers = [json.loads(line) for line in predicted.out.splitlines()]
+    assert len(answers) == 30
+    assert {answer["ending"] for answer in answers} <= {"ending0", "ending1"}
+
+
+@pytest.mark.parametrize("name", ["weighted", "layerwise"])
+def test_a_fork_of_the_page_trains(name, trained):
+    run, _ = trained(name, "--max-steps", "2")
+    assert ftloop.evaluate(run, "validation") == pytest.approx(scores_of(run))
+
+
+def test_the_average_of_the_weights_is_what_is_scored_and_kept(trained):
+    sizes = ("--max-steps", "3", "--learning-rate", "1e-2")
+    run, _ = trained("averaged", *sizes, "--task.decay", "0.5")
+    kept = load_file(run / "model" / "model.safetensors")
+    assert not any(name.startswith("average_") for name in kept)
+    (checkpoint,) = (run / "checkpoints").glob("step-*")
+    weights = torch.load(checkpoint / "weights.pt", weights_only=True)
+    names = [name for name in weights if name in kept]
+    assert len(names) == len(kept)
+    for number, name in enumerate(names):
+        assert torch.equal(kept[name], weights[f"average_{number}"])
+    assert not torch.equal(kept["classifier.weight"], weights["classifier.weight"])
+    assert ftloop.evaluate(run, "validation") == pytest.approx(scores_of(run))
+    # An average that forgets at once is the weights themselves.
+    run, _ = trained("averaged", *sizes, "--task.decay", "0")
+    kept = load_file(run / "model" / "model.safetensors")
+    (checkpoint,) = (run / "checkpoints").glob("step-*")
+    weights = torch.load(checkpoint / "weights.pt", weights_only=True)
+    assert all(torch.equal(kept[name], weights[name]) for name in kept)
+
+
+def test_lora_changes_what_it_says_and_leaves_a_plain_model(trained, tiny):
+    from transformers import AutoModelForSequenceClassification
+
+    run, _ = trained("lora", "--max-steps", "3", "--task.rank", "2")
+    before = load_file(Path(tiny("bert")) / "model.safetensors")
+    kept = load_file(run / "model" / "model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], kept[f"bert.{name}"])}
+    assert changed == {
+        f"encoder.layer.{layer}.attention.self.{name}.weight" for layer in (0, 1) for name in ("query", "value")
+    }
+    for name in changed:
+        assert torch.linalg.matrix_rank(kept[f"bert.{name}"] - before[name], tol=1e-6) <= 2
+    _, found = AutoModelForSequenceClassification.from_pretrained(run / "model", output_loading_info=True)
+    assert not found["missing_keys"]
+    assert not found["unexpected_keys"]
+    assert ftloop.evaluate(run, "validation") == pytest.approx(scores_of(run))
+
+
+def test_the_lines_of_the_reports_run(trained, capsys):
+    run, _ = trained("weighted", "--max-steps", "2")
+    (code,) = blocks("reports.md")
+    code = code.replace('"runs/quickstart", "test"', f'"{run}", "validation"')
+    assert str(run) in code
+    exec(code, {})
+    assert "accuracy" in capsys.readouterr().out
+
+
+def test_the_notebook_of_the_page_is_started_as_it_says(monkeypatch):
+    import accelerate
+
+    monkeypatch.chdir(ROOT)
+    started = []
+    # tests/test_launch.py starts one.
+    monkeypatch.setattr(accelerate, "notebook_launcher", lambda *given, **named: started.append((given, named)))
+    (code,) = blocks("devices.md")
+    exec(code, {})
+    ((function, (config,)), named) = started[0]
+    assert (function, config.run_dir, named) == (ftloop.train, "runs/mrpc", {"num_processes": 2})
