@@ -17,7 +17,7 @@ import tyro
 
 from ftloop import metrics
 from ftloop.report.scored import Scored
-from ftloop.report.statistics import intervals, paired_difference
+from ftloop.report.statistics import intervals, paired_differences
 
 SIZES = (100, 400, 2000)
 MEAN_LOSS = 0.4
@@ -37,10 +37,11 @@ class Population:
         names = tuple(map(str, range(len(self.shares))))
         truth = random.choice(len(names), rows, p=self.shares)
         together, luck = random.random(rows) < self.shared, random.random(rows)
-        losses, models = random.exponential(MEAN_LOSS, rows), []
+        models = []
         for right in self.right:
             correct = numpy.where(together, luck, random.random(rows)) < right
             predictions = numpy.where(correct, truth, self.mistake(truth, random))
+            losses = random.exponential(MEAN_LOSS, rows)
             models.append(Scored("test", metrics.SINGLE, names, truth, predictions, None, losses))
         return models
 
@@ -94,8 +95,7 @@ def main(sets: int = 1000, resamples: int = 1000, seed: int = 0) -> None:
                 (true, lesser), how = population.truths(), {"resamples": resamples, "seed": number}
                 for score, interval in intervals(one, ("accuracy", "f1_macro"), **how).items():
                     found.setdefault(score, []).append((true[score], interval.low, interval.high))
-                for score in ("accuracy", "f1_macro"):
-                    paired = paired_difference(one, other, score, **how)
+                for score, paired in paired_differences(one, other, ("accuracy", "f1_macro"), **how).items():
                     found.setdefault(f"{score}, a - b", []).append(
                         (true[score] - lesser[score], paired.low, paired.high)
                     )

@@ -57,7 +57,8 @@ def test_the_baselines_are_scikit_learns(tiny, files):
         split: numpy.array([task.labels.names.index(one) for one in task.rows[split]["colour"]]) for split in files
     }
     most = numpy.bincount(labels["train"]).argmax()
-    bag = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=1000))
+    counted = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+")  # words of a letter, too
+    bag = make_pipeline(counted, LogisticRegression(C=10, max_iter=1000))
     bag.fit(texts["train"], labels["train"])
     model = task.build_model()
     features = {split: features_of(task, model, split)[1] for split in files}

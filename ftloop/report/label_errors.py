@@ -3,9 +3,10 @@
 A fine-tuned model has seen the rows of train and may have learned their wrong labels by heart; its losses alone then
 say little. The second opinion has not: logistic regression on the *pretrained* model's features, each row judged by one
 that was fitted on the other folds (features of the fine-tuned model have moved towards the labels as they are, and were
-the worse ones). The two are averaged as logarithms, and rows are ranked by the probability of their own label, the
+the worse ones). Their logarithms are averaged, the second counting twice: once each was a little better as long as
+nothing was learned by heart, and much worse then. Rows are ranked by the probability of their own label, the
 "self-confidence" of confident learning (Northcutt et al., 2021, arXiv:1911.00068), whose estimate of the joint of given
-and true labels says how many are wrong. `python -m benchmarks.label_noise` measures it, beside the loss alone.
+and true labels, from the second opinion, says how many are wrong. `python -m benchmarks.label_noise` measures it all.
 """
 
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ FOLDS = 5
 # Of the logistic regression, the inverse of its penalty. On scaled features, this strong a penalty is better than
 # scikit-learn's 1 with wrong labels among the rows, and some times quicker.
 INVERSE_PENALTY = 0.01
+SHARE = 2 / 3  # of the second opinion
 LEAST = 1e-4  # added to probabilities before their logarithms: one opinion that is quite sure does not decide alone
 
 
@@ -37,7 +39,7 @@ class LabelErrors:
     confidence: Array  # of both opinions in the label as it is; for several labels, in the most doubtful one
     label: Array  # int: the label that is doubted: the row's class; for several labels, one that it has, or lacks
     suggested: Array  # int: the likeliest other class; for several labels, 1: add `label`, 0: take it away
-    likely: int  # how many are wrong, by confident learning's estimate: the first so many
+    likely: int  # how many are wrong, by confident learning's estimate: the first so many of the rows
     names: tuple[str, ...]
     multi: bool
     opinions: int  # 2, or 1 where there was no second one
@@ -62,32 +64,41 @@ def label_errors(scored: Scored, second: Array | None = None) -> LabelErrors:
         given = numpy.take_along_axis(both, truth[..., None].astype(int), axis=-1)[..., 0]
         label, places = given.argmin(axis=1), numpy.arange(scored.rows)
         confidence, suggested = given[places, label], (~truth)[places, label].astype(int)
-        count = sum(expected(both[:, one], truth[:, one].astype(int)) for one in range(truth.shape[1]))
+        doubted = confidence < 0.5
+        judges = own if second is None else second
+        count = sum(
+            expected(numpy.stack([1 - of, of], axis=1), there.astype(int))
+            for of, there in zip(judges.T, truth.T, strict=True)
+        )
     else:
         both, places = together(own, second), numpy.arange(scored.rows)
         label, confidence = truth, both[places, truth]
-        count = expected(both, truth)
+        count = expected(own if second is None else second, truth)
         others = both.copy()
         others[places, truth] = -1
         suggested = others.argmax(axis=1)
+        doubted = others.max(axis=1) > confidence
     order = numpy.argsort(confidence, kind="stable")
     columns = (column[order] for column in (places, confidence, label, suggested))
-    count = min(count, scored.rows)
+    count = min(count, int(doubted.sum()))  # no more than have a suggestion that is likelier than the label
     return LabelErrors(*columns, count, scored.names, scored.multi, opinions=1 if second is None else 2)
 
 
 def together(one: Array, other: Array | None) -> Array:
-    """The normalised geometric mean of two probabilities over their last axis; where the other is NaN, the one."""
+    """The normalised geometric mean of two probabilities over their last axis, the other with its SHARE; where it is
+    NaN, the one."""
     if other is None:
         return one
-    mean = numpy.sqrt((one + LEAST) * (other + LEAST))
+    mean = (one + LEAST) ** (1 - SHARE) * (other + LEAST) ** SHARE
     return numpy.where(numpy.isnan(other), one, mean / mean.sum(axis=-1, keepdims=True))
 
 
 def expected(probabilities: Array, truth: Array) -> int:
     """How many of some rows have a wrong label, by the calibrated confident joint. A class's threshold is the mean
     probability that its own rows give it; a row is counted to the likeliest class whose threshold it reaches, if any;
-    and the counts of each class are scaled to all of its rows."""
+    and the counts of each class are scaled to all of its rows. Rows without probabilities (NaN) are not counted."""
+    judged = ~numpy.isnan(probabilities).any(axis=1)
+    probabilities, truth = probabilities[judged], truth[judged]
     rows, classes = numpy.bincount(truth, minlength=probabilities.shape[1]), probabilities.shape[1]
     own = numpy.bincount(truth, probabilities[numpy.arange(len(truth)), truth], minlength=classes)
     thresholds = numpy.divide(own, rows, out=numpy.full(classes, numpy.inf), where=rows > 0)
