@@ -153,7 +153,7 @@ def add_pair(made: Page, title: str, runs: dict[str, Finished], first: str, othe
         made.add(page.words(f"Not compared row by row: {different}.", "bad"))
         return
     names = [name for name in one.task.metric_names if name in two.task.metric_names and "per_class" not in name]
-    found = {name: statistics.paired_difference(b, a, name) for name in ("loss", *names) if not name.startswith("hub:")}
+    found = statistics.paired_differences(b, a, [name for name in names if not name.startswith("hub:")])
     columns = [
         Column("score", list(found)),
         Column(first, [value.b for value in found.values()], "number", 4),
