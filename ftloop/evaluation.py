@@ -87,23 +87,24 @@ def outputs_by_row(
     for labelled rows "references" and "losses". Other processes take part and yield nothing."""
     model.eval()
     seen = torch.zeros(len(loader.dataset), dtype=torch.int64)
-    for batch in loader:
-        values, targets = {"rows": batch.pop("rows")}, batch.pop("labels", None)
-        batch.pop(TOKENS, None)
-        outputs = model(**batch)
-        values |= task.predict(outputs)
-        if targets is not None:
-            values |= {"references": targets, "losses": task.losses(outputs, targets)}
-        values = accelerator.gather(values)  # whole rounds of equal seats: nothing is padded, nothing repeated
-        if accelerator.is_main_process:
-            real = values["rows"] >= 0
-            # Here the device is waited for: metrics live on the CPU.
-            values = {name: value[real].cpu() for name, value in values.items()}
-            seen[values["rows"]] += 1
-            yield values
-        if asked():
-            model.train()
-            raise Interrupted
+    with kernels.evaluating(accelerator.unwrap_model(model)):
+        for batch in loader:
+            values, targets = {"rows": batch.pop("rows")}, batch.pop("labels", None)
+            batch.pop(TOKENS, None)
+            outputs = model(**batch)
+            values |= task.predict(outputs)
+            if targets is not None:
+                values |= {"references": targets, "losses": task.losses(outputs, targets)}
+            values = accelerator.gather(values)  # whole rounds of equal seats: nothing is padded, nothing repeated
+            if accelerator.is_main_process:
+                real = values["rows"] >= 0
+                # Here the device is waited for: metrics live on the CPU.
+                values = {name: value[real].cpu() for name, value in values.items()}
+                seen[values["rows"]] += 1
+                yield values
+            if asked():
+                model.train()
+                raise Interrupted
     model.train()
     if accelerator.is_main_process and not bool((seen == 1).all()):
         raise RuntimeError(f"{int((seen != 1).sum())} of {len(seen)} rows were not evaluated exactly once")

@@ -205,6 +205,39 @@ def choose_attention(model: "PreTrainedModel", matmul: str) -> None:
         model.set_attn_implementation("eager")
 
 
+IN_EVALUATION = "ftloop_evaluation"  # how transformers knows the attention below
+
+
+@contextmanager
+def evaluating(model: "PreTrainedModel") -> "Iterator[None]":
+    """Without gradients, what `choose_attention` made plain is SDPA again, whose kernel for CPUs is made for long texts
+    (of 400 tokens: 1.7 x the speed of a pass), with torch's default products in it. Logits are equal to rounding."""
+    if in_use() != "onednn" or model.config._attn_implementation != "eager":
+        yield
+        return
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(IN_EVALUATION, attention_in_evaluation)
+    AttentionMaskInterface.register(IN_EVALUATION, sdpa_mask)
+    model.set_attn_implementation(IN_EVALUATION)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation("eager")
+
+
+def attention_in_evaluation(*arguments: Any, **options: Any) -> Any:
+    """SDPA as transformers calls it, with torch's default products."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    before, torch.backends.mkldnn.matmul.fp32_precision = torch.backends.mkldnn.matmul.fp32_precision, "none"
+    try:
+        return sdpa_attention_forward(*arguments, **options)
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = before
+
+
 class CheaperDropout(torch.nn.Dropout):
     """Dropout that draws 16 random bits a number, and not a float (on a CPU; elsewhere it is torch's).
 

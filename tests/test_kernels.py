@@ -219,3 +219,24 @@ def test_a_model_with_cheaper_dropout_keeps_its_names_and_works_under_autocast(t
     half = CheaperDropout(0.5)(torch.ones(100, dtype=torch.bfloat16))
     assert half.dtype == torch.bfloat16
     assert set(half.unique().tolist()) == {0.0, 2.0}
+
+
+@pytest.mark.parametrize("matmul", ["default", "onednn"])
+def test_without_gradients_plain_attention_is_sdpa_again(tiny, matmul):
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(tiny("bert")).eval()
+    kernels.use(matmul)
+    kernels.choose_attention(model, matmul)
+    chosen, seen = model.config._attn_implementation, []
+    batch = {"input_ids": torch.randint(5, 20, (3, 9)), "attention_mask": torch.ones(3, 9, dtype=torch.int64)}
+    batch["attention_mask"][0, 4:] = 0
+    with torch.no_grad():
+        expected = model(**batch).logits
+        model.bert.encoder.layer[0].attention.register_forward_hook(lambda *_: seen.append(kernels.settings()))
+        with kernels.evaluating(model):
+            assert model.config._attn_implementation == ("sdpa" if matmul == "default" else kernels.IN_EVALUATION)
+            found = model(**batch).logits
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert seen == [kernels.settings()]  # as before, behind each attention
+    assert model.config._attn_implementation == chosen
