@@ -239,4 +239,5 @@ def test_without_gradients_plain_attention_is_sdpa_again(tiny, matmul):
             found = model(**batch).logits
     assert torch.allclose(found, expected, atol=1e-6)
     assert seen == [kernels.settings()]  # as before, behind each attention
+    kernels.use("default")
     assert model.config._attn_implementation == chosen
