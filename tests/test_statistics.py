@@ -108,6 +108,15 @@ def test_very_many_rows_are_drawn_less_often(monkeypatch):
     assert found.low < found.value < found.high
 
 
+def test_an_interval_is_moved_where_resamples_tend_to_one_side():
+    drawn = numpy.random.default_rng(0).normal(size=100_000)
+    shift = 0.3  # so much of a deviation lies the value above their median
+    low, high = statistics._between(drawn, 0.95, shift)
+    assert [low, high] == pytest.approx([2 * shift - 1.96, 2 * shift + 1.96], abs=0.05)
+    assert statistics._between(drawn, 0.95, 9.0)[1] == 9.0
+    assert statistics._between(numpy.full(10, 0.5), 0.95, 0.5) == (0.5, 0.5)
+
+
 def test_a_paired_difference_is_that_of_the_discordant_rows():
     a, b = draw(metrics.SINGLE, rows=400), draw(metrics.SINGLE, rows=400)
     flipped = numpy.arange(400) % 10 == 0  # b is wrong where a is right

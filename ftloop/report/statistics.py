@@ -2,8 +2,8 @@
 labels are likely wrong. Pure functions of arrays; those of scikit-learn and SciPy where they have them.
 
 Intervals are bootstrap intervals (Efron, 1979) over the rows of the split: they tell what another split of this size
-might have shown of the same model, not what another training would. The percentiles of 1 000 resamples are taken as
-they are. `python -m benchmarks.coverage` prints how often such intervals hold the true value.
+might have shown of the same model, not what another training would. Of 1 000 resamples, the bias-corrected percentiles
+are taken. `python -m benchmarks.coverage` prints how often such intervals hold the true value.
 
 A resample is a weight for each row, how often it was drawn, and all scores are computed from the weights of many
 resamples at once: 1 000 of 10 000 rows in a second or two, where scikit-learn would take minutes. The definitions are
@@ -23,6 +23,7 @@ from ftloop.report.scored import Scored
 Array = numpy.ndarray
 
 RESAMPLES, LEVEL = 1000, 0.95
+MOST_SHIFT = 1.0  # of the percentiles, in standard deviations: beyond it, too few resamples lie to one side
 LEAST_RESAMPLES = 200  # of a split with so many rows that 1 000 would take minutes
 DRAWS = 300_000_000  # rows that are drawn in all, at most, before resamples become fewer: some 5 s
 CHUNK = (
@@ -243,17 +244,20 @@ def draws(rows: int, resamples: int, seed: int) -> Iterator[Array]:
 def intervals(
     scored: Scored, names: Sequence[str], resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL
 ) -> dict[str, Interval]:
-    """Percentile bootstrap intervals of the "loss" and the scores `names` (`task.metric_names`), by score.
+    """Bootstrap intervals of the "loss" and the scores `names` (`task.metric_names`), by score.
 
-    Where classes are rare, those of macro averages are too low and hold the true value less often than they say: a
-    class of two rows is in six of seven resamples only, and counts as 0 in the others (see benchmarks/coverage.py).
+    Where classes are rare, those of macro averages hold the true value less often than they say: a class of two rows is
+    in six of seven resamples only, and counts as 0 in the others. Of ten skewed classes in 100 rows, 95 % intervals of
+    macro F1 hold it in 92 % of cases, plain percentiles in 84 % (see benchmarks/coverage.py); of 400, in 95 %.
     Rows are drawn one by one: of rows that belong together (sentences of a document, images of a patient), the true
     intervals are wider.
     """
     values = scores(scored, names)
     parts = [weighted_scores(scored, names, weights) for weights in draws(scored.rows, resamples, seed)]
     drawn = {name: numpy.concatenate([part[name] for part in parts]) for name in values}
-    return {name: Interval(value, *_between(drawn[name], level), len(drawn[name])) for name, value in values.items()}
+    return {
+        name: Interval(value, *_between(drawn[name], level, value), len(drawn[name])) for name, value in values.items()
+    }
 
 
 def paired_differences(
@@ -282,7 +286,7 @@ def paired_differences(
         tail = min((known <= 0).sum(), (known >= 0).sum())
         p = min(1.0, 2 * (1 + tail) / (1 + len(known))) if numpy.isfinite(value) else numpy.nan
         both = (sides[0][name], sides[1][name], a.rows)
-        found[name] = Difference(value, *_between(drawn, level), float(p), len(drawn), *both)
+        found[name] = Difference(value, *_between(drawn, level, value), float(p), len(drawn), *both)
     return found
 
 
@@ -312,12 +316,18 @@ def check_same_rows(a: Scored, b: Scored) -> None:
         raise UserError(f"two runs are compared on the same rows of {a.split}: the labels of {count} differ")
 
 
-def _between(drawn: Array, level: float) -> tuple[float, float]:
+def _between(drawn: Array, level: float, value: float) -> tuple[float, float]:
+    """The bias-corrected percentiles (Efron, 1981): where resamples tend to lie below the value, as those of macro F1
+    do, higher ones are taken. `value` lies within them."""
+    from scipy.special import ndtr, ndtri
+
     known = drawn[numpy.isfinite(drawn)]
-    if 2 * len(known) < len(drawn):
+    if 2 * len(known) < len(drawn) or not numpy.isfinite(value):
         return numpy.nan, numpy.nan
-    low, high = numpy.quantile(known, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    shift = numpy.clip(ndtri((known < value).mean() + (known == value).mean() / 2), -MOST_SHIFT, MOST_SHIFT)
+    reach = ndtri((1 + level) / 2)
+    low, high = numpy.quantile(known, ndtr([2 * shift - reach, 2 * shift + reach]))
+    return float(min(low, value)), float(max(high, value))
 
 
 # ---- classes
