@@ -42,7 +42,7 @@ def test_the_notebook_is_kept_without_outputs():
 
 
 def test_the_notebook_runs_on_the_embedded_rows_and_weights(elsewhere, capsys):
-    small = JOB.replace("ROWS, STEPS = 400, 30", "ROWS, STEPS = 80, 2")
+    small = JOB.replace("ROWS, STEPS = 240, 20", "ROWS, STEPS = 80, 2")
     assert small != JOB
     names, shown = run_cells([small, *CODE[1:]])
     assert (elsewhere / "runs" / "emotion_notebook" / "model" / "model.safetensors").is_file()
