@@ -98,7 +98,7 @@ class Ledger:
         read once, and after an interruption the file knows what was before it."""
         with self.file.file.open("rb") as lines:
             lines.seek(self.told)
-            entries = [json.loads(line) for line in lines]
+            entries = [entry for entry in map(json.loads, lines) if "loss" in entry]  # not the plan
             self.told = lines.tell()
         steps = [(entry["rows"], float.fromhex(entry["loss"])) for entry in entries if entry["step"] > after]
         return sum(rows * loss for rows, loss in steps) / (sum(rows for rows, _ in steps) or math.nan)
