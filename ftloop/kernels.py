@@ -5,12 +5,17 @@ oneDNN instead. What that does depends on the chip: with AVX-512, the products s
 with AMX, they fall to bf16; with AVX2 alone, nothing changes. So both are tried when a run starts, for speed and error.
 """
 
+import contextlib
+import hashlib
+import json
 import logging
 import math
 import os
+import platform
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -57,16 +62,37 @@ def choose(asked: Literal["auto", "default", "onednn"], recorded: str | None = N
     """
     if asked == "default" or (asked == "auto" and recorded == "default"):
         return "default"
+    if asked == "auto" and recorded is None:
+        return remembered()
     choice = probe()
     if asked == "onednn" and choice.error > FP32:
         raise UserError(
             f"--matmul onednn: its products are not fp32 on this machine ({choice.error:.0f} times the error); "
             "the choices are auto and default"
         )
-    if asked == "auto" and recorded is None:
-        logger.info("matmul: %s", choice)
-        return choice.matmul
     return "onednn" if choice.error <= FP32 else "default"
+
+
+def remembered() -> Matmul:
+    """What a probe on this machine found, now or before: a busy moment must not give one of two equal runs other bits.
+
+    Kept in the user's cache, by chip, torch and number of threads. Where that cannot be written, each run probes.
+    """
+    chip = torch.backends.cpu.get_cpu_capability(), platform.machine(), torch.__version__, torch.get_num_threads()
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ftloop"
+    file = folder / f"matmul-{hashlib.sha256(repr(chip).encode()).hexdigest()[:16]}.json"
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        found = Choice(**json.loads(file.read_text()))
+        logger.info("matmul: %s, as found before on this machine (%s)", found, file)
+        return found.matmul
+    found = probe()
+    logger.info("matmul: %s", found)
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        aside = file.with_suffix(f".{os.getpid()}")
+        aside.write_text(json.dumps(asdict(found)))
+        aside.rename(file)
+    return found.matmul
 
 
 def settle(asked: str, recorded: str | None, accelerator: "Accelerator") -> str:

@@ -54,7 +54,7 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     import datasets
 
     folder = tmp_path_factory.mktemp("cache")
-    os.environ["HF_DATASETS_CACHE"] = str(folder)
+    os.environ["HF_DATASETS_CACHE"] = os.environ["XDG_CACHE_HOME"] = str(folder)
     datasets.config.HF_DATASETS_CACHE = folder
 
 

@@ -68,6 +68,7 @@ def command(*words: str) -> Result:
     sys.argv = ["ftloop/__main__.py", *map(str, words)]
     try:
         with redirect_stdout(out), redirect_stderr(err):
+            sys.modules.pop("ftloop.__main__", None)  # or runpy warns where a test has imported it
             runpy.run_module("ftloop", run_name="__main__")
     except SystemExit as leaving:
         code = leaving.code or 0

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import tempfile
 import time
 
 import pytest
@@ -22,11 +23,12 @@ def as_found():
 
 
 @pytest.fixture
-def probed(monkeypatch):
+def probed(monkeypatch, tmp_path):
     """`probed(choice)`: what a probe would find on another machine."""
 
     def say(choice: Choice | None) -> None:
         monkeypatch.setattr(kernels, "probe", lambda: choice)
+        monkeypatch.setenv("XDG_CACHE_HOME", tempfile.mkdtemp(dir=tmp_path))  # nothing was found before
 
     return say
 
@@ -90,6 +92,13 @@ def test_what_is_asked_for_wins_then_what_is_recorded_then_the_probe(probed):
     probed(QUICK)
     assert choose("auto") == "onednn"
     assert choose("auto", "default") == "default"
+
+
+def test_what_was_found_once_is_taken_again(probed, monkeypatch):
+    probed(Choice("onednn", 1.7, 2.0))
+    assert choose("auto") == "onednn"
+    monkeypatch.setattr(kernels, "probe", lambda: pytest.fail("it was probed before"))
+    assert choose("auto") == "onednn"
 
 
 def test_nothing_but_fp32_is_chosen(probed):

@@ -41,6 +41,7 @@ def verify(monkeypatch, capsys) -> Callable[..., Result]:
     def run(*folders: Path) -> Result:
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", ["ftloop", "verify", *map(str, folders)])
+        sys.modules.pop("ftloop.__main__", None)  # or runpy warns where a test has imported it
         with pytest.raises(SystemExit) as leaving:
             runpy.run_module("ftloop", run_name="__main__")
         return Result(leaving.value.code, *capsys.readouterr())

@@ -343,7 +343,11 @@ def test_a_signal_ends_it_in_words_and_leaves_the_old_file(single, standard_inpu
         yield b"green\n"
 
     standard_input(lines())
-    result = run_script("predict.py", single, "-", "--out", tmp_path / "out.csv", "--block-size", "1")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for tests in the background
+    try:
+        result = run_script("predict.py", single, "-", "--out", tmp_path / "out.csv", "--block-size", "1")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert result.code == {"SIGINT": 130, "SIGTERM": 143}[name]
     assert f"{name}: stopped after 2 rows; {tmp_path / 'out.csv'} is as it was before" in result.err
     assert not list(tmp_path.iterdir())

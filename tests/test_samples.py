@@ -188,7 +188,7 @@ def test_the_quickstart_trains_its_pretrained_model_and_says_where_everything_is
     assert "not in the checkpoint, so new and random: classifier.bias, classifier.weight" in result.err
     assert "3/3" in result.err  # the progress bar
     told = [line.split()[0] for line in result.err.rpartition("kept ")[2].splitlines()[1:] if line.strip()]
-    assert told[:5] == ["validation", "test", "model", "record", "next"]
+    assert told[:6] == ["validation", "test", "model", "card", "record", "next"]
     assert str(tmp_path / "run" / "model") in result.err
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
     assert {split: set(values) for split, values in scores.items()} == {

@@ -135,7 +135,7 @@ def test_a_compiled_model_learns_the_same_and_keeps_its_names(words, tmp_path, m
     shapes = []
 
     def traced(graph, inputs):
-        shapes.append(tuple(max((value.shape for value in inputs if value.dim() == 2), key=len)))
+        shapes.append(tuple(max((value.shape for value in inputs if value.dim() == 2), key=len, default=())))
         return graph.forward
 
     monkeypatch.setattr(torch.nn.Module, "compile", functools.partialmethod(torch.nn.Module.compile, backend=traced))
