@@ -3,8 +3,8 @@
 A fine-tuned model has seen the rows of train and may have learned their wrong labels by heart; its losses alone then
 say little. The second opinion has not: logistic regression on the *pretrained* model's features, each row judged by one
 that was fitted on the other folds (features of the fine-tuned model have moved towards the labels as they are, and were
-the worse ones). Their logarithms are averaged, the second counting twice: once each was a little better as long as
-nothing was learned by heart, and much worse then. Rows are ranked by the probability of their own label, the
+the worse ones). Their logarithms are averaged, the second counting twice: with equal shares as many were found where
+nothing was learned by heart, and fewer where it was. Rows are ranked by the probability of their own label, the
 "self-confidence" of confident learning (Northcutt et al., 2021, arXiv:1911.00068), whose estimate of the joint of given
 and true labels, from the second opinion, says how many are wrong. `python -m benchmarks.label_noise` measures it all.
 """
