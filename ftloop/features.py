@@ -139,7 +139,8 @@ def features_of(
     total = len(source_rows(task, split))
     accelerator, chosen, rows = start_accelerator(), some_rows(total, at_most, seed), loaded(task)[split]
     model = model.to(accelerator.device)
-    kernels.adapt(model, kernels.in_use())  # where products were settled before, attention must go with them
+    products = kernels.in_use()  # where they were settled before, attention must go with them
+    kernels.adapt(model, kernels.settle("auto", None, accelerator) if products == "default" else products)
     blocks = [*features_by_block(model, task, rows, chosen, pooling, accelerator, batch_size)]
     return numpy.concatenate([block[0] for block in blocks]), numpy.concatenate([block[2] for block in blocks])
 
