@@ -62,7 +62,7 @@ def run(options: Options, folder: Path) -> list[str]:
         plant(options.data / "train.csv", file, options.share, options.seed)
     data = Data(files={"train": str(file)})
     task = TextClassification(model=minilm(), data=data, label_column=("category",), max_length=64)
-    train(Config(task, str(run_dir), epochs=options.epochs, learning_rate=options.learning_rate))
+    train(Config(task, str(run_dir), epochs=options.epochs, learning_rate=options.learning_rate, report=False))
     kept, model = load_run(run_dir)
     scored = score(run_dir, "train", kept, model)
     planted = numpy.array(kept.rows["train"]["planted"][:], bool)
