@@ -39,6 +39,7 @@ def elsewhere(tmp_path, monkeypatch):
 def test_the_notebook_is_kept_without_outputs():
     cells = [cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
+    assert NOTEBOOK["cells"][0]["source"][0].startswith("# ")  # a heading
 
 
 def test_the_notebook_runs_on_the_embedded_rows_and_weights(elsewhere, capsys):
