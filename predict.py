@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import tyro
 
-from ftloop.errors import Stopped, UserError, exit_code_of, root_cause
+from ftloop.errors import Stopped, UserError, exit_code_of, root_cause, signals_to
 from ftloop.options import LogLevel, Pairs, least_said, no_pairs
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def main() -> None:
     done, drawn = 0, []
     hidden = not sys.stderr.isatty() or (options.out is None and sys.stdout.isatty()) or level != "info"
     try:
-        with signals_as_interrupts(), patch_environment(**environment):
+        with signals_to(interrupt), patch_environment(**environment):
             blocks, total = blocks_to_label(options, task)
             datasets.disable_progress_bars()  # of what is done to each block: there is one for all of them
             with output(options.out) as write, tqdm(total=total, unit="row", disable=hidden) as bar:
@@ -175,19 +175,9 @@ def load_plots() -> Any:
     return ftloop.plots
 
 
-@contextlib.contextmanager
-def signals_as_interrupts() -> Iterator[None]:
+def interrupt(number: int, _: Any) -> None:
     """SIGTERM and SIGUSR1 interrupt as Ctrl-C does, wherever the process is; what they interrupt tidies up."""
-
-    def interrupt(number: int, _: Any) -> None:
-        raise KeyboardInterrupt(signal.Signals(number).name)
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 # ---- rows in

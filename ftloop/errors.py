@@ -81,12 +81,19 @@ def _signals_in_words() -> Iterator[None]:
             print(text, file=sys.stderr)
         raise SystemExit(143)  # no Exception: the libraries catch those wherever they read
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    with signals_to(leave):
+        yield
+
+
+@contextlib.contextmanager
+def signals_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """SIGTERM and SIGUSR1 go to a handler, and back to who had them before."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def what_was_lost(error: Exception) -> str | None:

@@ -76,11 +76,12 @@ def choose(asked: Literal["auto", "default", "onednn"], recorded: str | None = N
 def remembered() -> Matmul:
     """What a probe on this machine found, now or before: a busy moment must not give one of two equal runs other bits.
 
-    Kept in the user's cache, by chip, torch and number of threads. Where that cannot be written, each run probes.
+    Kept in the user's cache, which machines may share: by chip (what it can do is the point: with AMX, oneDNN is not
+    fp32), torch and number of threads. Where that cannot be written, each run probes.
     """
-    chip = torch.backends.cpu.get_cpu_capability(), platform.machine(), torch.__version__, torch.get_num_threads()
+    decides = chip(), torch.__version__, torch.get_num_threads()
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ftloop"
-    file = folder / f"matmul-{hashlib.sha256(repr(chip).encode()).hexdigest()[:16]}.json"
+    file = folder / f"matmul-{hashlib.sha256(repr(decides).encode()).hexdigest()[:16]}.json"
     with contextlib.suppress(OSError, ValueError, TypeError):
         found = Choice(**json.loads(file.read_text()))
         logger.info("matmul: %s, as found before on this machine (%s)", found, file)
@@ -93,6 +94,17 @@ def remembered() -> Matmul:
         aside.write_text(json.dumps(asdict(found)))
         aside.rename(file)
     return found.matmul
+
+
+def chip() -> str:
+    """The name of the processor, and all that it can do."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # no Linux
+        return platform.processor()
+    return "\n".join(
+        sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
+    )
 
 
 def settle(asked: str, recorded: str | None, accelerator: "Accelerator") -> str:
@@ -121,7 +133,7 @@ def adapt(model: "PreTrainedModel", matmul: str, cheaper: bool = False, compiled
         cheaper_dropout(model)
     if compiled:
         if on_cpu:
-            logger.warning("--compile on a CPU: a step took 1.2 times as long (MiniLM), and a minute to compile")
+            logger.warning("--compile on a CPU: a step took 1.2 times as long (MiniLM), and compiling 84 seconds")
         compile_in_place(model)
 
 

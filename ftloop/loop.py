@@ -36,7 +36,7 @@ def train(config: Config) -> Scores:
     """
     validate(config)
     accelerator = start_accelerator(config.precision, config.timeout, config.deterministic)
-    tracking.set_up_logging(accelerator.is_main_process)
+    tracking.set_up_logging(accelerator.is_main_process, config.least_said)
     config = dataclasses.replace(config, precision=precision_of(accelerator))  # recorded, also if the launcher chose it
     if config.compile:
         config = dataclasses.replace(config, task=config.task.in_few_shapes())

@@ -67,7 +67,6 @@ class Run:
         if config.push_to_hub is not None and accelerator.is_main_process and not self.finished:
             self.pushes = beside("hub.push", "--push-to-hub").Pushes(config)
         self.table = tracking.ScoreTable(config.best_metric)
-        tracking.set_up_logging(accelerator.is_main_process, config.least_said)
 
     @property
     def finished(self) -> bool:

@@ -1,6 +1,7 @@
 """What a run says of its speed, and the options that only change it."""
 
 import functools
+import gc
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from conftest import run_script
 from safetensors.torch import load_file
 
-from ftloop import TextClassification
+from ftloop import TextClassification, startup
 from ftloop.data.loader import workers_of
 
 
@@ -156,3 +157,18 @@ def test_compiled_texts_come_in_few_lengths(longest, step):
     task = TextClassification(model="x", max_length=longest)
     assert task.in_few_shapes().pad_to_multiple_of == step
     assert replace(task, pad_to_multiple_of=16).in_few_shapes().pad_to_multiple_of == 16
+
+
+def test_the_collector_of_garbage_is_ours_only_from_begin_to_done(monkeypatch):
+    usual, frozen = gc.get_threshold(), []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(gc.get_threshold()))
+    monkeypatch.setattr(gc, "get_freeze_count", lambda: len(frozen))
+    monkeypatch.setattr(startup, "USUAL", usual)
+    startup.done()  # in a notebook nobody began
+    assert (gc.get_threshold(), frozen) == (usual, [])
+    startup.begin()
+    assert gc.get_threshold() == startup.STARTING
+    startup.done()
+    startup.begin()  # another run in the same process
+    startup.done()
+    assert (gc.get_threshold(), frozen) == (usual, [usual])

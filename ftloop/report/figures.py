@@ -154,13 +154,8 @@ def legend(axes: "Axes", entries: Mapping[str, Any], columns: int = 3) -> None:
 # ---- lines
 
 
-@styled
-def lines(
-    curves: Sequence[Curve], x: str, y: str, log: bool = False, height: float = 2.5, whole_x: bool = True
-) -> "Figure":
-    """Curves over a common axis."""
-    figure = figure_of(height)
-    axes = figure.add_subplot()
+def drawn_curves(axes: Any, curves: Sequence[Curve]) -> dict[str, Any]:
+    """Draw them; by name, the lines that a legend explains."""
     named = {}
     for curve in curves:
         values = numpy.asarray([numpy.nan if value is None else value for value in curve.y], float)
@@ -175,6 +170,17 @@ def lines(
         )
         if curve.name and not curve.faint:
             named[curve.name] = line
+    return named
+
+
+@styled
+def lines(
+    curves: Sequence[Curve], x: str, y: str, log: bool = False, height: float = 2.5, whole_x: bool = True
+) -> "Figure":
+    """Curves over a common axis."""
+    figure = figure_of(height)
+    axes = figure.add_subplot()
+    named = drawn_curves(axes, curves)
     if log:
         from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -201,19 +207,7 @@ def unit_lines(curves: Sequence[Curve], x: str, y: str, diagonal: bool = False, 
         axes.plot([0, 1], [0, 1], color=INK, alpha=0.4, linewidth=0.8, linestyle=":")
     if mark is not None:
         axes.axvline(mark, color=INK, alpha=0.6, linewidth=0.8, linestyle="--")
-    named = {}
-    for curve in curves:
-        (line,) = axes.plot(
-            *(curve.x, curve.y),
-            color=curve.colour,
-            alpha=0.35 if curve.faint else 1,
-            linewidth=0.8 if curve.faint else 1.5,
-            linestyle="--" if curve.dashed else "-",
-            marker="o" if curve.points else None,
-            markersize=3,
-        )
-        if curve.name and not curve.faint:
-            named[curve.name] = line
+    named = drawn_curves(axes, curves)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=x, ylabel=y)
     if named:
         legend(axes, named, columns=2)
