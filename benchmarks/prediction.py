@@ -21,7 +21,7 @@ from typing import Annotated
 
 import tyro
 
-from benchmarks.speed import make_tiny
+from benchmarks.speed import TINY, make_bert
 
 WORDS = [f"word{number}" for number in range(2000)]
 LABELS = ("even", "odd", "prime")
@@ -73,7 +73,7 @@ def main() -> None:
         from ftloop.samples import minilm
 
         write(given.folder / "train.jsonl", 200)
-        model = make_tiny(minilm(), given.folder / "tiny")
+        model = make_bert(minilm(), TINY, given.folder / "tiny")
         source = ["--task.model", model, "--task.data.path", str(given.folder / "train.jsonl")]
         command = ["train.py", "configs/text.py", *source, "--max-steps", "2", "--run-dir", str(run)]
         subprocess.run([sys.executable, *command], check=True)

@@ -32,16 +32,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = ("torch", "torchvision", "transformers", "accelerate", "datasets")
-ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "CUDA_VISIBLE_DEVICES": "",  # these works are for the CPU
-    "ACCELERATE_USE_CPU": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "1"}  # unless asked for
 SEED = 1
 LIMIT = 1800  # seconds of one process; more is a hang
 # What --preload imports, in a process without threads.
@@ -65,21 +61,27 @@ class Work:
     epochs: int  # that are timed
     warm_up: int = 1  # epochs before them; 0 where one takes a minute, and the clock starts with its first forward pass
     max_length: int = 128  # tokens
-    tiny: bool = False  # a random BERT of 2 layers, 64 wide, with the tokenizer of the text model
+    shape: dict[str, int] | None = None  # texts: of a random BERT with the tokenizer of the text model, instead of it
+    image_model: str = "deit"  # its type; its weights are random
 
 
+TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256}
+BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+VIT = {**BASE, "image_size": 224, "patch_size": 16}
+DEIT = {**VIT, "hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
 WORKS = {
-    "tiny": Work("tiny BERT, batch 8", "pairs", 8, 150, 4, tiny=True),
+    "tiny": Work("tiny BERT, batch 8", "pairs", 8, 150, 4, shape=TINY),
     "pairs": Work("MiniLM, sentence pairs, batch 32", "pairs", 32, 16, 2),
     "tweets": Work("MiniLM, tweets, batch 32", "tweets", 32, 24, 2),
     "docstrings": Work("MiniLM, docstrings to 512 tokens, batch 32", "docstrings", 32, 10, 1, 0, max_length=512),
-    "images": Work("DeiT-tiny, JPEGs of 460 x 391, batch 8", "images", 8, 20, 2),
+    "images": Work("DeiT-tiny, JPEGs of 460 x 391, batch 8", "images", 8, 20, 2, shape=DEIT),
 }
-DEIT = {
-    **{"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "intermediate_size": 768},
-    **{"image_size": 224, "patch_size": 16},
+# For a GPU.
+LARGE_WORKS = {
+    "bert": Work("BERT-base, sentence pairs, batch 32", "pairs", 32, 140, 2, shape=BASE),
+    "bert-long": Work("BERT-base, docstrings to 512 tokens, batch 32", "docstrings", 32, 100, 1, 1, 512, BASE),
+    "vit": Work("ViT-base, JPEGs of 460 x 391, batch 64", "images", 64, 24, 2, shape=VIT, image_model="vit"),
 }
-BERT = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256}
 # One piece of a WordPiece vocabulary each, so that texts that are made have the lengths that were drawn for them.
 WORDS = """
 the of and to in is was for on that with as it his be at by had not are but from or have an they which one you were her
@@ -110,6 +112,7 @@ class Job:
     max_steps: int | None = None  # instead of epochs
     words: list[str] = field(default_factory=list)  # more options of ftloop's command line
     rss_every: int | None = None  # optimizer steps between looks at the memory
+    gpu: bool = False
 
     @property
     def steps(self) -> int:
@@ -128,6 +131,7 @@ class Common:
     max_length: int | None = None  # tokens; left out: as the work has it
     json: Path | None = None  # file for all that was measured
     preload: bool = False  # for a quick try: fork the rivals from a process that has imported the libraries
+    gpu: ClassVar[bool] = False  # True: train on the GPU (benchmarks/gpu.py)
 
 
 def prepare(name: str, given: Common, folder: Path, work: Work | None = None, validation: int = 0) -> Job:
@@ -137,16 +141,17 @@ def prepare(name: str, given: Common, folder: Path, work: Work | None = None, va
     place.mkdir(parents=True)
     common = {"kind": "", "options": {}, "folder": str(place), "rows": rows, "batch_size": work.batch_size}
     common |= {"epochs": work.warm_up + work.epochs, "max_length": given.max_length or work.max_length}
+    common |= {"gpu": given.gpu}
     if work.source == "images":
         write_images(place / "images", rows)
-        return Job(model="deit", train=str(place / "images"), text_columns=[], shape=DEIT, **common)
+        return Job(model=work.image_model, train=str(place / "images"), text_columns=[], shape=work.shape, **common)
     model = given.model
     if model is None:
         from ftloop.samples import minilm
 
         model = minilm()
-    if work.tiny:
-        model = make_tiny(model, place / "model")
+    if work.shape:
+        model = make_bert(model, work.shape, place / "model")
     source = texts_of(work.source, given.data, rows, validation)
     write_rows(place / "train.csv", source["train"])
     if validation:
@@ -260,16 +265,15 @@ def write_images(folder: Path, rows: int) -> None:
         Image.fromarray(pixels.clip(0, 255).astype(numpy.uint8)).save(file, quality=90)
 
 
-def make_tiny(model: str, folder: Path) -> str:
-    """A folder with a random BERT of two layers and the tokenizer of a text model."""
+def make_bert(model: str, shape: dict[str, int], folder: Path) -> str:
+    """A folder with a random BERT of this shape and the tokenizer of a text model."""
     import torch
     from transformers import AutoTokenizer, BertConfig, BertModel
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     torch.manual_seed(SEED)
-    BertModel(BertConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **BERT)).save_pretrained(
-        folder
-    )
+    config = BertConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **shape)
+    BertModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
@@ -301,11 +305,16 @@ RIVALS = {
     "trainer-grouped": Rival("trainer", GROUPED),
     "trainer-grouped+kernels": Rival("trainer", {**GROUPED, "kernels": True}),
     "trainer-grouped-bf16": Rival("trainer", {**GROUPED, "bf16": True}),
+    "trainer-compile-bf16": Rival("trainer", {"bf16": True, "torch_compile": True}),
+    "trainer-workers8-bf16": Rival("trainer", {"bf16": True, "dataloader_num_workers": 8}),
     "ftloop": ftloop(),
     "ftloop-default-kernels": ftloop(*DEFAULT_KERNELS),
     "ftloop-random": ftloop("--batching", "random", *DEFAULT_KERNELS),  # like for like
     "ftloop-random+kernels": ftloop("--batching", "random"),
     "ftloop-bf16": ftloop("--precision", "bf16"),
+    "ftloop-random-bf16": ftloop("--batching", "random", "--precision", "bf16"),
+    "ftloop-compile-bf16": ftloop("--precision", "bf16", "--compile"),
+    "ftloop-packing-bf16": ftloop("--precision", "bf16", "--task.packing"),
     "ftloop-packing": ftloop("--task.packing"),
     "ftloop-workers0": ftloop("--workers", "0"),
 }
@@ -333,9 +342,10 @@ class Clock:
     modules, finds nothing, and is asked for each module that is imported, until torch is there.
     """
 
-    def __init__(self, after_step: Callable[["Clock"], None] = lambda clock: None):
+    def __init__(self, after_step: Callable[["Clock"], None] = lambda clock: None, waits_every: int | None = None):
         self.instants: list[float] = []  # of the first forward pass, and of the end of each step
         self.after_step = after_step
+        self.waits_every = waits_every  # steps between waits for the GPU, which is behind by some; none: never
         sys.meta_path.insert(0, self)  # type: ignore[arg-type]
         self.find_spec("")  # torch may be there already
 
@@ -351,6 +361,8 @@ class Clock:
         self.handles[0].remove()
 
     def step(self, optimizer: Any, arguments: Any, options: Any) -> None:
+        if self.waits_every and len(self.instants) % self.waits_every == 0:
+            sys.modules["torch"].cuda.synchronize()
         self.instants.append(time.perf_counter())
         self.after_step(self)
 
@@ -378,7 +390,7 @@ def work_off(options: dict[str, Any]) -> dict[str, Any]:
         if job.rss_every and (len(clock.instants) - 1) % job.rss_every == 0:
             seen.append((len(clock.instants) - 1, memory()))
 
-    clock = Clock(look)
+    clock = Clock(look, waits_every=job.steps if job.gpu else None)
     {"limit": run_limit, "course": run_course, "trainer": run_trainer, "ftloop": run_ftloop}[job.kind](job)
     total = job.max_steps or job.epochs * job.steps
     if len(clock.instants) != total + 1:
@@ -500,7 +512,8 @@ def peers_model(job: Job, names: list[str]) -> Any:
         )
     else:
         config = AutoConfig.for_model(job.model, **job.shape, num_labels=len(names))
-        config.architectures = ["DeiTForImageClassification"]  # of the two that there are, the one without a teacher
+        if job.model == "deit":
+            config.architectures = ["DeiTForImageClassification"]  # of two that there are, the one without a teacher
         model = AutoModelForImageClassification.from_config(config)
     if job.options.get("kernels"):
         use_kernels(model)
@@ -532,16 +545,17 @@ def run_limit(job: Job) -> None:
     import torch
 
     rows, collate, names = peers_rows(job)
-    model, order = peers_model(job, names), SameOrder(job.rows, job.seed)
+    device = "cuda" if job.gpu else "cpu"
+    model, order = peers_model(job, names).to(device), SameOrder(job.rows, job.seed)
     epochs = [list(order) for _ in range(job.epochs)]
     batches = [
-        collate([rows[row] for row in served[start : start + job.batch_size]])
+        {name: value.to(device) for name, value in collate([rows[row] for row in served[start:end]]).items()}
         for served in epochs
-        for start in range(0, job.rows, job.batch_size)
+        for start, end in itertools.pairwise([*range(0, job.rows, job.batch_size), job.rows])
     ]
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, fused=True)
     model.train()
-    half = torch.autocast("cpu", torch.bfloat16, enabled=bool(job.options.get("bf16")))
+    half = torch.autocast(device, torch.bfloat16, enabled=bool(job.options.get("bf16")))
     for batch in batches:
         with half:
             loss = model(**batch).loss
@@ -603,7 +617,7 @@ def run_trainer(job: Job) -> None:
         num_train_epochs=job.epochs,
         per_device_train_batch_size=job.batch_size,
         remove_unused_columns=bool(job.text_columns),
-        use_cpu=True,  # or it refuses bf16
+        use_cpu=not job.gpu,  # or it refuses bf16
         save_strategy="no",
         report_to="none",
         seed=job.seed,
@@ -627,6 +641,7 @@ def run_child(function: str, folder: Path, given: Common, *arguments: Any, proce
     task.write_text(json.dumps([function, arguments]))
     out.unlink(missing_ok=True)
     own = {**ENVIRONMENT, "OMP_NUM_THREADS": str(max(1, given.threads // processes)), "PYTHONPATH": str(ROOT)}
+    own |= {} if given.gpu else NO_GPU
     own["HF_DATASETS_CACHE"] = str(folder / "cache")
     if processes > 1:
         own |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
@@ -814,18 +829,28 @@ class Goal(NamedTuple):
         )
 
 
-def machine(threads: int) -> dict[str, Any]:
+def machine(given: Common) -> dict[str, Any]:
     """What is measured on, and with which versions."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
         "cpu": names[0] if names else "unknown",
         "cores": len(os.sched_getaffinity(0)),
-        "threads": threads,
+        "threads": given.threads,
         "load": round(os.getloadavg()[0], 1),  # of others, before it begins
+        **({"gpu": gpu()} if given.gpu else {}),
         "python": sys.version.split()[0],
         **{library: version(library) for library in LIBRARIES},
     }
+
+
+def gpu() -> str:
+    """Its name, or an error: without one there is nothing to measure."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise SystemExit("there is no GPU here that torch can use")
+    return torch.cuda.get_device_name()
 
 
 def report(given: Common, found: dict[str, Any], seen: dict[str, Any]) -> None:
@@ -837,7 +862,7 @@ def report(given: Common, found: dict[str, Any], seen: dict[str, Any]) -> None:
 
 def begin(given: Common) -> dict[str, Any]:
     """Say on what is measured; the machine, for `report`."""
-    seen = machine(given.threads)
+    seen = machine(given)
     print(", ".join(f"{name} {value}" for name, value in seen.items()), flush=True)
     return seen
 

@@ -88,7 +88,7 @@ def main() -> None:
 
         def measure(rival: str) -> dict[str, float | str]:
             places = {"PYTHONPATH": str(speed.ROOT), "HF_DATASETS_CACHE": f"{folder}/cache"}
-            own = {**os.environ, **speed.ENVIRONMENT, **places, "OMP_NUM_THREADS": str(given.threads)}
+            own = {**os.environ, **speed.ENVIRONMENT, **speed.NO_GPU, **places, "OMP_NUM_THREADS": str(given.threads)}
             command = words(rival)
             for run in Path(job.folder).glob("*/run"):  # of the round before
                 shutil.rmtree(run)

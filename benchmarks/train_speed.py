@@ -56,10 +56,10 @@ class Options(Common):
     epochs: int | None = None  # that are timed
 
 
-def tokens_of(job: Job) -> str:
-    """The mean number of tokens of a row, and how much of a random batch is padding: what grouping has to gain from."""
+def lengths_of(job: Job) -> list[int]:
+    """The tokens of each row, in the order of the file; of images, none."""
     if not job.text_columns:
-        return ""
+        return []
     import csv
 
     from transformers import AutoTokenizer
@@ -68,7 +68,14 @@ def tokens_of(job: Job) -> str:
         rows = list(csv.DictReader(lines))
     texts = [[row[column] for row in rows] for column in job.text_columns]
     encoded = AutoTokenizer.from_pretrained(job.model)(*texts, truncation=True, max_length=job.max_length)
-    lengths = [len(ids) for ids in encoded["input_ids"]]
+    return [len(ids) for ids in encoded["input_ids"]]
+
+
+def tokens_of(job: Job) -> str:
+    """The mean number of tokens of a row, and how much of a random batch is padding: what grouping has to gain from."""
+    lengths = lengths_of(job)
+    if not lengths:
+        return ""
     batches = [lengths[start : start + job.batch_size] for start in range(0, len(lengths), job.batch_size)]
     padding = 1 - sum(lengths) / sum(max(batch) * len(batch) for batch in batches)
     return f", {sum(lengths) / len(lengths):.0f} tokens a row, {padding:.0%} of a random batch is padding"

@@ -9,6 +9,7 @@ import runpy
 import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 
 import pytest
 
@@ -18,7 +19,8 @@ from benchmarks import speed
 @pytest.fixture
 def run(tiny, tmp_path, monkeypatch):
     """`run("train_speed", *words)`: what `python -m benchmarks.train_speed WORDS` prints, and its JSON."""
-    monkeypatch.setattr(speed, "DEIT", {**speed.DEIT, **speed.BERT, "num_hidden_layers": 1})
+    small = {**speed.DEIT, **speed.TINY, "num_hidden_layers": 1}
+    monkeypatch.setitem(speed.WORKS, "images", replace(speed.WORKS["images"], shape=small))
 
     def started(module: str, *words: str) -> tuple[str, dict]:
         out, file = io.StringIO(), tmp_path / "found.json"
