@@ -290,11 +290,11 @@ def ftloop(*words: str) -> Rival:
     return Rival("ftloop", {"words": list(words)})
 
 
-DEFAULT_KERNELS = ("--matmul", "default")
+DEFAULT_KERNELS = ("--matmul", "default", "--no-keep-memory")
 GROUPED = {"train_sampling_strategy": "group_by_length"}
 RIVALS = {
     "limit": Rival("limit", {}),
-    "limit+kernels": Rival("limit", {"kernels": True}),  # what ftloop chooses on this kind of machine, set by hand
+    "limit+kernels": Rival("limit", {"kernels": True}),  # what ftloop does on this kind of machine, set by hand
     "limit-bf16": Rival("limit", {"bf16": True}),
     "course": Rival("course", {}),
     "trainer": Rival("trainer", {}),
@@ -305,6 +305,7 @@ RIVALS = {
     "trainer-grouped": Rival("trainer", GROUPED),
     "trainer-grouped+kernels": Rival("trainer", {**GROUPED, "kernels": True}),
     "trainer-grouped-bf16": Rival("trainer", {**GROUPED, "bf16": True}),
+    "trainer-grouped-bf16+kernels": Rival("trainer", {**GROUPED, "bf16": True, "kernels": True}),
     "trainer-compile-bf16": Rival("trainer", {"bf16": True, "torch_compile": True}),
     "trainer-workers8-bf16": Rival("trainer", {"bf16": True, "dataloader_num_workers": 8}),
     "ftloop": ftloop(),
@@ -404,11 +405,13 @@ def work_off(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def use_kernels(model: Any) -> None:
-    """What ftloop chooses on this machine by itself."""
+def use_kernels(model: Any, bf16: bool = False) -> None:
+    """What ftloop does on this machine by itself."""
     from ftloop import kernels
 
-    matmul = kernels.choose("auto")
+    device = next(model.parameters()).device
+    kernels.keep_memory(device)
+    matmul = "default" if bf16 or device.type != "cpu" else kernels.choose("auto")
     kernels.use(matmul)
     kernels.choose_attention(model, matmul)
 
@@ -516,7 +519,7 @@ def peers_model(job: Job, names: list[str]) -> Any:
             config.architectures = ["DeiTForImageClassification"]  # of two that there are, the one without a teacher
         model = AutoModelForImageClassification.from_config(config)
     if job.options.get("kernels"):
-        use_kernels(model)
+        use_kernels(model, bool(job.options.get("bf16")))
     return model
 
 

@@ -5,9 +5,9 @@ r"""How long an optimizer step takes, beside the limit, the Trainer and the loop
     python -m benchmarks.train_speed pairs --rivals limit trainer ftloop "ftloop:--batching tokens --max-tokens 2048"
     python -m benchmarks.train_speed images --rivals trainer "ftloop:--workers 2" "trainer:dataloader_num_workers=4"
 
-Rivals, rounds and what is timed: benchmarks/speed.py. Like for like are `limit` and `ftloop-random`, and with the
-matrix backend that ftloop chooses, `limit+kernels` and `ftloop-random+kernels`. A peer could set that flag, too:
-`trainer+kernels`, `trainer-grouped+kernels`, and without it `ftloop-default-kernels`.
+Rivals, rounds and what is timed: benchmarks/speed.py. Like for like are `limit` and `ftloop-random` and, with the
+matrix backend that ftloop chooses and the memory that it keeps, `limit+kernels` and `ftloop-random+kernels`. A peer
+could do that, too: `trainer+kernels`, `trainer-grouped+kernels`; without it, `ftloop-default-kernels`.
 """
 
 from dataclasses import dataclass, replace
@@ -24,7 +24,8 @@ RIVALS = {
     "tiny": ("limit", "course", "trainer", "ftloop-random", "ftloop"),
     "pairs": (
         *("limit", "limit+kernels", "course", "trainer", "trainer-grouped", "trainer-grouped+kernels"),
-        *("trainer-grouped-bf16", *OURS, "ftloop-random", "ftloop-random+kernels", "ftloop-bf16"),
+        *("trainer-grouped-bf16", "trainer-grouped-bf16+kernels", "ftloop-bf16", *OURS),
+        *("ftloop-random", "ftloop-random+kernels"),
     ),
     "tweets": ("limit", "trainer", "trainer-grouped", "trainer-grouped+kernels", *OURS),
     "docstrings": ("limit", "trainer", "trainer-grouped", "trainer-grouped+kernels", *OURS),

@@ -87,24 +87,23 @@ def outputs_by_row(
     for labelled rows "references" and "losses". Other processes take part and yield nothing."""
     model.eval()
     seen = torch.zeros(len(loader.dataset), dtype=torch.int64)
-    with kernels.evaluating(accelerator.unwrap_model(model)):
-        for batch in loader:
-            values, targets = {"rows": batch.pop("rows")}, batch.pop("labels", None)
-            batch.pop(TOKENS, None)
-            outputs = model(**batch)
-            values |= task.predict(outputs)
-            if targets is not None:
-                values |= {"references": targets, "losses": task.losses(outputs, targets)}
-            values = accelerator.gather(values)  # whole rounds of equal seats: nothing is padded, nothing repeated
-            if accelerator.is_main_process:
-                real = values["rows"] >= 0
-                # Here the device is waited for: metrics live on the CPU.
-                values = {name: value[real].cpu() for name, value in values.items()}
-                seen[values["rows"]] += 1
-                yield values
-            if asked():
-                model.train()
-                raise Interrupted
+    for batch in loader:
+        values, targets = {"rows": batch.pop("rows")}, batch.pop("labels", None)
+        batch.pop(TOKENS, None)
+        outputs = model(**batch)
+        values |= task.predict(outputs)
+        if targets is not None:
+            values |= {"references": targets, "losses": task.losses(outputs, targets)}
+        values = accelerator.gather(values)  # whole rounds of equal seats: nothing is padded, nothing repeated
+        if accelerator.is_main_process:
+            real = values["rows"] >= 0
+            # Here the device is waited for: metrics live on the CPU.
+            values = {name: value[real].cpu() for name, value in values.items()}
+            seen[values["rows"]] += 1
+            yield values
+        if asked():
+            model.train()
+            raise Interrupted
     model.train()
     if accelerator.is_main_process and not bool((seen == 1).all()):
         raise RuntimeError(f"{int((seen != 1).sum())} of {len(seen)} rows were not evaluated exactly once")
@@ -139,6 +138,7 @@ def adapt(model: "PreTrainedModel", run_dir: str | Path, accelerator: "Accelerat
         recorded = checkpoint.load_made_by(checkpoint.find(Path(run_dir) / "checkpoints")[-1])["matmul"]
     asked = recorded if recorded == "tf32" and accelerator.device.type == "cuda" else "auto"
     kernels.adapt(model, kernels.settle(asked, recorded, accelerator))
+    kernels.keep_memory(accelerator.device)
     startup.done()
 
 

@@ -103,6 +103,7 @@ def opened(source: str, words: tuple[str, ...], pretrained: bool) -> "tuple[Conf
         task = plain(config.task)
         model = task.build_model()
         kernels.adapt(model, kernels.settle("auto", None, accelerator), cheaper=False)
+    kernels.keep_memory(accelerator.device)
     return config, task, model.to(accelerator.device), accelerator
 
 
@@ -139,6 +140,7 @@ def features_of(
     total = len(source_rows(task, split))
     accelerator, chosen, rows = start_accelerator(), some_rows(total, at_most, seed), loaded(task)[split]
     model = model.to(accelerator.device)
+    kernels.keep_memory(accelerator.device)
     products = kernels.in_use()  # where they were settled before, attention must go with them
     kernels.adapt(model, kernels.settle("auto", None, accelerator) if products == "default" else products)
     blocks = [*features_by_block(model, task, rows, chosen, pooling, accelerator, batch_size)]

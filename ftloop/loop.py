@@ -44,6 +44,8 @@ def train(config: Config) -> Scores:
     if run.finished:
         return run.read_scores()
     run.matmul = kernels.settle(config.matmul, run.recorded.get("matmul"), accelerator)
+    if config.keep_memory:
+        kernels.keep_memory(accelerator.device)
 
     # What is learned, and from what. One process of a machine prepares the rows, the others read its cache.
     with accelerator.local_main_process_first():

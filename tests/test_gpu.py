@@ -152,3 +152,29 @@ def memory_of_gpu() -> int:
     """Bytes."""
     asked = on_gpu("python", "-c", "import torch; print(torch.cuda.get_device_properties(0).total_memory)")
     return int(asked.out)
+
+
+WAITING = """
+import runpy, sys, torch
+from ftloop import tracking
+add, flush = tracking.StepLog.add, tracking.StepLog.flush
+def adds(log, step):
+    torch.cuda.set_sync_debug_mode("error")  # from the first step on
+    return add(log, step)
+def flushes(log):
+    torch.cuda.set_sync_debug_mode("default")
+    return flush(log)
+tracking.StepLog.add, tracking.StepLog.flush = adds, flushes
+sys.argv = sys.argv[1:]
+sys.path[0] = "."
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("--precision", "bf16"), ("--batching", "random")], ids=" ".join)
+def test_between_log_points_nobody_waits_for_the_gpu(words, tmp_path, options):
+    """Whoever did would raise an error."""
+    script = tmp_path / "waiting.py"
+    script.write_text(WAITING)
+    result = on_gpu("python", str(script), "train.py", *words, *options, "--log-every", "1000", PYTHONPATH=".")
+    assert result.code == 0, result.err[-3000:]

@@ -8,6 +8,9 @@ import time
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AttentionMaskInterface, AutoModelForSequenceClassification
+from transformers.masking_utils import sdpa_mask
 
 from ftloop import kernels
 from ftloop.errors import UserError
@@ -116,8 +119,6 @@ def test_the_choice_is_one_line(probed, caplog):
 
 
 def model_of(tiny, **options):
-    from transformers import AutoModelForSequenceClassification
-
     torch.manual_seed(0)
     return AutoModelForSequenceClassification.from_pretrained(tiny("bert"), **options)
 
@@ -230,23 +231,36 @@ def test_a_model_with_cheaper_dropout_keeps_its_names_and_works_under_autocast(t
     assert set(half.unique().tolist()) == {0.0, 2.0}
 
 
-@pytest.mark.parametrize("matmul", ["default", "onednn"])
-def test_without_gradients_plain_attention_is_sdpa_again(tiny, matmul):
-    from transformers import AutoModelForSequenceClassification
+class Asked(TorchDispatchMode):
+    """Counts the times that Python asks a tensor for its value: on a GPU, waits."""
 
-    model = AutoModelForSequenceClassification.from_pretrained(tiny("bert")).eval()
-    kernels.use(matmul)
-    kernels.choose_attention(model, matmul)
-    chosen, seen = model.config._attn_implementation, []
-    batch = {"input_ids": torch.randint(5, 20, (3, 9)), "attention_mask": torch.ones(3, 9, dtype=torch.int64)}
-    batch["attention_mask"][0, 4:] = 0
-    with torch.no_grad():
-        expected = model(**batch).logits
-        model.bert.encoder.layer[0].attention.register_forward_hook(lambda *_: seen.append(kernels.settings()))
-        with kernels.evaluating(model):
-            assert model.config._attn_implementation == ("sdpa" if matmul == "default" else kernels.IN_EVALUATION)
-            found = model(**batch).logits
-    assert torch.allclose(found, expected, atol=1e-6)
-    assert seen == [kernels.settings()]  # as before, behind each attention
-    kernels.use("default")
-    assert model.config._attn_implementation == chosen
+    def __init__(self):
+        super().__init__()
+        self.times = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.times += function is torch.ops.aten._local_scalar_dense.default
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("architecture", ["bert", "distilbert", "roberta", "electra", "modernbert"])
+def test_no_mask_is_waited_for(tiny, architecture):
+    """As `adapt` sees to on a GPU; the logits are the same."""
+    model = AutoModelForSequenceClassification.from_pretrained(tiny(architecture), attn_implementation="sdpa").eval()
+    mask = torch.ones(3, 9, dtype=torch.int64)
+    mask[0, 4:] = 0
+    batches = [{"input_ids": torch.randint(5, 20, (3, 9)), "attention_mask": some} for some in (mask, mask[1:])]
+    batches[1]["input_ids"] = batches[1]["input_ids"][1:]
+    expected = [model(**batch).logits for batch in batches]
+    with Asked() as before:
+        model(**batches[0])
+    assert before.times > 0  # else transformers has changed, and `always_mask` can go
+    try:
+        kernels.always_mask()
+        with Asked() as asked:
+            found = [model(**batch).logits for batch in batches]
+            found[0].sum().backward()
+        assert asked.times == 0
+    finally:
+        AttentionMaskInterface.register("sdpa", sdpa_mask)
+    assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(found, expected, strict=True))

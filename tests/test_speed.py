@@ -1,5 +1,6 @@
 """What a run says of its speed, and the options that only change it."""
 
+import ctypes
 import functools
 import gc
 import json
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import run_script
+from conftest import run_command, run_script
 from safetensors.torch import load_file
 
 from ftloop import TextClassification, startup
@@ -125,6 +126,38 @@ def test_cheaper_dropout_trains_and_is_another_draw(words, tmp_path):
     assert scores[0] != scores[1]
 
 
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+FAULTS = """
+import resource, sys, torch
+from ftloop import kernels
+def faults():
+    "Pages that the system cleared for a tensor of 64 MB, made when one like it has gone."
+    torch.ones(2**24)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults(), kernels.keep_memory(torch.device("cuda")), faults(), kernels.keep_memory(torch.device("cpu")), faults())
+"""
+
+
+def test_memory_that_is_kept_is_not_asked_for_again():
+    first, on_gpu, second, kept, third = run_command("python", "-c", FAULTS).out.split()
+    assert (on_gpu, kept) == ("False", str(hasattr(ctypes.CDLL(None), "mallopt")))
+    if kept == "True":
+        assert int(third) < 100 < int(first) // 10
+        assert int(second) > 1000
+
+
+def test_kept_memory_changes_no_bit(words, tmp_path):
+    for name, more in (("kept", ()), ("given", ("--no-keep-memory",))):
+        assert run_command("python", "train.py", *words, *more, "--run-dir", str(tmp_path / name)).code == 0
+    kept, given = weights(tmp_path / "kept"), weights(tmp_path / "given")
+    assert all(torch.equal(kept[name], given[name]) for name in kept)
+
+
 def test_the_kernels_of_a_run_are_recorded(words, tmp_path):
     assert run_script("train.py", *words, "--matmul", "default").code == 0
     manifest = next((tmp_path / "run" / "checkpoints").glob("step-*/manifest.json"))
@@ -148,7 +181,7 @@ def test_a_compiled_model_learns_the_same_and_keeps_its_names(words, tmp_path, m
     assert "--compile on a CPU" in result.err
     assert shapes
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "run"), rel=1e-5)
-    saved = [load_file(tmp_path / run / "model" / "model.safetensors") for run in ("run", "compiled")]
+    saved = [weights(tmp_path / run) for run in ("run", "compiled")]
     assert saved[0].keys() == saved[1].keys()
 
 
