@@ -18,8 +18,7 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from benchmarks import speed
-from benchmarks.speed import LARGE_WORKS, Common, Goal, Job, Work
-from benchmarks.train_speed import lengths_of, tokens_of
+from benchmarks.speed import LARGE_WORKS, Common, Goal, Job, Work, lengths_of, tokens_of
 
 Name = Literal["bert", "bert-long", "vit"]
 OURS = ("ftloop-random-bf16", "ftloop-bf16", "ftloop-compile-bf16")

@@ -244,6 +244,29 @@ def made_tweets(train: int, validation: int) -> dict[str, Any]:
     return found
 
 
+def lengths_of(job: Job) -> list[int]:
+    """The tokens of each row, in the order of the file; of images, none."""
+    if not job.text_columns:
+        return []
+    from transformers import AutoTokenizer
+
+    with Path(job.train).open(encoding="utf-8", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    texts = [[row[column] for row in rows] for column in job.text_columns]
+    encoded = AutoTokenizer.from_pretrained(job.model)(*texts, truncation=True, max_length=job.max_length)
+    return [len(ids) for ids in encoded["input_ids"]]
+
+
+def tokens_of(job: Job) -> str:
+    """The mean number of tokens of a row, and how much of a random batch is padding: what grouping has to gain from."""
+    lengths = lengths_of(job)
+    if not lengths:
+        return ""
+    batches = [lengths[start : start + job.batch_size] for start in range(0, len(lengths), job.batch_size)]
+    padding = 1 - sum(lengths) / sum(max(batch) * len(batch) for batch in batches)
+    return f", {sum(lengths) / len(lengths):.0f} tokens a row, {padding:.0%} of a random batch is padding"
+
+
 def write_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:
     with file.open("w", encoding="utf-8", newline="") as out:
         writer = csv.DictWriter(out, list(rows[0]))
@@ -457,7 +480,6 @@ def run_ftloop(job: Job) -> None:
 
 def peers_rows(job: Job, train: str | None = None) -> tuple[Any, Any, list[str]]:
     """The rows as a peer has them (a Dataset, of images with a transform), its collator, the names of the labels."""
-    import torch
     from datasets import Dataset, load_dataset
     from transformers import AutoTokenizer, DataCollatorWithPadding
 
@@ -479,28 +501,37 @@ def peers_rows(job: Job, train: str | None = None) -> tuple[Any, Any, list[str]]
         labels = beside_trainer.encode_labels(source, cells["label"], names)
         return Dataset.from_dict({**encoded, "labels": labels}), DataCollatorWithPadding(tokenizer), names
 
-    from torchvision.transforms import v2
-
-    changed = v2.Compose(
-        [
-            v2.RGB(),
-            v2.RandomResizedCrop(job.shape["image_size"]),
-            v2.RandomHorizontalFlip(),
-            v2.ToImage(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize([0.5] * 3, [0.5] * 3),
-        ]
-    )
     rows = load_dataset("imagefolder", data_dir=train, split="train")
+    return rows.with_transform(Pixels(job.shape["image_size"])), stack, list(rows.features["label"].names)
 
-    def transform(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        return {"pixel_values": [changed(image) for image in batch["image"]], "labels": batch["label"]}
 
-    def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
-        pixels = torch.stack([example["pixel_values"] for example in examples])
-        return {"pixel_values": pixels, "labels": torch.tensor([example["labels"] for example in examples])}
+class Pixels:
+    """The transform of a set of images; its workers may be processes that get it by pickle."""
 
-    return rows.with_transform(transform), collate, list(rows.features["label"].names)
+    def __init__(self, size: int):
+        import torch
+        from torchvision.transforms import v2
+
+        self.change = v2.Compose(
+            [
+                v2.RGB(),
+                v2.RandomResizedCrop(size),
+                v2.RandomHorizontalFlip(),
+                v2.ToImage(),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize([0.5] * 3, [0.5] * 3),
+            ]
+        )
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        return {"pixel_values": [self.change(image) for image in batch["image"]], "labels": batch["label"]}
+
+
+def stack(examples: list[dict[str, Any]]) -> dict[str, Any]:
+    import torch
+
+    pixels = torch.stack([example["pixel_values"] for example in examples])
+    return {"pixel_values": pixels, "labels": torch.tensor([example["labels"] for example in examples])}
 
 
 def peers_model(job: Job, names: list[str]) -> Any:

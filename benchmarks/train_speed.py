@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from benchmarks.speed import WORKS, Common, Goal, Job, begin, measure_work, prepare, report, table, workplace
+from benchmarks.speed import WORKS, Common, Goal, begin, measure_work, prepare, report, table, tokens_of, workplace
 
 Name = Literal["tiny", "pairs", "tweets", "docstrings", "images"]
 OURS = ("ftloop", "ftloop-default-kernels")
@@ -55,31 +55,6 @@ class Options(Common):
     rivals: tuple[str, ...] = ()  # of benchmarks/speed.py, or NAME:OPTIONS; left out: those of the work
     steps: int | None = None  # of an epoch; left out: so many that a run takes a minute on two cores
     epochs: int | None = None  # that are timed
-
-
-def lengths_of(job: Job) -> list[int]:
-    """The tokens of each row, in the order of the file; of images, none."""
-    if not job.text_columns:
-        return []
-    import csv
-
-    from transformers import AutoTokenizer
-
-    with Path(job.train).open(encoding="utf-8", newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    texts = [[row[column] for row in rows] for column in job.text_columns]
-    encoded = AutoTokenizer.from_pretrained(job.model)(*texts, truncation=True, max_length=job.max_length)
-    return [len(ids) for ids in encoded["input_ids"]]
-
-
-def tokens_of(job: Job) -> str:
-    """The mean number of tokens of a row, and how much of a random batch is padding: what grouping has to gain from."""
-    lengths = lengths_of(job)
-    if not lengths:
-        return ""
-    batches = [lengths[start : start + job.batch_size] for start in range(0, len(lengths), job.batch_size)]
-    padding = 1 - sum(lengths) / sum(max(batch) * len(batch) for batch in batches)
-    return f", {sum(lengths) / len(lengths):.0f} tokens a row, {padding:.0%} of a random batch is padding"
 
 
 def main() -> None:

@@ -47,6 +47,24 @@ def failed(measured: dict) -> dict[str, str]:
 SHORT = ("--steps", "2", "--epochs", "1")
 
 
+def test_training_on_a_gpu(run, monkeypatch):
+    """On the CPU, and small."""
+    prepare, rivals = speed.prepare, ("limit-bf16", "trainer-bf16", "ftloop-bf16", "ftloop-packing-bf16")
+    monkeypatch.setattr(speed, "gpu", lambda: "none")
+    monkeypatch.setattr(speed, "prepare", lambda *arguments: replace(prepare(*arguments), gpu=False))
+    for name, work in speed.LARGE_WORKS.items():
+        small = {**work.shape, **speed.TINY, "num_hidden_layers": 1}
+        monkeypatch.setitem(speed.LARGE_WORKS, name, replace(work, shape=small, batch_size=4))
+    printed, found = run("gpu", "bert", "vit", *SHORT, "--rounds", "1", "--rivals", *rivals)
+    assert lines_of(printed).keys() >= set(rivals)
+    assert found["machine"]["gpu"] == "none"
+    for work, without in (("bert", set()), ("vit", {"ftloop-packing-bf16"})):
+        measured = found["works"][work]["measured"]
+        assert failed(measured).keys() == without
+        assert all(measured[rival][0]["of peak"] > 0 for rival in rivals[:3])
+        assert 0 <= measured["ftloop-bf16"][0]["data wait"] < 1
+
+
 def test_training(run):
     rivals = ("limit", "course", "trainer", "ftloop", "ftloop:--no-such-option")
     printed, found = run("train_speed", "tiny", "images", *SHORT, "--rounds", "1", "--rivals", *rivals)
