@@ -39,7 +39,7 @@ class Config:
     epochs: int = 3  # passes over the train split
     max_steps: int | None = None  # optimizer steps; given, it decides instead of epochs
     batch_size: int = 32  # rows per optimizer step, over all processes
-    micro_batch_size: int | Literal["auto"] | None = None  # rows per forward pass; left out: all; auto: what fits
+    micro_batch_size: int | Literal["auto"] | None = None  # rows at once; else all (CPUs 4096 tokens); auto: what fits
     batching: Literal["random", "length", "tokens"] | None = None  # of like rows; left out: length, where they differ
     max_tokens: int | None = None  # per process and forward pass, padded to the longest row; for --batching tokens
     seed: int = 42  # of the order of rows, the new weights, dropout, random collators

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from ftloop import checkpoint, kernels, metrics, startup, tracking
 from ftloop.config import read_record
 from ftloop.data.loader import TOKENS, build_loader
-from ftloop.data.order import UNBOUNDED, EvaluationOrder
+from ftloop.data.order import TOKENS_ON_CPU, UNBOUNDED, EvaluationOrder
 from ftloop.devices import start_accelerator
 from ftloop.errors import UserError, nearest
 from ftloop.task import Task
@@ -43,7 +43,8 @@ def evaluation_loader(
 ) -> DataLoader:
     """A prepared loader over all `rows` of a split, long ones first where they have a "length"."""
     lengths = rows["length"][:] if "length" in rows.column_names else [0] * len(rows)
-    order = EvaluationOrder(lengths, batch_size, accelerator.num_processes)
+    most_tokens = TOKENS_ON_CPU if accelerator.device.type == "cpu" else None
+    order = EvaluationOrder(lengths, batch_size, accelerator.num_processes, most_tokens)
     return accelerator.prepare(build_loader(rows, order, task.collate, workers=workers))
 
 

@@ -105,9 +105,8 @@ def chip() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # no Linux
         return platform.processor()
-    return "\n".join(
-        sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
-    )
+    told = ("model name", "flags", "Features", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.startswith(told)}))
 
 
 def settle(asked: str, recorded: str | None, accelerator: "Accelerator") -> str:
@@ -255,9 +254,9 @@ def always_mask() -> None:
     from transformers.masking_utils import sdpa_mask
 
     def mask(*arguments: Any, **options: Any) -> Any:
-        none = options.get("attention_mask") is None
-        skips = ("allow_is_bidirectional_skip", "allow_is_causal_skip")
-        return sdpa_mask(*arguments, **options | {name: none and options.get(name, False) for name in skips})
+        if options.get("attention_mask") is not None:
+            options |= {"allow_is_bidirectional_skip": False, "allow_is_causal_skip": False}
+        return sdpa_mask(*arguments, **options)
 
     AttentionMaskInterface.register("sdpa", mask)
 

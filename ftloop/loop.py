@@ -15,7 +15,7 @@ from typing import Any
 from ftloop import kernels, startup, tracking
 from ftloop.config import Config, validate, validate_with_data
 from ftloop.data.loader import build_loader, workers_of
-from ftloop.data.order import TrainOrder, Window, batching_of, mix, seed_all
+from ftloop.data.order import TOKENS_ON_CPU, TrainOrder, Window, batching_of, mix, seed_all
 from ftloop.devices import precision_of, start_accelerator
 from ftloop.evaluation import evaluation_loader
 from ftloop.memory import Memory, save_memory
@@ -62,9 +62,11 @@ def train(config: Config) -> Scores:
     rows, processes = len(data["train"]), accelerator.num_processes
     total_steps = config.max_steps or config.epochs * math.ceil(rows / config.batch_size)
     at_once = config.at_once(processes)
+    most_tokens = TOKENS_ON_CPU if accelerator.device.type == "cpu" and config.micro_batch_size is None else None
     order = TrainOrder(
         *(rows, config.batch_size, at_once, processes, total_steps, config.seed, run.state),
         **batching_of(data["train"], config.batching),
+        most_tokens=most_tokens,
     )
     workers = workers_of(config.workers, data["train"], accelerator.device)
     loader = build_loader(data["train"], order, task.collate, config.seed, workers)

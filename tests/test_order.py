@@ -156,6 +156,26 @@ def test_evaluation_serves_every_row_once_long_rows_first(rows, processes):
     assert served == sorted(lengths, reverse=True)
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_long_rows_are_computed_fewer_at_once(processes):
+    """The windows stay what they are; rows that are longer than the bound are computed alone."""
+    lengths = numpy.random.default_rng(0).integers(1, 60, 100)
+    orders = [
+        TrainOrder(100, 16, 8, processes, 14, 3, TrainState(), lengths=lengths, grouped=True, most_tokens=most)
+        for most in (None, 50)
+    ]
+    assert [sorted(window.rows) for window in orders[1].windows()] == [sorted(one.rows) for one in orders[0].windows()]
+    for window in orders[1].windows():
+        dealt = list(orders[1].micro_batches(window))
+        assert sorted(row for seats in dealt for row in seats if row >= 0) == sorted(window.rows)
+        assert len(dealt) == processes * len(orders[1].rounds(window))
+        sizes = [(len(seats), max(lengths[max(row, ~row)] for row in seats)) for seats in dealt]
+        assert all(rows <= 8 and (rows == 1 or rows * longest <= 50) for rows, longest in sizes)
+    evaluated = list(EvaluationOrder(lengths.tolist(), 8, processes, 50))
+    assert sorted(row for seats in evaluated for _, row in seats if row >= 0) == list(range(100))
+    assert all(len(seats) == 1 or len(seats) * lengths[seats[0][1]] <= 50 for seats in evaluated)
+
+
 def test_the_samplers_have_no_attribute_by_which_accelerate_would_cut_their_batches_anew():
     assert not hasattr(train_order(), "batch_size")
     assert not hasattr(EvaluationOrder([1], 4, 1), "batch_size")

@@ -12,7 +12,7 @@ import torch
 from conftest import run_command, run_script
 from safetensors.torch import load_file
 
-from ftloop import TextClassification, startup
+from ftloop import TextClassification, evaluation, loop, startup
 from ftloop.data.loader import workers_of
 
 
@@ -128,6 +128,22 @@ def test_cheaper_dropout_trains_and_is_another_draw(words, tmp_path):
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "model" / "model.safetensors")
+
+
+def test_long_texts_are_computed_fewer_at_once_on_a_cpu(words, tmp_path, monkeypatch):
+    """The same steps, evaluations too, unless a division is asked for."""
+    words = [*words, "--task.dropout", "0", "--log-every", "1"]
+    plain = run_script("train.py", *words)
+    assert "1 process(es) x 1 micro-batch(es) of at most 8, fp32" in plain.err
+    monkeypatch.setattr(loop, "TOKENS_ON_CPU", 40)
+    monkeypatch.setattr(evaluation, "TOKENS_ON_CPU", 40)
+    divided = run_script("train.py", *words, "--run-dir", tmp_path / "divided")
+    assert "1 process(es) x 1 micro-batch(es) of at most 8 and 40 tokens, fp32" in divided.err
+    assert losses(tmp_path / "divided") == pytest.approx(losses(tmp_path / "run"), rel=1e-5)
+    scores = [json.loads((tmp_path / run / "scores.json").read_text()) for run in ("run", "divided")]
+    assert scores[1]["test"]["loss"] == pytest.approx(scores[0]["test"]["loss"], rel=1e-5)
+    asked = run_script("train.py", *words, "--micro-batch-size", "8", "--run-dir", tmp_path / "asked")
+    assert "1 process(es) x 1 micro-batch(es) of at most 8, fp32" in asked.err
 
 
 FAULTS = """
