@@ -56,7 +56,7 @@ class Config:
     matmul: Literal["auto", "default", "onednn", "tf32"] = "auto"  # of fp32: auto, the quickest true fp32; tf32: GPUs
     compile: bool = False  # torch.compile, for GPUs; texts are padded to few lengths then; on CPUs it is slower
     cheaper_dropout: bool = False  # on a CPU, draw 16 bits a number: the same distribution, other draws
-    keep_memory: bool = True  # on a CPU, of what a step frees, for the next one: quicker, a tenth more at the peak
+    keep_memory: bool = True  # on a CPU, what a step frees, for the next one: quicker, but up to half more memory
     gradient_checkpointing: bool = False  # compute activations twice, not store them: a third slower, less memory
     workers: int | Literal["auto"] = "auto"  # processes that load and collate; 0: the training process does
 

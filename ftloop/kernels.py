@@ -268,8 +268,9 @@ def keep_memory(device: torch.device) -> bool:
     """Let a process on a CPU keep what it frees, for its next step; whether it does.
 
     glibc hands large blocks back to the system (mallopt(3)), which clears each of their pages when they are asked for
-    again, a step later: of texts of 230 tokens, a third of the time of a step. It costs memory: a tenth at the peak.
-    Nothing of it on GPUs, and where there is no glibc.
+    again, a step later: of texts of 230 tokens, a third of the time of a step. It costs memory, for what was freed does
+    not always fit: at the peak little more, where lengths differ much (to 512 tokens) half more. Not on GPUs, and not
+    where there is no glibc.
     """
     libc = ctypes.CDLL(None) if device.type == "cpu" and sys.platform == "linux" else None
     return hasattr(libc, "mallopt") and bool(libc.mallopt(MMAP_MAX, 0) and libc.mallopt(TRIM_THRESHOLD, -1))
