@@ -20,7 +20,7 @@ if "IPython" in sys.modules:  # in a notebook without ipywidgets, tqdm's bar is 
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import tqdm.auto  # noqa: F401
+        import tqdm.auto  # noqa: F401 - it warns when it is imported
 
 _HOME = {
     "Config": "config",

@@ -102,8 +102,8 @@ def opened(source: str, words: tuple[str, ...], pretrained: bool) -> "tuple[Conf
     else:
         task = plain(config.task)
         model = task.build_model()
-        kernels.adapt(model, kernels.settle("auto", None, accelerator), cheaper=False)
-    kernels.keep_memory(accelerator.device)
+        kernels.adapt(model, kernels.settle("auto", None, accelerator))
+        kernels.keep_memory(accelerator.device)
     return config, task, model.to(accelerator.device), accelerator
 
 
