@@ -12,6 +12,7 @@ Prints one line of JSON; what the Trainer says goes to stderr.
 import contextlib
 import csv
 import json
+import math
 import sys
 import tempfile
 import time
@@ -35,6 +36,7 @@ class Job:
     problem: Literal["single", "multi"] = "single"  # one class a row, or any number of labels
     label_separator: str = ","  # multi: between the labels of a row
     label_names: str | None = None  # file, a name per line in the order of the ids; left out: those of train, sorted
+    threshold: float = 0.5  # multi: the probability from which a row is said to have a label
     epochs: int = 1
     batch_size: int = 32
     learning_rate: float = 5e-5
@@ -80,7 +82,7 @@ def encode_labels(job: Job, cells: pd.Series, names: list[str]) -> list[Any]:
 def run_trainer(job: Job) -> dict[str, Any]:
     """Train by the Trainer with its defaults, and score the last weights on validation.
 
-    Accuracy is of whole rows: for multi-label, all labels of a row must be right (at a threshold of 0.5).
+    Accuracy is of whole rows: for multi-label, all labels of a row must be right.
     """
     from datasets import Dataset
     from sklearn.metrics import accuracy_score, f1_score
@@ -131,7 +133,8 @@ def run_trainer(job: Job) -> dict[str, Any]:
         seconds = time.perf_counter() - start
         logits, truth, scores = trainer.predict(rows["validation"])
 
-    guess = logits.argmax(axis=1) if job.problem == "single" else logits > 0
+    least = math.log(job.threshold / (1 - job.threshold))
+    guess = logits.argmax(axis=1) if job.problem == "single" else logits >= least
     every_label = {"labels": range(len(names)), "zero_division": 0}
     return {
         "loop": "trainer",
