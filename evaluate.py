@@ -51,7 +51,7 @@ def main() -> None:
         Args:
             run: folder of the run
             split: left out: test where the data has it, else validation
-            batch_size: rows per process and forward pass; left out: as in training
+            batch_size: rows per process and forward pass (CPUs: 4096 tokens at most); left out: as in training
             json: print the scores as one line of JSON
             report: write report.html in the folder of the run anew
             log_level: the least that is said besides the scores

@@ -60,7 +60,7 @@ class Options:
     trust_pickle: bool = False  # read a pickled file, which runs code of whoever wrote it
     out: str | None = None  # .csv, .jsonl, either with .gz, or .parquet; left out: the terminal, as JSON lines
     plot: str | None = None  # .png, .svg or .pdf: bars of the probabilities of the first rows, at most 12
-    batch_size: int = 64  # rows per forward pass
+    batch_size: int = 64  # rows per forward pass (CPUs: 4096 tokens at most)
     block_size: int = 4096  # rows that are read, sorted by length and written together; 1 answers each as it comes
     device: str = "auto"  # cpu, cuda, cuda:1, mps, ..; auto: the first that is there
     precision: Literal["fp32", "bf16", "fp16"] | None = None  # left out: that of the run

@@ -75,7 +75,7 @@ def table(measured: speed.Measured) -> str:
     rows = []
     for rival, results in measured.items():
         if said := speed.failure(measured, rival):
-            rows.append([rival, f"failed: {said}", *"------"])
+            rows.append([rival, f"failed: {said}", *"-----"])
             continue
         ms, limit, trainer = (
             speed.spread(speed.values_of(measured, rival, "ms")),

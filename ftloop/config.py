@@ -61,7 +61,7 @@ class Config:
     workers: int | Literal["auto"] = "auto"  # processes that load and collate; 0: the training process does
 
     eval_every: int | Literal["epoch"] = "epoch"  # optimizer steps between evaluations on validation; always at the end
-    eval_batch_size: int = 64  # rows per process and forward pass in evaluation
+    eval_batch_size: int = 64  # rows per process and forward pass in evaluation (CPUs: 4096 tokens at most)
     best_metric: str = "loss"  # score on validation that decides which weights are kept: loss, or one of task.metrics
     best_direction: Literal["min", "max"] | None = None  # of best_metric; left out: as known for it
     patience: int | None = None  # evaluations without a better score before stopping early; left out: never

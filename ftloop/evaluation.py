@@ -133,13 +133,14 @@ def load_run(run_dir: str | Path) -> tuple[Task, "PreTrainedModel"]:
 
 
 def adapt(model: "PreTrainedModel", run_dir: str | Path, accelerator: "Accelerator") -> None:
-    """Compute fp32 products as the run did, where this device can; without its checkpoints, as torch does."""
+    """Bring a run's model to the device, to compute as in the run: without its checkpoints, fp32 products as torch."""
     recorded = "default"
     with contextlib.suppress(OSError, ValueError, KeyError, IndexError):  # only model/ is needed
         recorded = checkpoint.load_made_by(checkpoint.find(Path(run_dir) / "checkpoints")[-1])["matmul"]
     asked = recorded if recorded == "tf32" and accelerator.device.type == "cuda" else "auto"
-    kernels.adapt(model, kernels.settle(asked, recorded, accelerator))
-    kernels.keep_memory(accelerator.device)
+    kernels.adapt(model.to(accelerator.device), kernels.settle(asked, recorded, accelerator))
+    if read_record(Path(run_dir)).keep_memory:
+        kernels.keep_memory(accelerator.device)
     startup.done()
 
 
@@ -147,7 +148,7 @@ def evaluate(run_dir: str | Path, split: str | None = None, batch_size: int | No
     """The scores of a finished run on a split of its data: the same numbers as its training printed for that split.
 
     `split`: train, validation or test; left out, test where the data has it, else validation. `batch_size`: rows per
-    process and forward pass; left out, that of the run. Raises UserError.
+    process and forward pass (of texts on a CPU, 4096 tokens at most); left out, that of the run. Raises UserError.
     """
     config = read_record(Path(run_dir))
     accelerator = start_accelerator(config.precision)

@@ -101,10 +101,11 @@ def opened(source: str, words: tuple[str, ...], pretrained: bool) -> "tuple[Conf
         adapt(model, source, accelerator)
     else:
         task = plain(config.task)
-        model = task.build_model()
+        model = task.build_model().to(accelerator.device)
         kernels.adapt(model, kernels.settle("auto", None, accelerator))
-        kernels.keep_memory(accelerator.device)
-    return config, task, model.to(accelerator.device), accelerator
+        if config.keep_memory:
+            kernels.keep_memory(accelerator.device)
+    return config, task, model, accelerator
 
 
 def plain(task: "Task") -> "Task":
@@ -140,7 +141,6 @@ def features_of(
     total = len(source_rows(task, split))
     accelerator, chosen, rows = start_accelerator(), some_rows(total, at_most, seed), loaded(task)[split]
     model = model.to(accelerator.device)
-    kernels.keep_memory(accelerator.device)
     products = kernels.in_use()  # where they were settled before, attention must go with them
     kernels.adapt(model, kernels.settle("auto", None, accelerator) if products == "default" else products)
     blocks = [*features_by_block(model, task, rows, chosen, pooling, accelerator, batch_size)]

@@ -56,7 +56,8 @@ class Memory:
     def __exit__(self, kind: Any, error: BaseException | None, where: TracebackType | None) -> bool:
         if error is None or not isinstance(error, Exception) or not should_reduce_batch_size(error):
             return False
-        before, at_once = self.order.at_once, self.order.at_once // 2
+        before = self.order.computed_at_once()
+        at_once = before // 2
         what = "tokens" if self.order.by_tokens else "row(s)"
         if self.order.processes > 1:  # the others wait for gradients that will not come
             raise TrainingError(

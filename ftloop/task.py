@@ -46,7 +46,8 @@ class Task:
 
     def load(self) -> "DatasetDict":
         """The splits "train", "validation" and maybe "test": rows as `collate` takes them, with a column "length"
-        (tokens; any unit of cost) where rows differ in it. Of one forward pass on a CPU there are 4 096 at most."""
+        (tokens; any unit of cost) where rows differ in it. On a CPU, rows of like length are computed 4096 of these at
+        once, unless --micro-batch-size is given; in evaluation, always."""
         raise NotImplementedError
 
     def check_data(self, full: bool) -> int:

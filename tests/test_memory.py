@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import Result, ranks, run_script
 
-from ftloop import TextClassification
+from ftloop import TextClassification, loop
 from ftloop.memory import Memory
 
 
@@ -91,6 +91,16 @@ def test_a_step_that_runs_out_of_memory_is_divided_and_done_again(train, tmp_pat
     assert int(said[0][1]) // 2 == int(said[0][2])
     assert losses(tmp_path / "divided") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
     assert len(losses(tmp_path / "divided")) == 6
+
+
+def test_half_of_what_was_computed_is_tried_next(train, tmp_path, monkeypatch):
+    """Not half of what was asked for, where the tokens of a forward pass are bounded already."""
+    assert train("whole", 10**9, "--batching", "length").code == 0
+    monkeypatch.setattr(loop, "TOKENS_ON_CPU", 60)  # four of the longest rows, which have 14
+    divided = train("divided", 40, "--batching", "length")
+    assert divided.code == 0, divided.err
+    assert "step 1 ran out of memory with 4 row(s) at once, and is done again with 2 at most" in divided.err
+    assert losses(tmp_path / "divided") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
 
 
 def test_what_did_not_fit_is_let_go_of(train, monkeypatch):

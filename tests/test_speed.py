@@ -138,7 +138,7 @@ def test_long_texts_are_computed_fewer_at_once_on_a_cpu(words, tmp_path, monkeyp
     monkeypatch.setattr(loop, "TOKENS_ON_CPU", 40)
     monkeypatch.setattr(evaluation, "TOKENS_ON_CPU", 40)
     divided = run_script("train.py", *words, "--run-dir", tmp_path / "divided")
-    assert "1 process(es) x 1 micro-batch(es) of at most 8 and 40 tokens, fp32" in divided.err
+    assert "1 process(es), micro-batches of at most 8 rows and 40 tokens, fp32" in divided.err
     assert losses(tmp_path / "divided") == pytest.approx(losses(tmp_path / "run"), rel=1e-5)
     scores = [json.loads((tmp_path / run / "scores.json").read_text()) for run in ("run", "divided")]
     assert scores[1]["test"]["loss"] == pytest.approx(scores[0]["test"]["loss"], rel=1e-5)
@@ -163,8 +163,8 @@ def test_memory_that_is_kept_is_not_asked_for_again():
     first, on_gpu, second, kept, third = run_command("python", "-c", FAULTS).out.split()
     assert (on_gpu, kept) == ("False", str(hasattr(ctypes.CDLL(None), "mallopt")))
     if kept == "True":
-        assert int(third) < 100 < int(first) // 10
-        assert int(second) > 1000
+        assert int(first) > 20  # pages, of 2 MB where the system gives huge ones
+        assert int(third) < int(first) // 10 < int(second)
 
 
 def test_kept_memory_changes_no_bit(words, tmp_path):

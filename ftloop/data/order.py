@@ -233,6 +233,11 @@ class TrainOrder:
         most = self.most_tokens if self.grouped else None
         return cut(window.rows, self.at_once, self.processes, self.lengths, most)
 
+    def computed_at_once(self) -> int:
+        """The most rows (with `by_tokens`, tokens) of a process in the window at the position of `state`."""
+        rows = max(map(len, self.rounds(next(self.windows()))))
+        return self.at_once if self.by_tokens else -(-rows // self.processes)
+
     def micro_batches(self, window: Window) -> Iterator[list[int]]:
         """The rows of each micro-batch of a window, of all processes in turn."""
         return deal(self.rounds(window), self.processes)
@@ -242,11 +247,12 @@ class TrainOrder:
         order = "grouped by length" if self.grouped else "in random order"
         if self.by_tokens:
             division = f"{self.processes} process(es), micro-batches of at most {self.at_once} tokens"
+        elif self.grouped and self.most_tokens and self.most_tokens < self.at_once * int(self.lengths.max()):
+            most = f"{self.at_once} rows and {self.most_tokens} tokens"
+            division = f"{self.processes} process(es), micro-batches of at most {most}"
         else:
             rounds = -(-self.step_size // (self.at_once * self.processes))
             division = f"{self.processes} process(es) x {rounds} micro-batch(es) of at most {self.at_once}"
-            if self.grouped and self.most_tokens and self.most_tokens < self.at_once * int(self.lengths.max()):
-                division += f" and {self.most_tokens} tokens"
         return f"{rows} {order}, {self.total_steps} steps of {self.step_size} rows in {division}"
 
     def epochs_done(self) -> float:
@@ -264,7 +270,7 @@ class TrainOrder:
 
 
 # Of a forward pass on a CPU, unless a division was asked for: 32 texts of up to 512 tokens, all at once, took 1.8 times
-# as long, and twice the memory.
+# as long, and twice the memory. With another number, a run that goes on would cut its windows in another way.
 TOKENS_ON_CPU = 4096
 
 
