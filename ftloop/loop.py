@@ -44,8 +44,6 @@ def train(config: Config) -> Scores:
     if run.finished:
         return run.read_scores()
     run.matmul = kernels.settle(config.matmul, run.recorded.get("matmul"), accelerator)
-    if config.keep_memory:
-        kernels.keep_memory(accelerator.device)
 
     # What is learned, and from what. One process of a machine prepares the rows, the others read its cache.
     with accelerator.local_main_process_first():
@@ -56,6 +54,8 @@ def train(config: Config) -> Scores:
     kernels.adapt(model, run.matmul, config.cheaper_dropout, config.compile)
     if config.gradient_checkpointing:
         save_memory(model)
+    if config.keep_memory:
+        kernels.keep_memory(accelerator.device)
     optimizer = config.optimizer(model, config)
 
     # In which order, for how long.

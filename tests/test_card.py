@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import yaml
 from conftest import run_command, run_script, run_script_of_ftloop, sentences, write_csv
 from PIL import Image
 
+from ftloop.evaluation import load_run
 from ftloop.hub import card
 
 
@@ -152,6 +154,13 @@ def test_rows_classes_and_options_are_those_of_the_training(run, whole_card, tmp
     assert str(tmp_path.parent) not in whole_card
 
 
+def test_labels_are_counted_block_by_block(run, monkeypatch):
+    task, _ = load_run(run)
+    rows = task.rows["train"]
+    monkeypatch.setattr(card, "BLOCK", 7)
+    assert card.label_counts(task, rows, "train") == Counter(task.encoded(rows, "train"))
+
+
 def test_the_picture_is_the_confusion_matrix(run, whole_card):
     assert "![Confusion matrix on test](confusion_matrix.png)" in whole_card
     with Image.open(run / "model" / "confusion_matrix.png") as picture:
@@ -193,8 +202,10 @@ def test_several_labels_in_windows(train, tmp_path, monkeypatch):
     assert "overlapping windows" in text
     assert cells(text, "Data")[-4] == ["any", "12", "3"]
     assert metadata(text)["tags"] == ["ftloop", "multi-label-classification"]
+    monkeypatch.setattr(card, "BLOCK", 7)
     card.write(run, compute=True)
     text = (run / "model" / "README.md").read_text()
+    assert cells(text, "Data")[-4] == ["any", "12", "3"]
     assert "95 % interval" in text
     assert "confusion" not in text
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ftloop")
 
 NAME = "README.md"
+BLOCK = 65_536  # rows whose labels are counted together
 PICTURE = "confusion_matrix.png"
 HERE = 'model = "."  # this folder'  # the line of the example that a push replaces by the repository's name
 SIGNATURE = re.compile(r"\n<!-- ftloop wrote this card; sha256 of what is above: ([0-9a-f]{64}) -->\n\Z")
@@ -399,11 +400,15 @@ def data_of(config: Config, task: Any) -> str:
 
 
 def label_counts(task: Any, rows: Any, split: str) -> Counter:
-    """How many rows have each label, by its id."""
-    encoded = task.encoded(rows, split)
-    if task.labels.multi:
-        return Counter(number for row in encoded for number, present in enumerate(row) if present)
-    return Counter(int(label) for label in encoded)
+    """How many rows have each label, by its id. Block by block: a million labels at once would take 60 MB."""
+    counts = Counter()
+    for start in range(0, len(rows), BLOCK):
+        encoded = task.encoded(rows.select(range(start, min(start + BLOCK, len(rows)))), split)
+        if task.labels.multi:
+            counts.update(number for row in encoded for number, present in enumerate(row) if present)
+        else:
+            counts.update(int(label) for label in encoded)
+    return counts
 
 
 def preprocessing(config: Config, task: Any) -> str:
