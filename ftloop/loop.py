@@ -110,7 +110,7 @@ def train(config: Config) -> Scores:
                         accelerator.backward(loss.sum() * processes / len(window.rows))
                     losses.append((ids, loss.detach()))
             if memory.ran_out:  # the window comes again, in smaller micro-batches
-                batch = targets = loss = None
+                batch = targets = loss = None  # or they would keep what did not fit
                 optimizer.zero_grad()
                 memory.release()
                 continue
