@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = ("torch", "torchvision", "transformers", "accelerate", "datasets")
@@ -65,6 +65,7 @@ class Work:
     image_model: str = "deit"  # its type; its weights are random
 
 
+Name = Literal["tiny", "pairs", "tweets", "docstrings", "images"]  # of WORKS
 TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256}
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 VIT = {**BASE, "image_size": 224, "patch_size": 16}
@@ -415,7 +416,7 @@ def work_off(options: dict[str, Any]) -> dict[str, Any]:
             seen.append((len(clock.instants) - 1, memory()))
 
     clock = Clock(look, waits_every=job.steps if job.gpu else None)
-    {"limit": run_limit, "course": run_course, "trainer": run_trainer, "ftloop": run_ftloop}[job.kind](job)
+    run(job)
     total = job.max_steps or job.epochs * job.steps
     if len(clock.instants) != total + 1:
         raise RuntimeError(f"{len(clock.instants) - 1} optimizer steps, and {total} were to be done")
@@ -426,6 +427,11 @@ def work_off(options: dict[str, Any]) -> dict[str, Any]:
         "memory": memory(),
         "memory by step": seen,
     }
+
+
+def run(job: Job) -> None:
+    """Train as a rival does."""
+    {"limit": run_limit, "course": run_course, "trainer": run_trainer, "ftloop": run_ftloop}[job.kind](job)
 
 
 def use_kernels(model: Any, bf16: bool = False) -> None:
@@ -575,7 +581,12 @@ class SameOrder:
 
 
 def run_limit(job: Job) -> None:
-    """Forward, backward, clip and fused AdamW, on batches of tensors."""
+    for _ in limit_steps(job):
+        pass
+
+
+def limit_steps(job: Job) -> Iterator[None]:
+    """Forward, backward, clip and fused AdamW, on batches of tensors: all is ready, and then one step at each turn."""
     import torch
 
     rows, collate, names = peers_rows(job)
@@ -590,6 +601,7 @@ def run_limit(job: Job) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, fused=True)
     model.train()
     half = torch.autocast(device, torch.bfloat16, enabled=bool(job.options.get("bf16")))
+    yield
     for batch in batches:
         with half:
             loss = model(**batch).loss
@@ -597,6 +609,7 @@ def run_limit(job: Job) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        yield
 
 
 def run_course(job: Job) -> None:

@@ -12,13 +12,13 @@ could do that, too: `trainer+kernels`, `trainer-grouped+kernels`; without it, `f
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
+from benchmarks import speed
 from benchmarks.speed import WORKS, Common, Goal, begin, measure_work, prepare, report, table, tokens_of, workplace
 
-Name = Literal["tiny", "pairs", "tweets", "docstrings", "images"]
 OURS = ("ftloop", "ftloop-default-kernels")
 RIVALS = {
     "tiny": ("limit", "course", "trainer", "ftloop-random", "ftloop"),
@@ -51,7 +51,7 @@ GOALS = {
 class Options(Common):
     """What is trained, and by whom."""
 
-    works: Annotated[tuple[Name, ...], tyro.conf.Positional] = tuple(WORKS)
+    works: Annotated[tuple[speed.Name, ...], tyro.conf.Positional] = tuple(WORKS)
     rivals: tuple[str, ...] = ()  # of benchmarks/speed.py, or NAME:OPTIONS; left out: those of the work
     steps: int | None = None  # of an epoch; left out: so many that a run takes a minute on two cores
     epochs: int | None = None  # that are timed

@@ -138,7 +138,7 @@ class Served:
     Python needs has left the caches of the processor, and the first batch costs five times as much as those after it.
     """
 
-    AHEAD = 16  # batches at most, and
+    AHEAD = 64  # batches at most, and
     BYTES = 2**20  # of all of them together
 
     def __init__(self, loader: Any):

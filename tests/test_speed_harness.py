@@ -47,6 +47,16 @@ def failed(measured: dict) -> dict[str, str]:
 SHORT = ("--steps", "2", "--epochs", "1")
 
 
+def test_a_loop_beside_the_limit_in_one_process(run):
+    rivals = ("limit", "ftloop-random", "trainer+kernels")
+    printed, found = run("loop_cost", "--steps", "20", "--rounds", "1", "--rivals", *rivals)
+    assert not failed(found["measured"])
+    for rival in rivals:
+        (one,) = found["measured"][rival]
+        assert lines_of(printed)[rival].split(" | ")[2] == f"{one['ratio']:.3f}"
+        assert min(one["ms"], one["limit ms"]) > 0
+
+
 def test_training_on_a_gpu(run, monkeypatch):
     """On the CPU, and small."""
     prepare, rivals = speed.prepare, ("limit-bf16", "trainer-bf16", "ftloop-bf16", "ftloop-packing-bf16")

@@ -35,14 +35,13 @@ def mix(*counters: int | str) -> int:
 
 def seed_all(seed: int) -> None:
     """Seed torch (every device), random and numpy."""
-    if torch.accelerator.is_available():
-        torch.manual_seed(seed)
-    else:  # it would note for a GPU to come who called it, at a quarter of a millisecond each time
-        torch.default_generator.manual_seed(seed)
+    # Without a GPU not torch.manual_seed: it notes for one to come who called it, a quarter of a millisecond each time.
+    (torch.manual_seed if _has_accelerator() else torch.default_generator.manual_seed)(seed)
     random.seed(seed)
     numpy.random.seed(seed & 0xFFFFFFFF)
 
 
+_has_accelerator = functools.cache(torch.accelerator.is_available)  # asked in each step
 SPARE: list[Any] = []  # generators of numpy, for `seeded`
 
 
