@@ -131,10 +131,9 @@ def adapt(model: "PreTrainedModel", matmul: str, cheaper: bool = False, compiled
     on_cpu = next(model.parameters()).device.type == "cpu"
     if not on_cpu:
         always_mask()
-    if cheaper:
-        if not on_cpu:
-            logger.warning("--cheaper-dropout has no effect here: it is for CPUs")
-        cheaper_dropout(model)
+    if cheaper and not on_cpu:
+        logger.warning("--cheaper-dropout has no effect here: it is for CPUs")
+    choose_dropout(model, cheaper and on_cpu)
     if compiled:
         if on_cpu:
             logger.warning("--compile on a CPU: a step took 1.2 times as long (MiniLM), and compiling 84 seconds")
@@ -276,26 +275,28 @@ def keep_memory(device: torch.device) -> bool:
     return hasattr(libc, "mallopt") and bool(libc.mallopt(MMAP_MAX, 0) and libc.mallopt(TRIM_THRESHOLD, -1))
 
 
-class CheaperDropout(torch.nn.Dropout):
-    """Dropout that draws 16 random bits a number, and not a float (on a CPU; elsewhere it is torch's).
+torchs_dropout = torch.nn.functional.dropout
+
+
+def cheap_dropout(states: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+    """torch.nn.functional.dropout that draws 16 random bits a number, not a float (on a CPU; elsewhere it is torch's).
 
     `p` is rounded to a 65 536th, and what is kept is scaled by that, so that the expectation stays exact. The draws
     come from torch's global generator, one after another: the same for any number of threads, others than torch's.
     """
-
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        dropped = round(self.p * 2**16)
-        if not self.training or self.inplace or states.device.type != "cpu" or dropped in (0, 2**16):
-            return super().forward(states)
-        # 64 bits at once: the generator takes its time by the call, not by the bit.
-        bits = torch.empty((states.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        kept = bits[: states.numel()].view(states.shape) >= dropped - 2**15
-        return states * kept.to(states.dtype).mul_(2**16 / (2**16 - dropped))
+    dropped = round(p * 2**16)
+    if not training or inplace or states.device.type != "cpu" or dropped in (0, 2**16):
+        return torchs_dropout(states, p, training, inplace)
+    # 64 bits at once: the generator takes its time by the call, not by the bit.
+    bits = torch.empty((states.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    kept = bits[: states.numel()].view(states.shape) >= dropped - 2**15
+    return states * kept.to(states.dtype).mul_(2**16 / (2**16 - dropped))
 
 
-def cheaper_dropout(model: torch.nn.Module) -> None:
-    """Let all `torch.nn.Dropout` of a model draw cheaper, in place: names and weights stay as they are. Dropout within
-    attention is a function, not a module, and stays torch's."""
-    for module in model.modules():
-        if type(module) is torch.nn.Dropout:
-            module.__class__ = CheaperDropout
+def choose_dropout(model: "PreTrainedModel", cheaper: bool) -> None:
+    """Draw dropout cheaply from now on in this process, or as torch does: modules ask for the function by its name, and
+    so does plain attention. It takes SDPA's place where attention drops, for SDPA draws by itself; packed, it stays."""
+    torch.nn.functional.dropout = cheap_dropout if cheaper else torchs_dropout
+    drops = (getattr(model.config, name, 0) for name in ("attention_probs_dropout_prob", "attention_dropout"))
+    if cheaper and any(drops) and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation("eager")

@@ -60,10 +60,12 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(autouse=True)
 def products() -> Iterator[None]:
-    """What a run in this process chose for its matrix products (on some chips: oneDNN) ends with the test."""
+    """What a run in this process chose for its matrix products (on some chips: oneDNN) and its dropout ends with the
+    test."""
     yield
-    if "ftloop.kernels" in sys.modules:
-        sys.modules["ftloop.kernels"].use("default")
+    if kernels := sys.modules.get("ftloop.kernels"):
+        kernels.use("default")
+        sys.modules["torch"].nn.functional.dropout = kernels.torchs_dropout
 
 
 @pytest.fixture(scope="session")

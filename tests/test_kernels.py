@@ -5,6 +5,7 @@ import json
 import math
 import tempfile
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from transformers.masking_utils import sdpa_mask
 
 from ftloop import kernels
 from ftloop.errors import UserError
-from ftloop.kernels import CheaperDropout, Choice, cheaper_dropout, choose, choose_attention, probe, use
+from ftloop.kernels import Choice, cheap_dropout, choose, choose_attention, choose_dropout, probe, use
 
 
 @pytest.fixture(autouse=True)
@@ -161,7 +162,7 @@ def test_cheaper_dropout_keeps_as_many_as_it_should(p):
     """Within 4.5 standard deviations of a binomial, in all and in each quarter of the bits drawn at once."""
     torch.manual_seed(0)
     dropped, count = round(p * 2**16) / 2**16, 1_000_003
-    found = CheaperDropout(p)(torch.ones(count))
+    found = cheap_dropout(torch.ones(count), p)
     for start, step in [(0, 1), *((start, 4) for start in range(4))]:
         part = found[start::step]
         kept = int((part != 0).sum())
@@ -174,13 +175,13 @@ def test_cheaper_dropout_keeps_as_many_as_it_should(p):
 
 def test_neighbours_are_dropped_independently():
     torch.manual_seed(0)
-    kept = (CheaperDropout(0.5)(torch.ones(1_000_000)) != 0).double() * 2 - 1
+    kept = (cheap_dropout(torch.ones(1_000_000), 0.5) != 0).double() * 2 - 1
     for distance in (1, 2, 3, 4, 5, 8, 384):
         assert abs(float((kept[:-distance] * kept[distance:]).mean())) < 4.5 / 1000
 
 
 def test_cheaper_dropout_is_a_function_of_the_seed_alone():
-    states, dropout = torch.randn(7, 13, 5), CheaperDropout(0.2)
+    states, dropout = torch.randn(7, 13, 5), partial(cheap_dropout, p=0.2)
 
     def drop(seed: int, threads: int = 1) -> torch.Tensor:
         torch.manual_seed(seed)
@@ -199,34 +200,68 @@ def test_cheaper_dropout_is_a_function_of_the_seed_alone():
 def test_gradients_pass_what_is_kept_and_nothing_else():
     torch.manual_seed(0)
     states = torch.randn(3, 50, requires_grad=True)
-    found = CheaperDropout(0.25)(states)
+    found = cheap_dropout(states, 0.25)
     found.sum().backward()
     torch.testing.assert_close(states.grad, torch.where(found != 0, 4 / 3, 0.0))
 
 
 def test_cheaper_dropout_where_there_is_nothing_to_draw():
     states = torch.randn(4, 4)
-    assert torch.equal(CheaperDropout(0.3).eval()(states), states)
-    assert torch.equal(CheaperDropout(0.0)(states), states)
-    assert torch.equal(CheaperDropout(1e-6)(states.clone()) != 0, torch.ones(4, 4, dtype=torch.bool))
-    assert torch.equal(CheaperDropout(1.0)(states), torch.zeros(4, 4))
-    assert CheaperDropout(0.3)(states[:0]).shape == (0, 4)
+    assert torch.equal(cheap_dropout(states, 0.3, training=False), states)
+    assert torch.equal(cheap_dropout(states, 0.0), states)
+    assert torch.equal(cheap_dropout(states, 1e-6) != 0, torch.ones(4, 4, dtype=torch.bool))
+    assert torch.equal(cheap_dropout(states, 1.0), torch.zeros(4, 4))
+    assert cheap_dropout(states[:0], 0.3).shape == (0, 4)
 
 
-def test_a_model_with_cheaper_dropout_keeps_its_names_and_works_under_autocast(tiny):
+@pytest.fixture
+def drawn(monkeypatch):
+    """How many numbers were drawn by each call of the cheap dropout, and by torch's."""
+    calls = {"cheap": [], "torch": []}
+    for kind, name in (("cheap", "cheap_dropout"), ("torch", "torchs_dropout")):
+        own = getattr(kernels, name)
+
+        def counted(states, p=0.5, training=True, inplace=False, own=own, seen=calls[kind]):
+            seen.extend([states.numel()] * (training and p > 0))
+            return own(states, p, training, inplace)
+
+        monkeypatch.setattr(kernels, name, counted)
+    monkeypatch.setattr(torch.nn.functional, "dropout", kernels.torchs_dropout)
+    return calls
+
+
+ATTENTION_DROPS = {"bert": "attention_probs_dropout_prob", "roberta": "attention_probs_dropout_prob"}
+ATTENTION_DROPS |= {"distilbert": "attention_dropout", "modernbert": "attention_dropout"}
+
+
+@pytest.mark.parametrize("architecture", ATTENTION_DROPS)
+@pytest.mark.parametrize("drops", [0.1, 0.0])
+def test_all_dropout_of_a_model_draws_cheaply_until_another_does_not(tiny, drawn, architecture, drops):
+    """As many numbers as plain attention and the modules of the model draw from torch: none is left to SDPA."""
+    options = {ATTENTION_DROPS[architecture]: drops}
+    model = AutoModelForSequenceClassification.from_pretrained(tiny(architecture), **options).train()
+    choose_dropout(model, cheaper=True)
+    assert model.config._attn_implementation == ("eager" if drops else "sdpa")
+    model(**BATCH)
+    cheap, heads, layers = list(drawn["cheap"]), model.config.num_attention_heads, model.config.num_hidden_layers
+    rows, longest = BATCH["input_ids"].shape
+    assert cheap.count(rows * heads * longest**2) == (layers if drops else 0)
+    assert not drawn["torch"]
+    choose_dropout(model, cheaper=False)
+    model(**BATCH)
+    assert (drawn["cheap"], drawn["torch"]) == (cheap, cheap)
+
+
+def test_a_model_with_cheaper_dropout_works_under_autocast(tiny, drawn):
     model = model_of(tiny)
-    plain = copy.deepcopy(model)
-    cheaper_dropout(model)
-    assert any(isinstance(module, CheaperDropout) for module in model.modules())
-    assert not any(type(module) is torch.nn.Dropout for module in model.modules())
-    assert list(model.state_dict()) == list(plain.state_dict())
-    assert [name for name, _ in model.named_modules()] == [name for name, _ in plain.named_modules()]
-    assert torch.equal(model.eval()(**BATCH).logits, plain.eval()(**BATCH).logits)
+    expected = model.eval()(**BATCH).logits
+    choose_dropout(model, cheaper=True)
+    torch.testing.assert_close(model.eval()(**BATCH).logits, expected)  # attention is another, to rounding
     with torch.autocast("cpu", torch.bfloat16):
         loss = model.train()(**BATCH).logits.float().sum()
     loss.backward()
     assert torch.isfinite(loss)
-    half = CheaperDropout(0.5)(torch.ones(100, dtype=torch.bfloat16))
+    half = cheap_dropout(torch.ones(100, dtype=torch.bfloat16), 0.5)
     assert half.dtype == torch.bfloat16
     assert set(half.unique().tolist()) == {0.0, 2.0}
 
