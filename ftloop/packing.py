@@ -4,17 +4,24 @@ Only attention, where a token must see its own row and no other, gets them padde
 layers, norms and dropout do no work for padding. Batches, losses and metrics stay those of the padded model, and so do
 logits and gradients, to rounding; with dropout, the draws are others of the same distribution.
 
-What it leaves: attention costs rows x longest^2. Kernels of variable length (flash, flex) would save that on GPUs; they
-are not used.
+What it leaves: attention costs rows x longest^2. On GPUs, in half precision and where flash-attn is installed, its
+kernel of variable length attends, and nothing is padded at all.
 """
 
+import functools
+import importlib.util
+import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ftloop.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
+
+logger = logging.getLogger("ftloop")
 
 # By type of model: the part of the base model whose output is made (rows, longest) again, before any pooler.
 ENCODERS = {
@@ -47,12 +54,20 @@ def places_of(mask: "torch.Tensor") -> "torch.Tensor":
     return mask.flatten().nonzero().squeeze(1)
 
 
+def starts_of(mask: "torch.Tensor") -> "torch.Tensor":
+    """int32 (rows + 1,): where each row of an attention mask begins among its tokens, and where the last one ends."""
+    import torch
+
+    return torch.nn.functional.pad(mask.sum(1).cumsum(0), (1, 0)).to(torch.int32)
+
+
 class Layout(NamedTuple):
     """Where the tokens of a packed batch are in the padded one."""
 
     places: "torch.Tensor"
     rows: int
     longest: int
+    starts: "torch.Tensor"  # int32 (rows + 1,): of each row in the packed batch, and the end
 
     def pack(self, states: "torch.Tensor") -> "torch.Tensor":
         """(rows, longest, ...) to (1, tokens, ...)."""
@@ -92,9 +107,10 @@ class Packing:
         places, ids, mask = options.pop("places", None), options.get("input_ids"), options.get("attention_mask")
         if ids is None or mask is None:
             return (), options
-        layout = Layout(places_of(mask) if places is None else places, *ids.shape)
-        if len(layout.places) == ids.numel():
+        places = places_of(mask) if places is None else places
+        if len(places) == ids.numel():
             return (), options
+        layout = Layout(places, *ids.shape, starts=starts_of(mask))
         packed = {"input_ids": layout.pack(ids), "attention_mask": masks(base.config, ids, mask), "layout": layout}
         if options.get("token_type_ids") is not None:
             packed["token_type_ids"] = layout.pack(options["token_type_ids"])
@@ -132,11 +148,61 @@ def packed_attention(
     layout: Layout | None = None,
     **options: Any,
 ) -> tuple["torch.Tensor", None]:
-    """SDPA of queries, keys and values (1, heads, tokens, width), padded for it alone: (1, tokens, heads, width), no
-    weights. Without a layout, (rows, heads, longest, width) give (rows, longest, heads, width)."""
+    """Attention of queries, keys and values (1, heads, tokens, width): (1, tokens, heads, width), no weights. For SDPA
+    they are padded. Without a layout, (rows, heads, longest, width) give (rows, longest, heads, width)."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    if layout is not None:
-        query, key, value = (layout.pad(states.transpose(1, 2)).transpose(1, 2) for states in (query, key, value))
-    attended, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    return attended if layout is None else layout.pack(attended), None
+    if layout is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    if attend := variable_length(query):
+        tokens = (states[0].transpose(0, 1) for states in (query, key, value))
+        return attend(*tokens, layout=layout, **options).unsqueeze(0), None
+    query, key, value = (layout.pad(states.transpose(1, 2)).transpose(1, 2) for states in (query, key, value))
+    return layout.pack(sdpa_attention_forward(module, query, key, value, attention_mask, **options)[0]), None
+
+
+def variable_length(query: "torch.Tensor") -> "Callable[..., torch.Tensor] | None":
+    """What attends to rows of different lengths without padding, on the device and in the type of `query`; or None."""
+    import torch
+
+    usable = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and flash(query.device.type)
+    return flash_attention if usable else None
+
+
+def flash_attention(*states: "torch.Tensor", layout: Layout, **options: Any) -> "torch.Tensor":
+    """By flash-attn: queries, keys and values, (tokens, heads, width) each and in return. Of `options`, "dropout",
+    "scaling" and "sliding_window", of which n is a token and n - 1 on both sides."""
+    import torch
+    from flash_attn import flash_attn_varlen_func
+
+    window = (options.get("sliding_window") or 0) - 1  # -1: none
+    return flash_attn_varlen_func(
+        *(*states, layout.starts, layout.starts, layout.longest, layout.longest),
+        dropout_p=options.get("dropout", 0.0),
+        softmax_scale=options.get("scaling"),
+        window_size=(window, window),
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+    )
+
+
+@functools.cache
+def flash(device: str) -> bool:
+    """Whether flash-attn is installed, and attends on this device as SDPA does: tried once, on two short rows. If it
+    does not (it was built for other cards, or another torch), a warning says why."""
+    import torch
+
+    if importlib.util.find_spec("flash_attn") is None:
+        return False
+    states = torch.randn(3, 8, 2, 16, generator=torch.Generator().manual_seed(0)).to(device, torch.bfloat16)
+    starts = torch.tensor([0, 5, 8], dtype=torch.int32, device=device)
+    rows = (states[:, start:end].transpose(1, 2) for start, end in ((0, 5), (5, 8)))
+    expected = [torch.nn.functional.scaled_dot_product_attention(*row).transpose(0, 1) for row in rows]
+    try:
+        found = flash_attention(*states, layout=Layout(starts, 2, 5, starts))
+        error = float((found - torch.cat(expected)).abs().max())
+        problem = None if error < 0.02 else f"it errs by {error:.2g}"
+    except Exception as failure:  # whatever a library of kernels does on a card that it does not know
+        problem = f"{type(failure).__name__}: {failure}"
+    if problem:
+        logger.warning("packing: flash-attn is installed, and not used: %s", problem)
+    return problem is None

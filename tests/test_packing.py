@@ -1,7 +1,11 @@
 """Padding-free text: less is computed, and logits and gradients are those of the padded model."""
 
 import copy
+import importlib.machinery
+import itertools
 import json
+import sys
+import types
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,7 +16,7 @@ from safetensors.torch import load_file
 from test_long_text import documents, text_task
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from ftloop import UserError
+from ftloop import UserError, packing
 from ftloop.memory import save_memory
 from ftloop.packing import ENCODERS, Packing, check_packing, places_of
 from ftloop.text import WindowPooling
@@ -75,6 +79,90 @@ def pair_of(architecture: str, **options: Any) -> tuple[PreTrainedModel, PreTrai
     packed = copy.deepcopy(padded)
     Packing(packed)
     return padded, packed
+
+
+def attend(query, key, value, starts, starts_again, longest, longest_again, **options):
+    """What flash-attn's kernel of variable length computes (its dropout is nothing here), row by row."""
+    assert torch.equal(starts, starts_again)
+    assert longest == longest_again == int(starts.diff().max())
+    (before, after), scale = options["window_size"], options["softmax_scale"]
+    found = []
+    for start, end in itertools.pairwise(starts.tolist()):
+        row = (states[start:end].transpose(0, 1) for states in (query, key, value))
+        distance = torch.arange(end - start) - torch.arange(end - start)[:, None]
+        seen = (distance >= -before if before >= 0 else distance < 512) & (distance <= after if after >= 0 else True)
+        found.append(torch.nn.functional.scaled_dot_product_attention(*row, attn_mask=seen, scale=scale))
+    return torch.cat([row.transpose(0, 1) for row in found])
+
+
+@pytest.fixture
+def flash_attn(monkeypatch):
+    """flash-attn as it would be if it were installed, and its functions: replace `flash_attn_varlen_func` in it."""
+    library = types.ModuleType("flash_attn")
+    library.__spec__, library.flash_attn_varlen_func = importlib.machinery.ModuleSpec("flash_attn", None), attend
+    monkeypatch.setitem(sys.modules, "flash_attn", library)
+    packing.flash.cache_clear()
+    yield library
+    packing.flash.cache_clear()
+
+
+@pytest.mark.parametrize("architecture", ENCODERS)
+def test_by_flash_attention_logits_and_gradients_are_those_of_the_padded_model(architecture, flash_attn, monkeypatch):
+    """As a GPU in half precision would take it, here in fp32 on the CPU, with a kernel that is written out above."""
+    calls = []
+    flash_attn.flash_attn_varlen_func = lambda *states, **options: calls.append(options) or attend(*states, **options)
+    padded, packed = pair_of(architecture)
+    monkeypatch.setattr(packing, "variable_length", lambda query: packing.flash_attention)
+    monkeypatch.setattr(packing.Layout, "pad", unless_of_heads(packing.Layout.pad))
+    assert_same(padded, packed, with_segments(batch_of(UNEQUAL), padded))
+    assert len(calls) == packed.config.num_hidden_layers
+    windows = {options["window_size"] for options in calls}
+    half = getattr(packed.config, "sliding_window", None)
+    assert windows == ({(-1, -1), (half, half)} if half else {(-1, -1)})
+    assert {options["dropout_p"] for options in calls} == {0.0}
+    assert not any(options["deterministic"] for options in calls)
+
+
+def unless_of_heads(pad):
+    def checked(layout, states):
+        assert states.dim() == 3, "attention was to have no padding"
+        return pad(layout, states)
+
+    return checked
+
+
+def test_flash_attention_is_given_dropout_in_training_only(flash_attn, monkeypatch):
+    seen = []
+    flash_attn.flash_attn_varlen_func = lambda *states, **options: seen.append(options) or attend(*states, **options)
+    _, packed = pair_of("bert", dropout=0.25)
+    monkeypatch.setattr(packing, "variable_length", lambda query: packing.flash_attention)
+    for training in (True, False):
+        packed.train(training)(**batch_of(UNEQUAL))
+    layers = packed.config.num_hidden_layers
+    assert [options["dropout_p"] for options in seen] == [0.25] * layers + [0.0] * layers
+
+
+def test_flash_attention_is_used_where_it_attends_as_sdpa(flash_attn, caplog):
+    assert packing.flash("cpu")
+    assert not caplog.records
+    packing.flash.cache_clear()
+    flash_attn.flash_attn_varlen_func = lambda *states, **options: attend(*states, **options) * 1.1
+    assert not packing.flash("cpu")
+    assert "packing: flash-attn is installed, and not used: it errs by 0." in caplog.text
+    packing.flash.cache_clear()
+
+    def refuses(*states, **options):
+        raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.")
+
+    flash_attn.flash_attn_varlen_func = refuses
+    assert not packing.flash("cpu")
+    assert "RuntimeError: FlashAttention only supports Ampere" in caplog.text
+
+
+def test_without_a_gpu_or_flash_attention_sdpa_attends():
+    packing.flash.cache_clear()
+    assert not packing.flash("cpu")
+    assert packing.variable_length(torch.zeros(1, 2, 3, 4, dtype=torch.bfloat16)) is None
 
 
 def seen_by_layers(model: PreTrainedModel) -> set[tuple[int, ...]]:
