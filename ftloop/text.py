@@ -73,7 +73,10 @@ class TextClassification(Classification):
                 raise UserError(f"{option} has no effect with --task.long-text {self.long_text}")
 
     def in_few_shapes(self) -> "TextClassification":
-        """Padded to multiples of a divisor of `max_length`, 64 tokens or less: of 512, there are eight lengths."""
+        """Padded to multiples of a divisor of `max_length`, 64 tokens or less: of 512, there are eight lengths. Raises
+        UserError for packed ones, each batch of which has a shape of its own."""
+        if self.packing:
+            raise UserError("--compile with --task.packing: each batch would be compiled anew; choose one of the two")
         longest = self.max_length
         step = next((size for size in range(min(64, longest), 15, -1) if longest % size == 0), longest)
         return replace(self, pad_to_multiple_of=self.pad_to_multiple_of or step)

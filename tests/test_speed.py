@@ -211,6 +211,12 @@ def test_compiled_texts_come_in_few_lengths(longest, step):
     assert replace(task, pad_to_multiple_of=16).in_few_shapes().pad_to_multiple_of == 16
 
 
+def test_packed_texts_cannot_be_compiled(words):
+    result = run_script("train.py", *words, "--compile", "--task.packing")
+    assert result.code != 0
+    assert "--compile with --task.packing: each batch would be compiled anew; choose one of the two" in result.err
+
+
 def test_the_collector_of_garbage_is_ours_only_from_begin_to_done(monkeypatch):
     usual, frozen = gc.get_threshold(), []
     monkeypatch.setattr(gc, "freeze", lambda: frozen.append(gc.get_threshold()))
