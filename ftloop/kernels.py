@@ -133,7 +133,7 @@ def adapt(model: "PreTrainedModel", matmul: str, cheaper: bool = False, compiled
         always_mask()
     if cheaper and not on_cpu:
         logger.warning("--cheaper-dropout has no effect here: it is for CPUs")
-    choose_dropout(model, cheaper and on_cpu)
+    choose_dropout(cheaper and on_cpu)
     if compiled:
         if on_cpu:
             logger.warning("--compile on a CPU: a step took 1.2 times as long (MiniLM), and compiling 84 seconds")
@@ -257,7 +257,8 @@ def always_mask() -> None:
             options |= {"allow_is_bidirectional_skip": False, "allow_is_causal_skip": False}
         return sdpa_mask(*arguments, **options)
 
-    AttentionMaskInterface.register("sdpa", mask)
+    for kind in ("sdpa", "ftloop_packed"):  # of ftloop/packing.py
+        AttentionMaskInterface.register(kind, mask)
 
 
 MMAP_MAX, TRIM_THRESHOLD = -4, -1  # of glibc's malloc.h
@@ -275,28 +276,48 @@ def keep_memory(device: torch.device) -> bool:
     return hasattr(libc, "mallopt") and bool(libc.mallopt(MMAP_MAX, 0) and libc.mallopt(TRIM_THRESHOLD, -1))
 
 
-torchs_dropout = torch.nn.functional.dropout
+torchs_dropout, torchs_attention = torch.nn.functional.dropout, torch.nn.functional.scaled_dot_product_attention
 
 
-def cheap_dropout(states: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+def cheap_dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
     """torch.nn.functional.dropout that draws 16 random bits a number, not a float (on a CPU; elsewhere it is torch's).
 
     `p` is rounded to a 65 536th, and what is kept is scaled by that, so that the expectation stays exact. The draws
     come from torch's global generator, one after another: the same for any number of threads, others than torch's.
     """
     dropped = round(p * 2**16)
-    if not training or inplace or states.device.type != "cpu" or dropped in (0, 2**16):
-        return torchs_dropout(states, p, training, inplace)
+    if not training or inplace or input.device.type != "cpu" or not 0 < dropped < 2**16:
+        return torchs_dropout(input, p, training, inplace)
     # 64 bits at once: the generator takes its time by the call, not by the bit.
-    bits = torch.empty((states.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    kept = bits[: states.numel()].view(states.shape) >= dropped - 2**15
-    return states * kept.to(states.dtype).mul_(2**16 / (2**16 - dropped))
+    bits = torch.empty((input.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    kept = bits[: input.numel()].view(input.shape) >= dropped - 2**15
+    return input * kept.to(input.dtype).mul_(2**16 / (2**16 - dropped))
 
 
-def choose_dropout(model: "PreTrainedModel", cheaper: bool) -> None:
-    """Draw dropout cheaply from now on in this process, or as torch does: modules ask for the function by its name, and
-    so does plain attention. It takes SDPA's place where attention drops, for SDPA draws by itself; packed, it stays."""
+def cheap_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    **options: Any,
+) -> torch.Tensor:
+    """torch.nn.functional.scaled_dot_product_attention with `cheap_dropout`, where it drops: it is plain there too. A
+    causal one is torch's."""
+    if dropout_p == 0 or query.device.type != "cpu" or is_causal or options.get("enable_gqa"):
+        return torchs_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **options)
+    weights = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        weights = weights.masked_fill(~attn_mask, torch.finfo(weights.dtype).min)
+    elif attn_mask is not None:
+        weights = weights + attn_mask
+    return cheap_dropout(weights.softmax(dim=-1), dropout_p).to(value.dtype) @ value
+
+
+def choose_dropout(cheaper: bool) -> None:
+    """Draw dropout cheaply from now on in this process, or as torch does: modules and models ask for these functions by
+    their names."""
     torch.nn.functional.dropout = cheap_dropout if cheaper else torchs_dropout
-    drops = (getattr(model.config, name, 0) for name in ("attention_probs_dropout_prob", "attention_dropout"))
-    if cheaper and any(drops) and model.config._attn_implementation == "sdpa":
-        model.set_attn_implementation("eager")
+    torch.nn.functional.scaled_dot_product_attention = cheap_attention if cheaper else torchs_attention

@@ -16,6 +16,7 @@ from transformers.masking_utils import sdpa_mask
 from ftloop import kernels
 from ftloop.errors import UserError
 from ftloop.kernels import Choice, cheap_dropout, choose, choose_attention, choose_dropout, probe, use
+from ftloop.packing import Packing
 
 
 @pytest.fixture(autouse=True)
@@ -214,19 +215,21 @@ def test_cheaper_dropout_where_there_is_nothing_to_draw():
     assert cheap_dropout(states[:0], 0.3).shape == (0, 4)
 
 
+def test_cheap_dropout_refuses_what_torchs_does():
+    with pytest.raises(ValueError, match="dropout probability has to be between 0 and 1"):
+        cheap_dropout(input=torch.ones(3), p=1.5)
+
+
 @pytest.fixture
 def drawn(monkeypatch):
-    """How many numbers were drawn by each call of the cheap dropout, and by torch's."""
-    calls = {"cheap": [], "torch": []}
-    for kind, name in (("cheap", "cheap_dropout"), ("torch", "torchs_dropout")):
-        own = getattr(kernels, name)
+    """How many numbers were drawn by each call of the cheap dropout."""
+    calls, own = [], kernels.cheap_dropout
 
-        def counted(states, p=0.5, training=True, inplace=False, own=own, seen=calls[kind]):
-            seen.extend([states.numel()] * (training and p > 0))
-            return own(states, p, training, inplace)
+    def counted(input, p=0.5, training=True, inplace=False):
+        calls.extend([input.numel()] * (training and p > 0))
+        return own(input, p, training, inplace)
 
-        monkeypatch.setattr(kernels, name, counted)
-    monkeypatch.setattr(torch.nn.functional, "dropout", kernels.torchs_dropout)
+    monkeypatch.setattr(kernels, "cheap_dropout", counted)
     return calls
 
 
@@ -235,30 +238,75 @@ ATTENTION_DROPS |= {"distilbert": "attention_dropout", "modernbert": "attention_
 
 
 @pytest.mark.parametrize("architecture", ATTENTION_DROPS)
-@pytest.mark.parametrize("drops", [0.1, 0.0])
-def test_all_dropout_of_a_model_draws_cheaply_until_another_does_not(tiny, drawn, architecture, drops):
-    """As many numbers as plain attention and the modules of the model draw from torch: none is left to SDPA."""
-    options = {ATTENTION_DROPS[architecture]: drops}
+@pytest.mark.parametrize("kind", ["sdpa", "eager", "packed"])
+def test_all_dropout_of_a_model_draws_cheaply_until_another_does_not(tiny, drawn, architecture, kind):
+    """In modules and in attention; torch is not asked to draw."""
+    options = {ATTENTION_DROPS[architecture]: 0.1, "attn_implementation": "eager" if kind == "eager" else "sdpa"}
     model = AutoModelForSequenceClassification.from_pretrained(tiny(architecture), **options).train()
-    choose_dropout(model, cheaper=True)
-    assert model.config._attn_implementation == ("eager" if drops else "sdpa")
+    if kind == "packed":
+        Packing(model)
+    choose_dropout(cheaper=True)
+    state = torch.get_rng_state()
     model(**BATCH)
-    cheap, heads, layers = list(drawn["cheap"]), model.config.num_attention_heads, model.config.num_hidden_layers
+    heads, layers = model.config.num_attention_heads, model.config.num_hidden_layers
     rows, longest = BATCH["input_ids"].shape
-    assert cheap.count(rows * heads * longest**2) == (layers if drops else 0)
-    assert not drawn["torch"]
-    choose_dropout(model, cheaper=False)
-    model(**BATCH)
-    assert (drawn["cheap"], drawn["torch"]) == (cheap, cheap)
+    assert drawn.count(rows * heads * longest**2) == layers
+    words = sum(-(-numbers // 4) for numbers in drawn)  # of 64 bits: as many as the generator has given
+    after = torch.get_rng_state()
+    torch.set_rng_state(state)
+    torch.empty(words, dtype=torch.int64).random_(-(2**63), None)
+    assert torch.equal(torch.get_rng_state(), after)
+    model.eval()(**BATCH)
+    assert torch.equal(torch.get_rng_state(), after)
+    seen = len(drawn)
+    choose_dropout(cheaper=False)
+    model.train()(**BATCH)
+    assert len(drawn) == seen
+
+
+@pytest.mark.parametrize("mask", ["none", "bool", "added"])
+def test_cheap_attention_is_attention(mask, monkeypatch):
+    """What it gives with dropout that drops nothing, and its gradients, are SDPA's; nothing but dropout was changed."""
+    states = [torch.randn(3, 2, 7, 8, generator=torch.Generator().manual_seed(n), requires_grad=True) for n in range(3)]
+    seen = torch.ones(3, 1, 7, 7, dtype=torch.bool)
+    seen[1, :, :, 4:] = False
+    given = {"none": None, "bool": seen, "added": torch.zeros(3, 1, 7, 7).masked_fill(~seen, -1e9)}[mask]
+    expected = kernels.torchs_attention(*states, given, scale=0.3)
+    monkeypatch.setattr(kernels, "cheap_dropout", lambda weights, p: weights)
+    found = kernels.cheap_attention(*states, given, dropout_p=0.1, scale=0.3)
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(result.square().sum(), states) for result in (expected, found)]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(other, one)
+
+
+def test_cheap_attention_drops_as_many_weights_as_it_should():
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 4, 2, 300, 8)
+    weights = kernels.cheap_attention(query, key, torch.eye(300).expand(4, 2, 300, 300), dropout_p=0.1)
+    kept = weights != 0
+    count, dropped = kept.numel(), round(0.1 * 2**16) / 2**16
+    assert abs(int(kept.sum()) - count * (1 - dropped)) < 4.5 * math.sqrt(count * dropped * (1 - dropped))
+    whole = torch.softmax(query @ key.transpose(2, 3) / math.sqrt(8), dim=-1)
+    torch.testing.assert_close(weights[kept], whole[kept] / (1 - dropped))
+
+
+def test_causal_attention_is_torchs():
+    query, key, value = torch.randn(3, 1, 2, 5, 8)
+    torch.manual_seed(0)
+    found = kernels.cheap_attention(query, key, value, dropout_p=0.1, is_causal=True)
+    torch.manual_seed(0)
+    assert torch.equal(found, kernels.torchs_attention(query, key, value, dropout_p=0.1, is_causal=True))
 
 
 def test_a_model_with_cheaper_dropout_works_under_autocast(tiny, drawn):
     model = model_of(tiny)
     expected = model.eval()(**BATCH).logits
-    choose_dropout(model, cheaper=True)
-    torch.testing.assert_close(model.eval()(**BATCH).logits, expected)  # attention is another, to rounding
+    choose_dropout(cheaper=True)
+    assert torch.equal(model.eval()(**BATCH).logits, expected)
     with torch.autocast("cpu", torch.bfloat16):
         loss = model.train()(**BATCH).logits.float().sum()
+    assert drawn
     loss.backward()
     assert torch.isfinite(loss)
     half = cheap_dropout(torch.ones(100, dtype=torch.bfloat16), 0.5)
