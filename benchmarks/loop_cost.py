@@ -6,8 +6,8 @@ r"""What a loop adds to the limit, step by step in one process: the one measure 
 Two processes of the very same code differ by a tenth, by where their memory came to lie and by what else the machine
 did at the time. So a rival trains, and after each BLOCK of its optimizer steps the same process does as many of the
 limit (benchmarks/speed.py), on a model and batches of its own. The rival `limit` is the control: it should give 1.
-The limit has the kernels and the precision of the rival beside it. Any other process
-spoils it.
+The limit has the kernels and the precision of the rival beside it; what else an option of ftloop changes in the whole
+process (--cheaper-dropout, --no-keep-memory) changes the limit too. Any other program that runs meanwhile spoils it.
 """
 
 import importlib
@@ -50,7 +50,8 @@ def beside_limit(options: dict[str, Any]) -> dict[str, Any]:
     clock: dict[str, float] = {}
 
     def note_begin(module: Any, inputs: Any) -> None:
-        clock.setdefault("before", time.perf_counter())
+        first.remove()
+        clock["before"] = time.perf_counter()
 
     def note_step(optimizer: Any, arguments: Any, given: Any) -> None:
         if "away" in clock:  # a step of the limit
@@ -67,12 +68,12 @@ def beside_limit(options: dict[str, Any]) -> dict[str, Any]:
             del clock["away"]
         clock["before"] = time.perf_counter()
 
-    torch.nn.modules.module.register_module_forward_pre_hook(note_begin)
+    first = torch.nn.modules.module.register_module_forward_pre_hook(note_begin)
     importlib.import_module("torch.optim.optimizer").register_optimizer_step_post_hook(note_step)
     speed.run(job)
-    first = -(-job.steps // BLOCK) * BLOCK
+    since = -(-job.steps // BLOCK) * BLOCK
     blocks = [
-        [sum(steps[start:end]) for start, end in itertools.pairwise(range(first, len(theirs) + 1, BLOCK))]
+        [sum(steps[start:end]) for start, end in itertools.pairwise(range(since, len(theirs) + 1, BLOCK))]
         for steps in (ours, theirs)
     ]
     if not blocks[0]:

@@ -55,7 +55,7 @@ class Config:
     precision: Literal["fp32", "bf16", "fp16"] | None = None  # left out: as accelerate launch was told, else fp32
     matmul: Literal["auto", "default", "onednn", "tf32"] = "auto"  # of fp32: auto, the quickest true fp32; tf32: GPUs
     compile: bool = False  # torch.compile, for GPUs; texts are padded to few lengths then; on CPUs it is slower
-    cheaper_dropout: bool = False  # on a CPU, draw 16 bits a number: the same distribution, other draws
+    cheaper_dropout: bool = False  # on a CPU, 16 bits a draw, in all of this process: same distribution, other draws
     keep_memory: bool = True  # on a CPU, what a step frees, for the next one: quicker, but up to half more memory
     gradient_checkpointing: bool = False  # compute activations twice, not store them: a third slower, less memory
     workers: int | Literal["auto"] = "auto"  # processes that load and collate; 0: the training process does
@@ -168,6 +168,8 @@ def validate(config: Config) -> None:
         value = getattr(config, name)
         if value != "auto" and not (math.isfinite(value) and value >= 0):
             raise UserError(f"{option(name)} {value}: a finite number from 0 on is needed")
+    if config.compile:
+        config.task.in_few_shapes()  # which says what cannot be compiled
     if config.warmup >= 1 and config.warmup != int(config.warmup):
         raise UserError(f"--warmup {config.warmup}: whole steps, or a share below 1")
     for name in ("max_minutes", "timeout"):

@@ -11,13 +11,12 @@ kernel of variable length attends, and nothing is padded at all.
 import functools
 import importlib.util
 import logging
+import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ftloop.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
@@ -67,7 +66,7 @@ class Layout(NamedTuple):
     places: "torch.Tensor"
     rows: int
     longest: int
-    starts: "torch.Tensor"  # int32 (rows + 1,): of each row in the packed batch, and the end
+    starts: "torch.Tensor | None" = None  # for flash-attn: see `starts_of`; else SDPA attends
 
     def pack(self, states: "torch.Tensor") -> "torch.Tensor":
         """(rows, longest, ...) to (1, tokens, ...)."""
@@ -110,8 +109,10 @@ class Packing:
         places = places_of(mask) if places is None else places
         if len(places) == ids.numel():
             return (), options
-        layout = Layout(places, *ids.shape, starts=starts_of(mask))
-        packed = {"input_ids": layout.pack(ids), "attention_mask": masks(base.config, ids, mask), "layout": layout}
+        flash = flash_attends(base)
+        layout = Layout(places, *ids.shape, starts=starts_of(mask) if flash else None)
+        packed = {"input_ids": layout.pack(ids), "layout": layout}
+        packed["attention_mask"] = masks(base.config, ids, None if flash else mask)
         if options.get("token_type_ids") is not None:
             packed["token_type_ids"] = layout.pack(options["token_type_ids"])
         if hasattr(base.embeddings, "create_position_ids_from_input_ids"):  # RoBERTa's kind count from the padding id
@@ -126,17 +127,18 @@ class Packing:
             outputs.last_hidden_state = layout.pad(outputs.last_hidden_state)
 
 
-def masks(config: "PretrainedConfig", ids: "torch.Tensor", mask: "torch.Tensor") -> Any:
+def masks(config: "PretrainedConfig", ids: "torch.Tensor", mask: "torch.Tensor | None") -> Any:
     """What the padded model would make of its attention mask: bool (rows, 1, longest, longest), or one for each kind of
-    layer. Base models take it as it is."""
+    layer; none of none. Base models take it as it is."""
     from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
 
     # Not skipped if nothing is masked: that would be a look at the mask, which a GPU has to be waited for.
     options = {"config": config, "inputs_embeds": ids, "attention_mask": mask, "allow_is_bidirectional_skip": False}
-    full = create_bidirectional_mask(**options)
+    full = None if mask is None else create_bidirectional_mask(**options)
     if getattr(config, "sliding_window", None) is None:
         return full
-    return {"full_attention": full, "sliding_attention": create_bidirectional_sliding_window_mask(**options)}
+    sliding = None if mask is None else create_bidirectional_sliding_window_mask(**options)
+    return {"full_attention": full, "sliding_attention": sliding}
 
 
 def packed_attention(
@@ -154,24 +156,16 @@ def packed_attention(
 
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    if attend := variable_length(query):
+    if layout.starts is not None:
         tokens = (states[0].transpose(0, 1) for states in (query, key, value))
-        return attend(*tokens, layout=layout, **options).unsqueeze(0), None
+        return flash_attention(*tokens, layout=layout, **options).unsqueeze(0), None
     query, key, value = (layout.pad(states.transpose(1, 2)).transpose(1, 2) for states in (query, key, value))
     return layout.pack(sdpa_attention_forward(module, query, key, value, attention_mask, **options)[0]), None
 
 
-def variable_length(query: "torch.Tensor") -> "Callable[..., torch.Tensor] | None":
-    """What attends to rows of different lengths without padding, on the device and in the type of `query`; or None."""
-    import torch
-
-    usable = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and flash(query.device.type)
-    return flash_attention if usable else None
-
-
 def flash_attention(*states: "torch.Tensor", layout: Layout, **options: Any) -> "torch.Tensor":
     """By flash-attn: queries, keys and values, (tokens, heads, width) each and in return. Of `options`, "dropout",
-    "scaling" and "sliding_window", of which n is a token and n - 1 on both sides."""
+    "scaling" and "sliding_window": n lets a token see n - 1 others on each side."""
     import torch
     from flash_attn import flash_attn_varlen_func
 
@@ -185,24 +179,45 @@ def flash_attention(*states: "torch.Tensor", layout: Layout, **options: Any) -> 
     )
 
 
+def flash_attends(base: "PreTrainedModel") -> bool:
+    """Whether flash-attn attends in this pass: on a GPU, in half precision (also by autocast), where it can."""
+    import torch
+
+    device, dtype = base.device.type, base.dtype
+    if device == "cuda" and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    if device != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    return flash(device, dtype, base.config.hidden_size // base.config.num_attention_heads)
+
+
 @functools.cache
-def flash(device: str) -> bool:
-    """Whether flash-attn is installed, and attends on this device as SDPA does: tried once, on two short rows. If it
-    does not (it was built for other cards, or another torch), a warning says why."""
+def flash(device: str, dtype: "torch.dtype", width: int) -> bool:
+    """Whether flash-attn is installed, and attends with heads of this width as SDPA does: tried once on two short rows,
+    and said. If not (it was built for other cards, or another torch), a warning says why."""
     import torch
 
     if importlib.util.find_spec("flash_attn") is None:
         return False
-    states = torch.randn(3, 8, 2, 16, generator=torch.Generator().manual_seed(0)).to(device, torch.bfloat16)
-    starts = torch.tensor([0, 5, 8], dtype=torch.int32, device=device)
-    rows = (states[:, start:end].transpose(1, 2) for start, end in ((0, 5), (5, 8)))
-    expected = [torch.nn.functional.scaled_dot_product_attention(*row).transpose(0, 1) for row in rows]
-    try:
-        found = flash_attention(*states, layout=Layout(starts, 2, 5, starts))
-        error = float((found - torch.cat(expected)).abs().max())
-        problem = None if error < 0.02 else f"it errs by {error:.2g}"
-    except Exception as failure:  # whatever a library of kernels does on a card that it does not know
-        problem = f"{type(failure).__name__}: {failure}"
+    # Nothing of the run may change: neither its draws, nor that it may be within an evaluation.
+    devices = [device] if device == "cuda" else []
+    with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
+        states = torch.randn(3, 8, 2, width, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+        states.requires_grad_()
+        layout = Layout(states, 2, 5, torch.tensor([0, 5, 8], dtype=torch.int32, device=device))
+        rows = (states[:, start:end].transpose(1, 2) for start, end in ((0, 5), (5, 8)))
+        expected = [torch.nn.functional.scaled_dot_product_attention(*row).transpose(0, 1) for row in rows]
+        try:
+            error = float((flash_attention(*states, layout=layout) - torch.cat(expected)).detach().abs().max())
+            flash_attention(*states, layout=layout, dropout=0.1, sliding_window=2).sum().backward()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as failure:  # whatever a library of kernels does on a card that it does not know
+            problem = f"{type(failure).__name__}: {failure}"
+        else:
+            problem = None if error < 0.02 else f"it errs by {error:.2g}"
     if problem:
         logger.warning("packing: flash-attn is installed, and not used: %s", problem)
-    return problem is None
+        return False
+    logger.info("packing: attention by flash-attn %s", getattr(sys.modules["flash_attn"], "__version__", ""))
+    return True

@@ -74,7 +74,7 @@ class TextClassification(Classification):
 
     def in_few_shapes(self) -> "TextClassification":
         """Padded to multiples of a divisor of `max_length`, 64 tokens or less: of 512, there are eight lengths. Raises
-        UserError for packed ones, each batch of which has a shape of its own."""
+        UserError for packed texts, of which each batch has a shape of its own."""
         if self.packing:
             raise UserError("--compile with --task.packing: each batch would be compiled anew; choose one of the two")
         longest = self.max_length

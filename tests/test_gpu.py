@@ -39,7 +39,9 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 def losses(run: Path) -> list[float]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if "gradient_norm" in line]
+    found = [line["value"] for line in lines if (line["split"], line["name"]) == ("train", "loss")]
+    assert found
+    return found
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

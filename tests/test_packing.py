@@ -112,7 +112,7 @@ def test_by_flash_attention_logits_and_gradients_are_those_of_the_padded_model(a
     calls = []
     flash_attn.flash_attn_varlen_func = lambda *states, **options: calls.append(options) or attend(*states, **options)
     padded, packed = pair_of(architecture)
-    monkeypatch.setattr(packing, "variable_length", lambda query: packing.flash_attention)
+    monkeypatch.setattr(packing, "flash_attends", lambda base: True)
     monkeypatch.setattr(packing.Layout, "pad", unless_of_heads(packing.Layout.pad))
     assert_same(padded, packed, with_segments(batch_of(UNEQUAL), padded))
     assert len(calls) == packed.config.num_hidden_layers
@@ -121,6 +121,15 @@ def test_by_flash_attention_logits_and_gradients_are_those_of_the_padded_model(a
     assert windows == ({(-1, -1), (half, half)} if half else {(-1, -1)})
     assert {options["dropout_p"] for options in calls} == {0.0}
     assert not any(options["deterministic"] for options in calls)
+    calls.clear()
+    torch.use_deterministic_algorithms(True)
+    try:
+        save_memory(packed)  # attention comes twice
+        assert_same(padded, packed, with_segments(batch_of(UNEQUAL), padded))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert len(calls) == 2 * packed.config.num_hidden_layers
+    assert all(options["deterministic"] for options in calls)
 
 
 def unless_of_heads(pad):
@@ -135,34 +144,68 @@ def test_flash_attention_is_given_dropout_in_training_only(flash_attn, monkeypat
     seen = []
     flash_attn.flash_attn_varlen_func = lambda *states, **options: seen.append(options) or attend(*states, **options)
     _, packed = pair_of("bert", dropout=0.25)
-    monkeypatch.setattr(packing, "variable_length", lambda query: packing.flash_attention)
+    monkeypatch.setattr(packing, "flash_attends", lambda base: True)
     for training in (True, False):
         packed.train(training)(**batch_of(UNEQUAL))
     layers = packed.config.num_hidden_layers
     assert [options["dropout_p"] for options in seen] == [0.25] * layers + [0.0] * layers
 
 
+TRIED = ("cpu", torch.bfloat16, 16)
+
+
 def test_flash_attention_is_used_where_it_attends_as_sdpa(flash_attn, caplog):
-    assert packing.flash("cpu")
-    assert not caplog.records
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    flash_attn.__version__ = "2.8"
+    caplog.set_level("INFO", "ftloop")
+    with torch.inference_mode():
+        assert packing.flash(*TRIED)
+    assert [record.message for record in caplog.records] == ["packing: attention by flash-attn 2.8"]
+    assert torch.equal(torch.get_rng_state(), state)
+
     packing.flash.cache_clear()
     flash_attn.flash_attn_varlen_func = lambda *states, **options: attend(*states, **options) * 1.1
-    assert not packing.flash("cpu")
+    assert not packing.flash(*TRIED)
     assert "packing: flash-attn is installed, and not used: it errs by 0." in caplog.text
-    packing.flash.cache_clear()
 
     def refuses(*states, **options):
-        raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.")
+        if options["dropout_p"]:
+            raise failure
+        return attend(*states, **options)
 
-    flash_attn.flash_attn_varlen_func = refuses
-    assert not packing.flash("cpu")
-    assert "RuntimeError: FlashAttention only supports Ampere" in caplog.text
-
-
-def test_without_a_gpu_or_flash_attention_sdpa_attends():
     packing.flash.cache_clear()
-    assert not packing.flash("cpu")
-    assert packing.variable_length(torch.zeros(1, 2, 3, 4, dtype=torch.bfloat16)) is None
+    flash_attn.flash_attn_varlen_func, failure = refuses, RuntimeError("This flash attention build has no dropout.")
+    assert not packing.flash(*TRIED)
+    assert "RuntimeError: This flash attention build has no dropout." in caplog.text
+    packing.flash.cache_clear()
+    failure = torch.OutOfMemoryError("for now")
+    with pytest.raises(torch.OutOfMemoryError):
+        packing.flash(*TRIED)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "can", "expected"),
+    [
+        ("cuda", torch.bfloat16, True, True),
+        ("cuda", torch.float16, True, True),
+        ("cuda", torch.bfloat16, False, False),
+        ("cuda", torch.float32, True, False),
+        ("cpu", torch.bfloat16, True, False),
+    ],
+)
+def test_flash_attention_is_for_gpus_in_half_precision(monkeypatch, device, dtype, can, expected):
+    config = types.SimpleNamespace(hidden_size=768, num_attention_heads=12)
+    monkeypatch.setattr(packing, "flash", lambda *tried: can and tried == (device, dtype, 64))
+    assert (
+        packing.flash_attends(types.SimpleNamespace(device=torch.device(device), dtype=dtype, config=config))
+        is expected
+    )
+
+
+def test_without_flash_attention_sdpa_attends():
+    packing.flash.cache_clear()
+    assert not packing.flash(*TRIED)
 
 
 def seen_by_layers(model: PreTrainedModel) -> set[tuple[int, ...]]:

@@ -12,7 +12,7 @@ import torch
 from conftest import run_command, run_script
 from safetensors.torch import load_file
 
-from ftloop import TextClassification, evaluation, loop, startup
+from ftloop import TextClassification, evaluation, kernels, loop, startup
 from ftloop.data.loader import workers_of
 
 
@@ -118,12 +118,19 @@ def test_batches_by_tokens_give_the_losses_of_batches_by_length(words, tmp_path)
     assert losses(tmp_path / "tokens") == pytest.approx(losses(tmp_path / "length"), rel=1e-5)
 
 
-def test_cheaper_dropout_trains_and_is_another_draw(words, tmp_path):
+def test_cheaper_dropout_trains_with_other_draws_and_is_scored_as_it_was(words, tmp_path):
     for name in ("usual", "cheaper"):
         cheaper = ["--cheaper-dropout"] if name == "cheaper" else []
-        assert run_script("train.py", *words, *cheaper, "--run-dir", tmp_path / name).code == 0
+        given = [*words, *cheaper, "--precision", "bf16", "--run-dir", tmp_path / name]
+        assert run_script("train.py", *given).code == 0
+        assert (torch.nn.functional.dropout is kernels.cheap_dropout) == bool(cheaper)
     scores = [json.loads((tmp_path / name / "scores.json").read_text()) for name in ("usual", "cheaper")]
     assert scores[0] != scores[1]
+    again = run_script("evaluate.py", tmp_path / "cheaper", "--split", "validation", "--json")
+    assert again.code == 0, again.err
+    found = json.loads(again.out.splitlines()[-1])
+    assert found.get("validation", found) == scores[1]["validation"]
+    assert torch.nn.functional.dropout is kernels.torchs_dropout
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -212,8 +219,8 @@ def test_compiled_texts_come_in_few_lengths(longest, step):
 
 
 def test_packed_texts_cannot_be_compiled(words):
-    result = run_script("train.py", *words, "--compile", "--task.packing")
-    assert result.code != 0
+    result = run_script("train.py", *words, "--compile", "--task.packing", "--check")
+    assert result.code == 2
     assert "--compile with --task.packing: each batch would be compiled anew; choose one of the two" in result.err
 
 

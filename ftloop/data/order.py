@@ -35,7 +35,7 @@ def mix(*counters: int | str) -> int:
 
 def seed_all(seed: int) -> None:
     """Seed torch (every device), random and numpy."""
-    # Without a GPU not torch.manual_seed: it notes for one to come who called it, a quarter of a millisecond each time.
+    # Without a GPU not torch.manual_seed: it records its caller for one to come, a quarter of a millisecond each time.
     (torch.manual_seed if _has_accelerator() else torch.default_generator.manual_seed)(seed)
     random.seed(seed)
     numpy.random.seed(seed & 0xFFFFFFFF)
