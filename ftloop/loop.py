@@ -54,7 +54,7 @@ def train(config: Config) -> Scores:
     kernels.adapt(model, run.matmul, config.cheaper_dropout, config.compile)
     if config.gradient_checkpointing:
         save_memory(model)
-    if config.keep_memory:
+    if config.keep_memory:  # not before: what preparing the rows took is given back
         kernels.keep_memory(accelerator.device)
     optimizer = config.optimizer(model, config)
 

@@ -132,13 +132,15 @@ def masks(config: "PretrainedConfig", ids: "torch.Tensor", mask: "torch.Tensor |
     layer; none of none. Base models take it as it is."""
     from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
 
+    slides = getattr(config, "sliding_window", None) is not None
+    if mask is None:
+        return {"full_attention": None, "sliding_attention": None} if slides else None
     # Not skipped if nothing is masked: that would be a look at the mask, which a GPU has to be waited for.
     options = {"config": config, "inputs_embeds": ids, "attention_mask": mask, "allow_is_bidirectional_skip": False}
-    full = None if mask is None else create_bidirectional_mask(**options)
-    if getattr(config, "sliding_window", None) is None:
+    full = create_bidirectional_mask(**options)
+    if not slides:
         return full
-    sliding = None if mask is None else create_bidirectional_sliding_window_mask(**options)
-    return {"full_attention": full, "sliding_attention": sliding}
+    return {"full_attention": full, "sliding_attention": create_bidirectional_sliding_window_mask(**options)}
 
 
 def packed_attention(
