@@ -35,7 +35,7 @@ def main() -> None:
 
     import tyro
 
-    from ftloop.options import LogLevel, least_said
+    from ftloop.cli.options import LogLevel, least_said
 
     def options(
         run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
@@ -64,7 +64,7 @@ def main() -> None:
 
     from ftloop import evaluate
     from ftloop.errors import UserError
-    from ftloop.tracking import finite, set_up_logging, shown
+    from ftloop.logs.terminal import finite, set_up_logging, shown
 
     set_up_logging(os.environ.get("RANK", "0") == "0", level)
     if batch_size is not None and batch_size < 1:

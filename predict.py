@@ -29,12 +29,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 import tyro
 
 from ftloop.errors import Stopped, UserError, exit_code_of, root_cause, signals_to
-from ftloop.options import LogLevel, Pairs, least_said, no_pairs
+from ftloop.cli.options import LogLevel, Pairs, least_said, no_pairs
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from ftloop.task import Task
+    from ftloop.tasks.classification import Task
 
 RunFolder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 Inputs = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[TEXT|IMAGE|FOLDER|- ...]")]
@@ -80,7 +80,7 @@ def main() -> None:
 
     from ftloop.config import read_record
     from ftloop.evaluation import predict_blocks
-    from ftloop.tracking import set_up_logging
+    from ftloop.logs.terminal import set_up_logging
 
     environment = environment_of(options.device)
     plots = load_plots() if options.plot else None
@@ -166,13 +166,13 @@ def environment_of(device: str) -> dict[str, str]:
 
 
 def load_plots() -> Any:
-    """ftloop/plots.py, which a fork may have deleted."""
+    """ftloop/report/plots.py, which a fork may have deleted."""
     try:
-        import ftloop.plots
+        import ftloop.report.plots
     except ModuleNotFoundError as error:
-        lost = "this copy of ftloop has no plots.py" if error.name == "ftloop.plots" else str(error)
+        lost = "this copy of ftloop has no plots.py" if error.name == "ftloop.report.plots" else str(error)
         raise UserError(f"--plot: {lost}") from error
-    return ftloop.plots
+    return ftloop.report.plots
 
 
 def interrupt(number: int, _: Any) -> None:

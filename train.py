@@ -35,7 +35,7 @@ def explain() -> str:
 
 def look(config: Config) -> int:
     """The exit code of --check: 1 if anything in the data looks like a mistake. Only the main process looks."""
-    from ftloop.tracking import set_up_logging
+    from ftloop.logs.terminal import set_up_logging
 
     if os.environ.get("RANK", "0") != "0":
         return 0

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy
 import tyro
 
-from ftloop import metrics
+from ftloop.tasks import metrics
 from ftloop.report.scored import Scored
 from ftloop.report.statistics import intervals, paired_differences
 

@@ -150,7 +150,7 @@ READ = """
 import sys
 from transformers import AutoTokenizer
 from datasets import Dataset
-from ftloop.data.order import rows_served
+from ftloop.sampler import rows_served
 from ftloop.data.tokens import PaddingCollator, Tokens, without
 
 def status():

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from ftloop import Config, Data, ImageClassification, TextClassification
-from ftloop.task import Batch, Classification
+from ftloop.tasks.classification import Batch, Classification
 
 if TYPE_CHECKING:
     import torch

@@ -51,10 +51,10 @@ def plant(source: Path, planted: Path, share: float, seed: int) -> None:
 
 def run(options: Options, folder: Path) -> list[str]:
     from ftloop import Config, Data, TextClassification, load_run, train
-    from ftloop.features import features_of, plain
+    from ftloop.report.features import features_of, plain
     from ftloop.report.label_errors import label_errors, out_of_fold
     from ftloop.report.scored import score
-    from ftloop.samples import minilm
+    from ftloop.data.samples import minilm
 
     folder.mkdir(parents=True, exist_ok=True)
     file, run_dir = folder / "train.csv", folder / "run"

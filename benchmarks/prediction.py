@@ -70,7 +70,7 @@ def main() -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     run = given.folder / "run"
     if not (run / "model").exists():
-        from ftloop.samples import minilm
+        from ftloop.data.samples import minilm
 
         write(given.folder / "train.jsonl", 200)
         model = make_bert(minilm(), TINY, given.folder / "tiny")

@@ -128,7 +128,7 @@ class Common:
     rounds: int = 3  # each rival once in each
     threads: int = 2  # of each process
     data: Path | None = None  # folder with banking77/train.csv, goemotions/*; left out: texts of like lengths are made
-    model: str | None = None  # folder or Hub id of the text model; left out: MiniLM of ftloop.samples
+    model: str | None = None  # folder or Hub id of the text model; left out: MiniLM of ftloop.data.samples
     max_length: int | None = None  # tokens; left out: as the work has it
     json: Path | None = None  # file for all that was measured
     preload: bool = False  # for a quick try: fork the rivals from a process that has imported the libraries
@@ -148,7 +148,7 @@ def prepare(name: str, given: Common, folder: Path, work: Work | None = None, va
         return Job(model=work.image_model, train=str(place / "images"), text_columns=[], shape=work.shape, **common)
     model = given.model
     if model is None:
-        from ftloop.samples import minilm
+        from ftloop.data.samples import minilm
 
         model = minilm()
     if work.shape:
@@ -174,7 +174,7 @@ def prepare(name: str, given: Common, folder: Path, work: Work | None = None, va
 def texts_of(source: str, data: Path | None, rows: int, validation: int) -> dict[str, Any]:
     """So many rows of "train" and "validation", drawn at random, as dictionaries of texts; of tweets, "labels" too."""
     if source == "docstrings":
-        from ftloop.samples import docstrings
+        from ftloop.data.samples import docstrings
 
         found = {split: _json_lines(docstrings() / f"{split}.jsonl") for split in ("train", "validation")}
         found = {
@@ -436,7 +436,7 @@ def run(job: Job) -> None:
 
 def use_kernels(model: Any, bf16: bool = False) -> None:
     """What ftloop does on this machine by itself."""
-    from ftloop import kernels
+    from ftloop.distributed import kernels
 
     device = next(model.parameters()).device
     kernels.keep_memory(device)
@@ -573,7 +573,7 @@ class SameOrder:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        from ftloop.data.order import rows_served
+        from ftloop.sampler import rows_served
 
         served = rows_served(self.rows, self.seed, self.epoch, 0, self.rows)
         self.epoch += 1

@@ -534,9 +534,9 @@ def import_all() -> None:
     import torchvision.transforms.v2
     from transformers import BertForSequenceClassification, ViTForImageClassification
 
-    import ftloop.image
+    import ftloop.tasks.image
     import ftloop.loop
-    import ftloop.text
+    import ftloop.tasks.text
     from ftloop.config import from_command_line
 
     for config in ("text", "image"):

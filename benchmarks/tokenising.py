@@ -16,7 +16,7 @@ from typing import Annotated
 
 import tyro
 
-from ftloop.options import Pairs
+from ftloop.cli.options import Pairs
 
 MEASURED = """
 import json, sys, time

@@ -11,7 +11,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ftloop import Config, TextClassification
 from ftloop.optim import parameter_groups
-from ftloop.samples import Docstrings, minilm
+from ftloop.data.samples import Docstrings, minilm
 
 
 class MeanPooled(BertForSequenceClassification):

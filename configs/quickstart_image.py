@@ -7,7 +7,7 @@ Expected: accuracy at least 0.95 on test; chance is 0.1. The images are scikit-l
 """
 
 from ftloop import Config, ImageClassification
-from ftloop.samples import Digits
+from ftloop.data.samples import Digits
 
 config = Config(
     task=ImageClassification(

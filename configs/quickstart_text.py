@@ -9,7 +9,7 @@ as in the second command.
 """
 
 from ftloop import Config, TextClassification
-from ftloop.samples import Docstrings, minilm
+from ftloop.data.samples import Docstrings, minilm
 
 config = Config(
     task=TextClassification(

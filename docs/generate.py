@@ -106,17 +106,19 @@ def table(options: Iterator[Option]) -> list[str]:
 
 def page() -> str:
     """The whole page."""
-    from ftloop import Classification, Config, Data, ImageClassification, TextClassification, image, metrics, optim
+    from ftloop import Classification, Config, Data, ImageClassification, TextClassification, optim
+    from ftloop.tasks import image
+    from ftloop.tasks import metrics
 
     names = {metrics.SINGLE: "one class a row", metrics.MULTI: "several labels", metrics.REGRESSION: "regression"}
     parts = [
         ("Config", Config, "", "`Config`: how a run learns, and what it leaves behind. `ftloop/config.py`."),
         (
             *("Texts and images", Classification, "task."),
-            "`Classification`: the options that both tasks have. `ftloop/task.py`.",
+            "`Classification`: the options that both tasks have. `ftloop/tasks/classification.py`.",
         ),
-        ("Texts", TextClassification, "task.", "`TextClassification`, besides. `ftloop/text.py`."),
-        ("Images", ImageClassification, "task.", "`ImageClassification`, besides. `ftloop/image.py`."),
+        ("Texts", TextClassification, "task.", "`TextClassification`, besides. `ftloop/tasks/text.py`."),
+        ("Images", ImageClassification, "task.", "`ImageClassification`, besides. `ftloop/tasks/image.py`."),
         (
             *("Rows", Data, "task.data."),
             "`Data`: read by any task that has a field for it. `ftloop/data/source.py`; by example, "

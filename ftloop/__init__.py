@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from ftloop.data import Data
     from ftloop.errors import UserError
     from ftloop.evaluation import evaluate, load_run, predict
-    from ftloop.image import ImageClassification
+    from ftloop.tasks.image import ImageClassification
     from ftloop.loop import train
-    from ftloop.task import Classification, Task
-    from ftloop.text import TextClassification
+    from ftloop.tasks.classification import Classification, Task
+    from ftloop.tasks.text import TextClassification
 
 if "IPython" in sys.modules:  # in a notebook without ipywidgets, tqdm's bar is a plain one: that needs no warning
     import warnings

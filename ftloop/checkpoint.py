@@ -51,7 +51,7 @@ class TrainState:
     ledger_bytes: int = 0  # likewise of ledger.jsonl
 
     def advance(self, window: Any) -> None:
-        """Move behind a window (`ftloop.data.order.Window`)."""
+        """Move behind a window (`ftloop.sampler.Window`)."""
         self.step += 1
         self.epoch, self.window = (window.epoch + 1, 0) if window.ends_epoch else (window.epoch, window.index + 1)
         self.scores = None

@@ -21,10 +21,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from ftloop import __version__, metrics, optim
+from ftloop import __version__, optim
+from ftloop.tasks import metrics
 from ftloop.errors import UserError, nearest
-from ftloop.options import Function, LogLevel, Pairs, function_option, import_name, least_said, name_of
-from ftloop.task import Task
+from ftloop.cli.options import Function, LogLevel, Pairs, function_option, import_name, least_said, name_of
+from ftloop.tasks.classification import Task
 
 Schedule = Annotated[str | Callable[..., Any], function_option("NAME|MODULE:NAME", names=True)]
 
@@ -195,7 +196,7 @@ def validate(config: Config) -> None:
     least_said(config.log_level, config.quiet)
     if config.track:
         try:
-            check_trackers = import_name("ftloop.trackers:check")
+            check_trackers = import_name("ftloop.logs.trackers:check")
         except UserError as error:  # its file was deleted, as those of the periphery may be
             raise UserError(f"--track {' '.join(config.track)}: {error}") from error
         check_trackers(config.track)
@@ -208,7 +209,7 @@ def validate(config: Config) -> None:
 
 def validate_with_data(config: Config, splits: Mapping[str, Any]) -> None:
     """Raise UserError for what does not fit the data, or for a `best_metric` that the evaluation will not give."""
-    from ftloop.data.order import UNBOUNDED  # imports torch, which --help does without
+    from ftloop.sampler import UNBOUNDED  # imports torch, which --help does without
 
     if len(splits["train"]) == UNBOUNDED and config.max_steps is None:
         raise UserError("--task.data.streaming needs --max-steps: how many rows a stream has is not known")

@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch.utils.data import DataLoader
 
-from ftloop import checkpoint, kernels, metrics, startup, tracking
+from ftloop import checkpoint, startup
+from ftloop.distributed import kernels
+from ftloop.tasks import metrics
+from ftloop.logs import terminal as tracking
 from ftloop.config import read_record
-from ftloop.data.loader import TOKENS, build_loader
-from ftloop.data.order import TOKENS_ON_CPU, UNBOUNDED, EvaluationOrder
-from ftloop.devices import start_accelerator
+from ftloop.loader import TOKENS, build_loader
+from ftloop.sampler import TOKENS_ON_CPU, UNBOUNDED, EvaluationOrder
+from ftloop.distributed import start_accelerator
 from ftloop.errors import UserError, nearest
-from ftloop.task import Task
+from ftloop.tasks.classification import Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -12,16 +12,18 @@ from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from typing import Any
 
-from ftloop import kernels, startup, tracking
+from ftloop import startup
+from ftloop.distributed import kernels
+from ftloop.logs import terminal as tracking
 from ftloop.config import Config, validate, validate_with_data
-from ftloop.data.loader import build_loader, workers_of
-from ftloop.data.order import TOKENS_ON_CPU, TrainOrder, Window, batching_of, mix, seed_all
-from ftloop.devices import precision_of, start_accelerator
+from ftloop.loader import build_loader, workers_of
+from ftloop.sampler import TOKENS_ON_CPU, TrainOrder, Window, batching_of, mix, seed_all
+from ftloop.distributed import precision_of, start_accelerator
 from ftloop.evaluation import evaluation_loader
-from ftloop.memory import Memory, save_memory
+from ftloop.devices.memory import Memory, save_memory
 from ftloop.optim import build_schedule
 from ftloop.run import Run, Scores
-from ftloop.sharding import whole
+from ftloop.devices.sharding import whole
 
 logger = logging.getLogger("ftloop")
 

@@ -1,8 +1,8 @@
 """A run and its folder: opened, resumed, logged, saved, finished. Only the main process writes and speaks.
 
 config.json      the record (ftloop/config.py)          checkpoints/   ftloop/checkpoint.py
-metrics.jsonl    the metric log (ftloop/tracking.py)    model/         the kept weights, by save_pretrained; a card
-ledger.jsonl     the rows of each step (ftloop/ledger.py), and lengths.npy, from which their order follows
+metrics.jsonl    the metric log (ftloop/logs/terminal.py)    model/         the kept weights, by save_pretrained; a card
+ledger.jsonl     the rows of each step (ftloop/provenance/ledger.py), and lengths.npy, from which their order follows
 scores.json      their scores by split; written last: the sign of a finished run
 """
 
@@ -28,15 +28,17 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
-from ftloop import __version__, checkpoint, sharding, tracking
+from ftloop import __version__, checkpoint
+from ftloop.distributed import sharding
+from ftloop.logs import terminal as tracking
 from ftloop.checkpoint import TrainState
 from ftloop.config import Config, differences, encode, read_encoded, record_of
-from ftloop.data.loader import TOKENS, batch_of
-from ftloop.data.order import TrainOrder
+from ftloop.loader import TOKENS, batch_of
+from ftloop.sampler import TrainOrder
 from ftloop.errors import Stopped, TrainingError, UserError, root_cause
 from ftloop.evaluation import Interrupted, evaluate_split
-from ftloop.ledger import Ledger
-from ftloop.options import import_name
+from ftloop.provenance.ledger import Ledger
+from ftloop.cli.options import import_name
 from ftloop.stopping import Stop
 
 logger = logging.getLogger("ftloop")
@@ -59,7 +61,7 @@ class Run:
             self.lock = lock(self.folder)  # first of all: whoever trains there deletes checkpoints
         self.resumed = find_checkpoint(config)
         self.recorded = checkpoint.load_made_by(self.resumed) if self.resumed else {}
-        self.matmul = "default"  # what fp32 products are computed with (ftloop/kernels.py)
+        self.matmul = "default"  # what fp32 products are computed with (ftloop/devices/kernels.py)
         self.log: Any = tracking.NoMetricLog()
         reports = beside("report.reporter")
         self.reporter = reports.Reporter(self.folder, config.report_every) if reports else Nothing()
@@ -121,7 +123,7 @@ class Run:
         self._prune()  # a run may have been killed between its last save and this
         kept = self.folder / "metrics.jsonl", self.state.log_bytes
         if self.config.track:
-            self.log = import_name("ftloop.trackers:TrackedLog")(*kept, self.config, self.state)
+            self.log = import_name("ftloop.logs.trackers:TrackedLog")(*kept, self.config, self.state)
         else:
             self.log = tracking.MetricLog(*kept)
         plan = {"train_rows": order.rows, "batch_size": order.step_size, "seed": order.seed, "grouped": order.grouped}

@@ -63,7 +63,7 @@ def products() -> Iterator[None]:
     """What a run in this process chose for its matrix products (on some chips: oneDNN) and its dropout ends with the
     test."""
     yield
-    if kernels := sys.modules.get("ftloop.kernels"):
+    if kernels := sys.modules.get("ftloop.devices.kernels"):
         kernels.use("default")
         kernels.choose_dropout(cheaper=False)
 
@@ -195,7 +195,7 @@ def run_script(script: str, *words: str) -> Result:
 
 def run_script_of_ftloop(*words: str) -> Result:
     """`python -m ftloop WORDS`, in this process."""
-    return run_script("ftloop/__main__.py", *words)
+    return run_script("ftloop/cli/__main__.py", *words)
 
 
 def run_command(*words: str, timeout: int = 240, **environment: str) -> Result:

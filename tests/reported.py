@@ -65,10 +65,10 @@ def command(*words: str) -> Result:
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
     out, err, argv, code = io.StringIO(), io.StringIO(), sys.argv, 0
-    sys.argv = ["ftloop/__main__.py", *map(str, words)]
+    sys.argv = ["ftloop/cli/__main__.py", *map(str, words)]
     try:
         with redirect_stdout(out), redirect_stderr(err):
-            sys.modules.pop("ftloop.__main__", None)  # or runpy warns where a test has imported it
+            sys.modules.pop("ftloop.cli.__main__", None)  # or runpy warns where a test has imported it
             runpy.run_module("ftloop", run_name="__main__")
     except SystemExit as leaving:
         code = leaving.code or 0

@@ -10,8 +10,9 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ftloop import Config, Data, TextClassification, UserError, load_run, metrics
-from ftloop.features import features_of
+from ftloop import Config, Data, TextClassification, UserError, load_run
+from ftloop.tasks import metrics
+from ftloop.report.features import features_of
 from ftloop.report import baselines, label_errors
 from ftloop.report.linear import dummy, linear, scored_by
 from ftloop.report.scored import Scored

@@ -508,7 +508,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from ftloop.config import Config, read_record, record_of
-from ftloop.text import TextClassification
+from ftloop.tasks.text import TextClassification
 
 def rate(step, total_steps, warmup_steps):
     return 0.5

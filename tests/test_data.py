@@ -16,7 +16,7 @@ from conftest import COLOURS, ROOT, run_command, run_script, sentences
 from ftloop import Data, TextClassification
 from ftloop.data.splits import cut_splits
 from ftloop.errors import UserError
-from ftloop.options import parse_pairs
+from ftloop.cli.options import parse_pairs
 
 # Texts that readers like to change: pandas takes the first five for missing values, and the two with a quote for one.
 TEXTS = [

@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 import ftloop
 import predict
 from docs import generate
-from ftloop import Config, Data, UserError, __main__
+from ftloop import Config, Data, UserError
+from ftloop.cli import __main__
 from ftloop.config import from_command_line, validate
 
 PAGES = {file.name: file.read_text(encoding="utf-8") for file in sorted((ROOT / "docs").glob("*.md"))}

@@ -8,8 +8,8 @@ import torch
 from conftest import ranks, run_script, sentences, write_csv
 
 from ftloop import Data, TextClassification, UserError, evaluation, load_run
-from ftloop.data.order import EvaluationOrder
-from ftloop.devices import start_accelerator
+from ftloop.sampler import EvaluationOrder
+from ftloop.distributed import start_accelerator
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ import torch
 from conftest import ROOT, Result, quick, run_command, run_script
 from test_resume import digest
 
-from ftloop import checkpoint, tracking
+from ftloop import checkpoint
+from ftloop.logs import terminal as tracking
 from ftloop.optim import adamw
 
 

@@ -9,8 +9,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ftloop import Data, ImageClassification, TextClassification, UserError, features
-from ftloop.features import extract, features_of
+from ftloop import Data, ImageClassification, TextClassification, UserError
+from ftloop.report import features
+from ftloop.report.features import extract, features_of
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +140,7 @@ def test_the_command_writes_blocks_of_a_config_and_probes_them(words, tmp_path, 
     monkeypatch.setattr(features, "BLOCK", 16)
     out = tmp_path / "features.parquet"
     command = ("-m", "features", "configs/text.py", *words, "--out", out, "--pooling", "first", "--probe")
-    result = run_script("ftloop/__main__.py", *command[1:])
+    result = run_script("ftloop/cli/__main__.py", *command[1:])
     assert result.code == 0, result.err
     table = parquet.read_table(out)
     assert table.column_names == ["split", "row", "label", "features"]
@@ -167,7 +168,7 @@ def test_of_a_run_the_kept_weights_or_those_it_began_with(run, tmp_path, words):
     assert extract(str(run), (), ("validation",), kept)[0].startswith("23 rows")
     extract(str(run), (), ("validation",), began, pretrained=True)
     result = run_script(
-        "ftloop/__main__.py",
+        "ftloop/cli/__main__.py",
         "features",
         "configs/text.py",
         *words,

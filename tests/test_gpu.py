@@ -163,7 +163,7 @@ def memory_of_gpu() -> int:
 
 WAITING = """
 import runpy, sys, torch
-from ftloop import tracking
+from ftloop.logs import terminal as tracking
 add, flush = tracking.StepLog.add, tracking.StepLog.flush
 def adds(log, step):
     torch.cuda.set_sync_debug_mode("error")  # from the first step on

@@ -60,7 +60,7 @@ MAY_IMPORT = {
 
 
 def part_of(module: str) -> str:
-    """ "ftloop/data/order.py" and "ftloop.data.order" -> "data"; "ftloop" itself -> ""."""
+    """ "ftloop/sampler.py" and "ftloop.sampler" -> "data"; "ftloop" itself -> ""."""
     return module.removesuffix(".py").replace("/", ".").partition(".")[2].partition(".")[0]
 
 

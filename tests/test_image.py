@@ -12,7 +12,8 @@ from conftest import ranks, run_script
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
-from ftloop import Data, ImageClassification, UserError, tracking
+from ftloop import Data, ImageClassification, UserError
+from ftloop.logs import terminal as tracking
 from ftloop.data.labels import Labels
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "patch_size": 8}

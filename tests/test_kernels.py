@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionMaskInterface, AutoModelForSequenceClassification
 from transformers.masking_utils import sdpa_mask
 
-from ftloop import kernels
+from ftloop.distributed import kernels
 from ftloop.errors import UserError
-from ftloop.kernels import Choice, cheap_dropout, choose, choose_attention, choose_dropout, probe, use
-from ftloop.packing import Packing
+from ftloop.devices.kernels import Choice, cheap_dropout, choose, choose_attention, choose_dropout, probe, use
+from ftloop.tasks.packing import Packing
 
 
 @pytest.fixture(autouse=True)

@@ -50,7 +50,7 @@ def test_accelerate_launch_in_shards_without_gpus_is_an_error_in_words(words):
 
 def test_between_log_points_nobody_waits_for_the_device(words, tmp_path, monkeypatch):
     """On a GPU, each of these would wait until all that was started is done."""
-    from ftloop import tracking
+    from ftloop.logs import terminal as tracking
 
     waits, within = [], [False]
     for name in ("item", "tolist", "__float__", "__bool__", "__int__", "numpy", "cpu"):

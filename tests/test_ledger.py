@@ -16,9 +16,10 @@ import torch
 from accelerate import Accelerator
 from conftest import Result, ranks, run_command, run_script, sentences
 
-from ftloop import checkpoint, tracking
-from ftloop.data.order import mix
-from ftloop.ledger import Ledger, chained, digest_of, shown
+from ftloop import checkpoint
+from ftloop.logs import terminal as tracking
+from ftloop.sampler import mix
+from ftloop.provenance.ledger import Ledger, chained, digest_of, shown
 
 
 class Cut(BaseException):
@@ -41,7 +42,7 @@ def verify(monkeypatch, capsys) -> Callable[..., Result]:
     def run(*folders: Path) -> Result:
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", ["ftloop", "verify", *map(str, folders)])
-        sys.modules.pop("ftloop.__main__", None)  # or runpy warns where a test has imported it
+        sys.modules.pop("ftloop.cli.__main__", None)  # or runpy warns where a test has imported it
         with pytest.raises(SystemExit) as leaving:
             runpy.run_module("ftloop", run_name="__main__")
         return Result(leaving.value.code, *capsys.readouterr())
@@ -181,7 +182,7 @@ def test_an_epoch_that_was_not_finished_is_told(finished, verify):
 
 
 def test_the_ledger_says_what_was_seen_and_not_what_was_planned(finished, copy, verify, monkeypatch):
-    from ftloop.data import order
+    from ftloop import sampler as order
 
     lengths = numpy.load(finished / "lengths.npy")
     state = checkpoint.TrainState()

@@ -10,7 +10,7 @@ import torch
 from conftest import Result, ranks, run_script
 
 from ftloop import TextClassification, loop
-from ftloop.memory import Memory
+from ftloop.devices.memory import Memory
 
 
 def with_room(model: torch.nn.Module, room: int) -> torch.nn.Module:

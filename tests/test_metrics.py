@@ -14,9 +14,9 @@ import scipy.stats
 import sklearn.metrics
 import torch
 
-from ftloop import metrics
+from ftloop.tasks import metrics
 from ftloop.errors import UserError
-from ftloop.metrics import MULTI, REGRESSION, SINGLE
+from ftloop.tasks.metrics import MULTI, REGRESSION, SINGLE
 
 ROWS = 301
 BINARY, CLASSES = ("negative", "positive"), ("normal", "benign", "malignant", "absent", "unseen")

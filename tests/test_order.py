@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ftloop.checkpoint import TrainState
-from ftloop.data.loader import build_loader
-from ftloop.data.order import EvaluationOrder, TrainOrder, Window, _order_of_block, cut, deal, mix, rows_served, seeded
+from ftloop.loader import build_loader
+from ftloop.sampler import EvaluationOrder, TrainOrder, Window, _order_of_block, cut, deal, mix, rows_served, seeded
 
 ROWS, BATCH = 43, 8
 

@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 from test_long_text import documents, text_task
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from ftloop import UserError, packing
-from ftloop.memory import save_memory
-from ftloop.packing import ENCODERS, Packing, check_packing, places_of
-from ftloop.text import WindowPooling
+from ftloop import UserError
+from ftloop.tasks import packing
+from ftloop.devices.memory import save_memory
+from ftloop.tasks.packing import ENCODERS, Packing, check_packing, places_of
+from ftloop.tasks.text import WindowPooling
 
 UNEQUAL = (3, 60, 7, 2, 20, 33)
 VOCABULARY = 5 + len(WORDS)

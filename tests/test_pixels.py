@@ -20,9 +20,9 @@ from ftloop.checkpoint import TrainState
 from ftloop.data import checks
 from ftloop.data.images import Unreadable, decode
 from ftloop.data.labels import Labels
-from ftloop.data.loader import Rows, build_loader
-from ftloop.data.order import TrainOrder, seeded
-from ftloop.image import AUGMENTATIONS, View, parse_augment
+from ftloop.loader import Rows, build_loader
+from ftloop.sampler import TrainOrder, seeded
+from ftloop.tasks.image import AUGMENTATIONS, View, parse_augment
 
 GREY = numpy.arange(12 * 10, dtype=numpy.uint8).reshape(12, 10) * 2
 RED, BLUE, WHITE = [255, 0, 0], [0, 0, 255], [255, 255, 255]

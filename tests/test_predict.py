@@ -22,8 +22,9 @@ import pytest
 from conftest import COLOURS, run_script, sentences, write_csv
 from datasets import Dataset, config
 
-from ftloop import Data, TextClassification, UserError, load_run, plots
-from ftloop.devices import start_accelerator
+from ftloop import Data, TextClassification, UserError, load_run
+from ftloop.report import plots
+from ftloop.distributed import start_accelerator
 from ftloop.evaluation import adapt, blocks_of, evaluation_loader, outputs_by_row, predict_blocks
 
 ROWS = sentences(30, seed=5)
@@ -434,7 +435,7 @@ def test_a_plot_shows_texts_as_they_are_and_the_highest_of_many_labels(single, t
 
 
 def test_without_plots_py_all_else_works(single, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ftloop.plots", None)
+    monkeypatch.setitem(sys.modules, "ftloop.report.plots", None)
     assert len(predict(single, "red")) == 1
     result = run_script("predict.py", single, "red", "--plot", "bars.png")
     assert (result.code, result.out) == (2, "")

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from configs import fork_example
 from ftloop.config import from_command_line, load_config_file, validate
-from ftloop.data.order import mix, seed_all
+from ftloop.sampler import mix, seed_all
 
 RECIPES = sorted(ROOT.glob("configs/*.py"))
 FORK = ROOT / "configs" / "fork_example.py"

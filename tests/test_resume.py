@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import ranks, run_command, run_script
 
-from ftloop import checkpoint, tracking
+from ftloop import checkpoint
+from ftloop.logs import terminal as tracking
 from ftloop import run as run_module
 from ftloop.optim import adamw
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import run_script
 
-from ftloop import samples
+from ftloop.data import samples
 from ftloop.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -31,7 +31,7 @@ FORBIDDEN = {
 SMALL = """
 import sys
 from pathlib import Path
-from ftloop import samples
+from ftloop.data import samples
 samples.LIBRARIES = {"networkx": "networkx", "scikit-learn": "sklearn"}
 samples.ROWS = {"test": 10, "validation": 10, "train": 60}
 print(samples.docstrings(Path(sys.argv[1])))

@@ -21,7 +21,7 @@ DRIVER = """
 import accelerate, runpy, sys
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
-from ftloop import devices
+from ftloop import distributed as devices
 
 def accelerator(**arguments):
     made = accelerate.Accelerator(**arguments)

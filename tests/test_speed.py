@@ -12,8 +12,9 @@ import torch
 from conftest import run_command, run_script
 from safetensors.torch import load_file
 
-from ftloop import TextClassification, evaluation, kernels, loop, startup
-from ftloop.data.loader import workers_of
+from ftloop import TextClassification, evaluation, loop, startup
+from ftloop.distributed import kernels
+from ftloop.loader import workers_of
 
 
 @pytest.fixture
@@ -157,7 +158,7 @@ def test_long_texts_are_computed_fewer_at_once_on_a_cpu(words, tmp_path, monkeyp
 # something small comes to lie in it when it is free, so that the next of its size does not fit.
 FAULTS = """
 import resource, torch
-from ftloop import kernels
+from ftloop.distributed import kernels
 def faults():
     "Pages that the system cleared for a tensor of 64 MB, made when others like it have gone."
     for _ in range(4):

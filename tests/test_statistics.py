@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 from sklearn.metrics import average_precision_score, f1_score
 
-from ftloop import UserError, metrics
+from ftloop import UserError
+from ftloop.tasks import metrics
 from ftloop.report import statistics
 from ftloop.report.scored import Scored
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, quick, run_script
 
-from ftloop import checkpoint, tracking
+from ftloop import checkpoint
+from ftloop.logs import terminal as tracking
 from ftloop import run as run_module
 from ftloop.errors import TrainingError, UserError
 
@@ -176,7 +177,7 @@ def test_a_full_disk_is_one_error_or_is_passed_over(words, tmp_path, monkeypatch
 
 
 def test_steps_without_finite_gradients_are_skipped_and_counted(words, tmp_path, monkeypatch):
-    from ftloop.text import TextClassification
+    from ftloop.tasks.text import TextClassification
 
     original, calls = TextClassification.losses, []
 

@@ -8,8 +8,8 @@ import pytest
 from conftest import ranks, run_script, sentences, write_csv
 
 from ftloop import UserError
-from ftloop.data.loader import build_loader
-from ftloop.data.order import UNBOUNDED, TrainOrder, rows_served
+from ftloop.loader import build_loader
+from ftloop.sampler import UNBOUNDED, TrainOrder, rows_served
 from ftloop.data.stream import Stream
 
 
@@ -167,7 +167,7 @@ class Cut(BaseException):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the cut leaves its file open
 def test_a_stream_that_was_cut_goes_on_as_if_it_had_not_been(words, tmp_path, monkeypatch):
     assert run_script("train.py", *words, "--run-dir", tmp_path / "whole").code == 0
-    from ftloop import tracking
+    from ftloop.logs import terminal as tracking
 
     original, calls = tracking.StepLog.add, []
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 from conftest import ranks, run_script, sentences, write_csv
 
-from ftloop import tracking
+from ftloop.logs import terminal as tracking
 from ftloop.errors import coloured
 
 

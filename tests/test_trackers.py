@@ -8,7 +8,7 @@ import accelerate.tracking
 import pytest
 from conftest import run_script, sentences, write_csv
 
-from ftloop import trackers
+from ftloop.logs import trackers
 from ftloop.run import Run
 
 
@@ -136,10 +136,10 @@ def test_what_cannot_work_is_said_before_training(names, said, words, memory, tm
 
 
 def test_without_its_file_the_option_says_so(words, monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "ftloop.trackers", None)
+    monkeypatch.setitem(sys.modules, "ftloop.logs.trackers", None)
     result = run_script("train.py", *words, "--run-dir", tmp_path / "run", "--track", "tensorboard")
     assert result.code == 2
-    assert "--track tensorboard: 'ftloop.trackers:check' cannot be imported" in result.err
+    assert "--track tensorboard: 'ftloop.logs.trackers:check' cannot be imported" in result.err
 
 
 class Wandb(SimpleNamespace):

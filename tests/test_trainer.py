@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from ftloop import Config, Data, TextClassification, train
-from ftloop.data.order import mix, rows_served, seed_all
+from ftloop.sampler import mix, rows_served, seed_all
 
 SETTINGS = {"learning_rate": 1e-3, "weight_decay": 0.01, "max_grad_norm": 0.5, "seed": 7}
 # The same products for both: with others, Adam makes steps of the noise in gradients that are truly 0 (of key biases).

@@ -20,7 +20,7 @@ from ftloop.errors import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from ftloop.task import Classification
+    from ftloop.tasks.classification import Classification
 
 logger = logging.getLogger("ftloop")
 

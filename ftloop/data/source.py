@@ -1,6 +1,6 @@
 """Where rows come from, as options: Data. Reading is in formats.py, shaping in shape.py, cutting in splits.py.
 
-A source of another kind is a subclass that overrides `read`: see `ftloop/samples.py` for one.
+A source of another kind is a subclass that overrides `read`: see `ftloop/data/samples.py` for one.
 """
 
 import logging
@@ -15,7 +15,7 @@ from ftloop.data.formats import READERS, check_options, format_of, local_files, 
 from ftloop.data.shape import shape
 from ftloop.data.splits import SPLIT_NAMES, SPLITS, rename_splits
 from ftloop.errors import UserError, nearest, root_cause
-from ftloop.options import OptionalFunction, Pairs, no_pairs
+from ftloop.cli.options import OptionalFunction, Pairs, no_pairs
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

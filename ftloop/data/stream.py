@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import get_worker_info
 
-from ftloop.data.order import UNBOUNDED, mix, rows_served, seeded
+from ftloop.sampler import UNBOUNDED, mix, rows_served, seeded
 from ftloop.errors import UserError, root_cause
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftloop import __version__, checkpoint
 from ftloop.config import FREE_TO_CHANGE, Config, encode, read_record
-from ftloop.data.order import UNBOUNDED
+from ftloop.sampler import UNBOUNDED
 from ftloop.errors import UserError
 
 if TYPE_CHECKING:

@@ -39,7 +39,7 @@ def baselines(config: "Config", task: Any = None, splits: tuple[str, ...] = ("va
     or `statistics.scores`, as those of the run do. What cannot be had (the pretrained model is gone, or was random;
     train is a stream) is absent, with the reason.
     """
-    from ftloop.features import untrained
+    from ftloop.report.features import untrained
 
     start = untrained(config, task)
     try:
@@ -108,7 +108,7 @@ def frozen(
     task: Any, splits: tuple[str, ...], references: dict[str, numpy.ndarray], seed: int, batch_size: int
 ) -> Baseline:
     """Logistic or ridge regression on the mean of the pretrained model's last hidden states."""
-    from ftloop.features import features_of
+    from ftloop.report.features import features_of
 
     began, name = time.perf_counter(), "frozen features"
     if task.init == "random":

@@ -151,7 +151,7 @@ def of_run(
     run's own opinion counts. Raises UserError as `score` and `label_errors` do.
     """
     from ftloop.config import read_record
-    from ftloop.features import features_of, untrained
+    from ftloop.report.features import features_of, untrained
     from ftloop.report.scored import score
 
     config = read_record(Path(run_dir))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy
 
-from ftloop import metrics
+from ftloop.tasks import metrics
 from ftloop.report.scored import Scored
 
 logger = logging.getLogger("ftloop")

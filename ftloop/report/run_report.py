@@ -18,7 +18,7 @@ import numpy
 from ftloop import checkpoint
 from ftloop.config import Config, encode, option, read_record
 from ftloop.errors import UserError, root_cause
-from ftloop.options import write_pairs
+from ftloop.cli.options import write_pairs
 from ftloop.report import curves, data_part, figures, page, statistics
 from ftloop.report.data_part import Rows, attempt
 from ftloop.report.figures import COLOURS, Curve
@@ -594,7 +594,7 @@ def add_label_errors(made: Page, run: Finished, rows: Rows, history: History, se
 
 def add_map(made: Page, run: Finished) -> None:
     """What the model makes of the rows, on a plane."""
-    from ftloop.features import features_of
+    from ftloop.report.features import features_of
 
     made.section("Map of the features")
     split, seed = run.main.split, run.config.seed

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from ftloop import metrics
+from ftloop.tasks import metrics
 from ftloop.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ftloop.task import Task
+    from ftloop.tasks.classification import Task
 
 logger = logging.getLogger("ftloop")
 
@@ -157,9 +157,9 @@ def compute(
     batch_size: int | None,
 ) -> Scored:
     """One exact pass over the rows `chosen` of a split (None: all), as evaluation makes it."""
-    from ftloop import tracking
+    from ftloop.logs import terminal as tracking
     from ftloop.config import read_record
-    from ftloop.devices import start_accelerator
+    from ftloop.distributed import start_accelerator
     from ftloop.evaluation import adapt, evaluation_loader, outputs_by_row
 
     config = read_record(run_dir)
@@ -208,7 +208,7 @@ def model_folder(run_dir: Path) -> Path:
 
 def source_rows(task: Any, split: str) -> Any:
     """The rows of a split as the source has them, in the order of the row ids. Raises UserError."""
-    from ftloop.data.order import UNBOUNDED
+    from ftloop.sampler import UNBOUNDED
 
     if not hasattr(task, "labels") or not hasattr(task, "rows"):
         raise UserError(f"{type(task).__name__} is no Classification: its rows have no labels to compare")

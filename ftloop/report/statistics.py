@@ -7,7 +7,7 @@ are taken. `python -m benchmarks.coverage` prints how often such intervals hold 
 
 A resample is a weight for each row, how often it was drawn, and all scores are computed from the weights of many
 resamples at once: 1 000 of 10 000 rows in a second or two, where scikit-learn would take minutes. The definitions are
-those of ftloop/metrics.py, and a test compares them.
+those of ftloop/tasks/metrics.py, and a test compares them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import numpy
 from scipy import sparse
 
-from ftloop import metrics
+from ftloop.tasks import metrics
 from ftloop.errors import UserError, nearest
 from ftloop.report.scored import Scored
 
@@ -35,7 +35,7 @@ CHUNK = (
 
 
 def weighted_scores(scored: Scored, names: Sequence[str], weights: Array) -> dict[str, Array]:
-    """The "loss" and the scores `names` (of ftloop/metrics.py) for each row of `weights`, float [resamples, rows]:
+    """The "loss" and the scores `names` (of ftloop/tasks/metrics.py) for each row of `weights`, float [resamples, rows]:
     {name: float [resamples]}, and one entry a label for those per class, "recall[benign]".
 
     A weight says how often a row counts. Where a score has no value (one class only, a constant), it is NaN. Metrics of
@@ -293,7 +293,7 @@ def paired_differences(
 def paired_difference(
     a: Scored, b: Scored, name: str, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL
 ) -> Difference:
-    """That of one score: "loss", one of ftloop/metrics.py, or that of a label, "recall[benign]". Raises UserError also
+    """That of one score: "loss", one of ftloop/tasks/metrics.py, or that of a label, "recall[benign]". Raises UserError also
     where there is no such score."""
     ratio, bracket, _ = name.partition("[")
     asked = [f"{ratio}_per_class"] if bracket else [name] if name != "loss" else []

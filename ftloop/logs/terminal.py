@@ -18,14 +18,14 @@ import torch
 from tqdm.auto import tqdm
 from tqdm.std import tqdm as plain_tqdm
 
-from ftloop.data.loader import TOKENS
+from ftloop.loader import TOKENS
 from ftloop.errors import TrainingError, coloured
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from ftloop.data.order import Window
-    from ftloop.ledger import Ledger
+    from ftloop.sampler import Window
+    from ftloop.provenance.ledger import Ledger
 
 logger = logging.getLogger("ftloop")
 
@@ -91,7 +91,7 @@ class MetricLog:
         self.waiting += lines
 
     def see(self, split: str, values: dict[str, torch.Tensor]) -> None:
-        """Nothing: of the rows that are evaluated, trackers alone keep something (ftloop/trackers.py)."""
+        """Nothing: of the rows that are evaluated, trackers alone keep something (ftloop/logs/trackers.py)."""
 
     def append(self, lines: bytes = b"") -> None:
         """Add whole lines, and hand them to the system with those that wait: once a look, for each time costs as much

@@ -1,4 +1,4 @@
-"""What a ledger (ftloop/ledger.py) proves: `prove` of one run, `compare` of two. Neither reads the data."""
+"""What a ledger (ftloop/provenance/ledger.py) proves: `prove` of one run, `compare` of two. Neither reads the data."""
 
 import contextlib
 import json
@@ -11,9 +11,9 @@ import numpy
 from ftloop import checkpoint
 from ftloop.checkpoint import TrainState
 from ftloop.config import differences, option, read_encoded
-from ftloop.data.order import UNBOUNDED, TrainOrder, Window
+from ftloop.sampler import UNBOUNDED, TrainOrder, Window
 from ftloop.errors import UserError
-from ftloop.ledger import chained, digest_of, shown
+from ftloop.provenance.ledger import chained, digest_of, shown
 
 
 class Wrong(Exception):

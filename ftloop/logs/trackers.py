@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftloop.config import Config, encode
 from ftloop.errors import UserError, nearest, root_cause
-from ftloop.tracking import MetricLog, finite
+from ftloop.logs.terminal import MetricLog, finite
 
 if TYPE_CHECKING:
     import numpy

@@ -10,8 +10,8 @@ from operator import add
 from typing import TYPE_CHECKING, Any, Literal
 
 from ftloop.errors import UserError, root_cause
-from ftloop.packing import Packing, check_packing, places_of
-from ftloop.task import Batch, Classification
+from ftloop.tasks.packing import Packing, check_packing, places_of
+from ftloop.tasks.classification import Batch, Classification
 
 if TYPE_CHECKING:
     import torch

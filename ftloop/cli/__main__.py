@@ -39,7 +39,7 @@ def verify(run: RunFolder, other: OtherRun = None) -> int:
         run: folder of the run
         other: folder of another run, to compare
     """
-    from ftloop.verify import Wrong, compare, prove
+    from ftloop.provenance.verify import Wrong, compare, prove
 
     try:
         fine, lines = (True, prove(run)) if other is None else compare(run, other)
@@ -101,7 +101,7 @@ def compare(runs: RunFolders, out: Path = Path("compare.html")) -> int:
 
 def set_up_logging() -> None:
     """Lines of the libraries and ours, as in training; importing torch for it takes a second."""
-    from ftloop.tracking import set_up_logging
+    from ftloop.logs.terminal import set_up_logging
 
     set_up_logging(is_main_process=True)
 
@@ -130,7 +130,7 @@ def features(
         pretrained: of a run, the model that its training began with
         probe: fit a logistic regression, and a dummy that knows the majority alone, on train; print their scores
     """
-    from ftloop.features import extract
+    from ftloop.report.features import extract
 
     print("\n".join(extract(source, words, split, out, pooling, at_most, pretrained, probe)))
     return 0

@@ -257,7 +257,7 @@ def always_mask() -> None:
             options |= {"allow_is_bidirectional_skip": False, "allow_is_causal_skip": False}
         return sdpa_mask(*arguments, **options)
 
-    for kind in ("sdpa", "ftloop_packed"):  # of ftloop/packing.py
+    for kind in ("sdpa", "ftloop_packed"):  # of ftloop/tasks/packing.py
         AttentionMaskInterface.register(kind, mask)
 
 

@@ -1,7 +1,7 @@
 """Images in, labels out: decoding, augmentation, AutoModelForImageClassification.
 
 An image is decoded when its row is read, to uint8 pixels; what `augment` draws is seeded by (seed, epoch, row) in
-ftloop/data/loader.py, so that the same pixels come from any worker, process or resumed run. A batch is scaled and
+ftloop/loader.py, so that the same pixels come from any worker, process or resumed run. A batch is scaled and
 normalised as a whole, in `collate`.
 """
 
@@ -20,7 +20,7 @@ from ftloop.data.images import decode, encoded_images, images_of, listed, relati
 from ftloop.data.shape import shape
 from ftloop.data.splits import SPLIT_NAMES
 from ftloop.errors import UserError, nearest, root_cause
-from ftloop.task import Batch, Classification
+from ftloop.tasks.classification import Batch, Classification
 
 if TYPE_CHECKING:
     import torch

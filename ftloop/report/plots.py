@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ftloop.task import Task
+    from ftloop.tasks.classification import Task
 
 logger = logging.getLogger("ftloop")
 

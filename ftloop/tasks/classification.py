@@ -14,13 +14,13 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ftloop import metrics
+from ftloop.tasks import metrics
 from ftloop.data import Data, checks, labels
 from ftloop.data.labels import Labels, ProblemType
 from ftloop.data.shape import TEXTS, code_of, drop_duplicates, require_columns, shape
 from ftloop.data.splits import cut_splits, limit_rows, warn_of_no_effect
 from ftloop.errors import UserError, nearest, root_cause
-from ftloop.options import Pairs
+from ftloop.cli.options import Pairs
 
 if TYPE_CHECKING:
     import torch
@@ -133,7 +133,7 @@ class Classification(Task):
     label_names: tuple[str, ...] = ()  # in the order of the ids, or one file with a name a line; left out: from train
     problem_type: ProblemType | None = None  # left out: multi-label for lists, regression for decimals
     dropout: float | None = None  # sets every dropout probability of the model; left out: the model's own
-    metrics: tuple[str, ...] = ()  # of ftloop/metrics.py, or hub:NAME; left out: usual ones
+    metrics: tuple[str, ...] = ()  # of ftloop/tasks/metrics.py, or hub:NAME; left out: usual ones
     threshold: float = 0.5  # probability from which a label of a multi-label task is predicted
 
     model_class: ClassVar[Any] = None  # builds the model with its head: a class, or the name of one in transformers

@@ -1,4 +1,4 @@
-"""ledger.jsonl: the rows of each optimizer step, its loss and its weights, as a hash chain. ftloop/verify.py reads it.
+"""ledger.jsonl: the rows of each optimizer step, its loss and its weights, as a hash chain. ftloop/provenance/verify.py reads it.
 
 One line a step; before them one with the plan (how many rows, how many a step, the seed), and another where a run goes
 on with another plan (--allow-changes). It is cut and continued with the checkpoints, and holds no clock: a run that was
@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy
 import torch
 
-from ftloop.data.order import splitmix
-from ftloop.sharding import weights_of
-from ftloop.tracking import MetricLog, NoMetricLog, Step
+from ftloop.sampler import splitmix
+from ftloop.devices.sharding import weights_of
+from ftloop.logs.terminal import MetricLog, NoMetricLog, Step
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -12,8 +12,8 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from ftloop.checkpoint import TrainState
 from ftloop.config import Config
-from ftloop.data.loader import TOKENS, batch_of
-from ftloop.data.order import TrainOrder
+from ftloop.loader import TOKENS, batch_of
+from ftloop.sampler import TrainOrder
 from ftloop.errors import TrainingError, UserError
 
 logger = logging.getLogger("ftloop")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ftloop.config import Config
-    from ftloop.task import Task
+    from ftloop.tasks.classification import Task
 
 logger = logging.getLogger("ftloop")
 
@@ -46,7 +46,7 @@ def extract(
     The file has the columns split, row (its id), label (a name, a list of names, or a number) and features (list of
     float32), in the order of `splits` and row ids. Raises UserError.
     """
-    from ftloop import tracking
+    from ftloop.logs import terminal as tracking
     from ftloop.report.scored import loaded, some_rows, source_rows
 
     file = Path(out)
@@ -82,9 +82,9 @@ def extract(
 
 def opened(source: str, words: tuple[str, ...], pretrained: bool) -> "tuple[Config, Task, PreTrainedModel, Any]":
     """The config, task, model (ready to compute) and accelerator of a config file with options, or of a run."""
-    from ftloop import kernels
+    from ftloop.distributed import kernels
     from ftloop.config import from_command_line, read_record, validate
-    from ftloop.devices import start_accelerator
+    from ftloop.distributed import start_accelerator
     from ftloop.evaluation import adapt, load_run
 
     finished = Path(source).is_dir()
@@ -134,8 +134,8 @@ def features_of(
     batch_size: int = 64,
 ) -> tuple[numpy.ndarray, numpy.ndarray]:
     """Of a split, or `at_most` of its rows at random: row ids, int64 [rows], and features, float32 [rows, width]."""
-    from ftloop import kernels
-    from ftloop.devices import start_accelerator
+    from ftloop.distributed import kernels
+    from ftloop.distributed import start_accelerator
     from ftloop.report.scored import loaded, some_rows, source_rows
 
     total = len(source_rows(task, split))
@@ -159,7 +159,7 @@ def features_by_block(
     """Blocks of (row ids, encoded labels, features float32 [rows, width]) in the order of the ids."""
     import torch
 
-    from ftloop.data.loader import TOKENS
+    from ftloop.loader import TOKENS
     from ftloop.evaluation import evaluation_loader
 
     base = getattr(model, "base_model", None)
@@ -216,7 +216,7 @@ def patches(batch: dict[str, "torch.Tensor"], config: Any) -> int:
 
 
 def of_texts(pooled: "torch.Tensor", windows: "torch.Tensor") -> "torch.Tensor":
-    """(windows, width) to (texts, width): the mean of a text's windows, as its logits are (ftloop/text.py)."""
+    """(windows, width) to (texts, width): the mean of a text's windows, as its logits are (ftloop/tasks/text.py)."""
     absent = (windows < 0).unsqueeze(-1)
     return pooled[windows.clamp(min=0)].masked_fill(absent, 0).sum(dim=1) / (~absent).sum(dim=1)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ftloop.data.order import EvaluationOrder, TrainOrder, mix, seeded
+from ftloop.sampler import EvaluationOrder, TrainOrder, mix, seeded
 from ftloop.data.stream import Stream
 
 TOKENS = "tokens: real, computed"  # a key of batches that no input of a model can have

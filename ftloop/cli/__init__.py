@@ -1,0 +1,1 @@
+"""The command line: Job, config files, records of runs, subcommands."""

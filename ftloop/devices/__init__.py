@@ -1,0 +1,1 @@
+"""Setups: what makes a run fast, or makes it fit into memory."""

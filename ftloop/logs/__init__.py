@@ -1,0 +1,1 @@
+"""Observers that show a run: progress bar, score table, experiment trackers."""

@@ -1,0 +1,1 @@
+"""Text, image and other classification tasks, their collators, metrics and predictions."""
