@@ -1,1 +1,1 @@
-"""Runs that exist on disk: read their record, load their model, evaluate them, predict with them."""
+"""Runs on disk: read their record, load their model, evaluate them, and predict with them."""

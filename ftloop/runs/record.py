@@ -1,0 +1,131 @@
+"""Rebuild the Config of a run from its record, config.json.
+
+The record is data: values, and the qualified names of classes and functions ("package.module:name").
+The names are imported from ftloop, from installed packages and from the folders where the run found
+them, but never from the run folder: nothing in a run folder is executed.
+"""
+
+import dataclasses
+import functools
+import importlib
+import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any
+
+from ftloop.config import Config, read_record
+from ftloop.errors import UserError
+
+
+def load_config(run_dir: str | Path) -> Config:
+    """Return the config of a run, with `run_dir` set to where the run is now.
+
+    Raises UserError if the folder holds no run, if the code of the run cannot be imported, or if its
+    record names a file of the run folder.
+    """
+    run_dir = Path(run_dir)
+    record = read_record(run_dir)
+    for folder in record["import_from"]:
+        if not is_inside(folder, run_dir):
+            add_to_path(folder)
+    for module in sorted(modules_in(record["config"])):
+        if is_module_inside(module, run_dir):
+            raise UserError(
+                f"the record of {str(run_dir)!r} names the module {module}, which is a file of the run "
+                "folder. Nothing in a run folder is executed: move the module to another folder."
+            )
+    config = decode(record["config"])
+    if not isinstance(config, Config):
+        raise UserError(f"{run_dir / 'config.json'} holds no ftloop.Config.")
+    return dataclasses.replace(config, run_dir=str(run_dir))
+
+
+def decode(value: Any) -> Any:
+    """Return what `ftloop.config.encode` encoded. Lists become tuples, because configs are immutable.
+
+    Raises UserError for a name that cannot be imported and for a field that a class does not have.
+    """
+    if isinstance(value, list):
+        return tuple(decode(item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    if "class" in value:
+        return _decode_dataclass(value)
+    if "function" in value:
+        function = import_name(value["function"])
+        if "arguments" not in value:
+            return function
+        return functools.partial(
+            function, *decode(value["arguments"]), **decode(value.get("options", {}))
+        )
+    if "pairs" in value:  # a dictionary that has one of these words among its keys
+        return {key: decode(item) for key, item in value["pairs"]}
+    return {key: decode(item) for key, item in value.items()}
+
+
+def _decode_dataclass(value: dict[str, Any]) -> Any:
+    cls = import_name(value["class"])
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        raise UserError(f"the record names {value['class']} as a dataclass, which it is not.")
+    fields = {name: decode(item) for name, item in value.items() if name != "class"}
+    unknown = fields.keys() - {field.name for field in dataclasses.fields(cls)}
+    if unknown:
+        raise UserError(
+            f"the record has fields that {value['class']} lacks: {', '.join(sorted(unknown))}. It was "
+            "written by another version of this code."
+        )
+    return cls(**fields)
+
+
+def import_name(name: str) -> Any:
+    """Return the function or class with a qualified name, "package.module:name". Raises UserError."""
+    module, colon, path = str(name).partition(":")
+    if not colon:
+        raise UserError(f"{name!r} is not a qualified name: write MODULE:NAME.")
+    try:
+        return functools.reduce(getattr, path.split("."), importlib.import_module(module))
+    except Exception as error:  # a module can raise anything while it is imported
+        raise UserError(f"{name!r} cannot be imported: {error}") from error
+
+
+def modules_in(encoded: Any) -> set[str]:
+    """Return the modules outside ftloop whose classes or functions an encoded config names."""
+    if isinstance(encoded, list):
+        return set().union(*map(modules_in, encoded))
+    if not isinstance(encoded, dict):
+        return set()
+    modules = set().union(*map(modules_in, encoded.values()))
+    for kind in ("class", "function"):
+        if isinstance(encoded.get(kind), str):
+            module = encoded[kind].partition(":")[0]
+            if module.partition(".")[0] != "ftloop":
+                modules.add(module)
+    return modules
+
+
+def add_to_path(folder: str | Path) -> None:
+    """Make the modules of a folder importable, also in data workers, which inherit sys.path."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+def is_inside(path: str | Path, folder: Path) -> bool:
+    """Tell whether a path, with its links resolved, is a folder or lies inside it."""
+    return Path(path).resolve().is_relative_to(folder.resolve())
+
+
+def is_module_inside(module: str, folder: Path) -> bool:
+    """Tell whether importing a module would execute a file inside a folder. Imports nothing.
+
+    The module may lie in a subfolder: with runs/ in the working directory, `runs.mrpc.task` is a file
+    of the run folder runs/mrpc.
+    """
+    search_path = None  # sys.path for the first part, then the folders of each package
+    for part in module.split("."):
+        spec = PathFinder.find_spec(part, search_path)
+        if spec is None:
+            return False
+        if spec.origin is not None and is_inside(spec.origin, folder):
+            return True
+        search_path = spec.submodule_search_locations
+    return False
