@@ -1,6 +1,6 @@
 """Rebuild the Config of a run from its record, config.json.
 
-The record is data: values, and the qualified names of classes and functions ("package.module:name").
+The record is data: values, and qualified names of classes and functions ("package.module:name").
 The names are imported from ftloop, from installed packages and from the folders where the run found
 them, but never from the run folder: nothing in a run folder is executed.
 """
@@ -20,8 +20,8 @@ from ftloop.errors import UserError
 def load_config(run_dir: str | Path) -> Config:
     """Return the config of a run, with `run_dir` set to where the run is now.
 
-    Raises UserError if the folder holds no run, if the code of the run cannot be imported, or if its
-    record names a file of the run folder.
+    Raises UserError if the folder holds no run, if the code of the run cannot be imported, or if
+    its record names a file of the run folder.
     """
     run_dir = Path(run_dir)
     record = read_record(run_dir)
@@ -31,8 +31,8 @@ def load_config(run_dir: str | Path) -> Config:
     for module in sorted(modules_in(record["config"])):
         if is_module_inside(module, run_dir):
             raise UserError(
-                f"the record of {str(run_dir)!r} names the module {module}, which is a file of the run "
-                "folder. Nothing in a run folder is executed: move the module to another folder."
+                f"the record of {str(run_dir)!r} names the module {module}, which is a file of the "
+                "run folder. Nothing in a run folder is executed: move the module elsewhere."
             )
     config = decode(record["config"])
     if not isinstance(config, Config):
@@ -41,7 +41,7 @@ def load_config(run_dir: str | Path) -> Config:
 
 
 def decode(value: Any) -> Any:
-    """Return what `ftloop.config.encode` encoded. Lists become tuples, because configs are immutable.
+    """Return what `ftloop.config.encode` encoded. Lists become tuples: configs are immutable.
 
     Raises UserError for a name that cannot be imported and for a field that a class does not have.
     """
@@ -71,14 +71,14 @@ def _decode_dataclass(value: dict[str, Any]) -> Any:
     unknown = fields.keys() - {field.name for field in dataclasses.fields(cls)}
     if unknown:
         raise UserError(
-            f"the record has fields that {value['class']} lacks: {', '.join(sorted(unknown))}. It was "
-            "written by another version of this code."
+            f"the record has fields that {value['class']} lacks: {', '.join(sorted(unknown))}. "
+            "It was written by another version of this code."
         )
     return cls(**fields)
 
 
 def import_name(name: str) -> Any:
-    """Return the function or class with a qualified name, "package.module:name". Raises UserError."""
+    """Return the function or class named "package.module:name". Raises UserError."""
     module, colon, path = str(name).partition(":")
     if not colon:
         raise UserError(f"{name!r} is not a qualified name: write MODULE:NAME.")
@@ -117,7 +117,7 @@ def is_inside(path: str | Path, folder: Path) -> bool:
 def is_module_inside(module: str, folder: Path) -> bool:
     """Tell whether importing a module would execute a file inside a folder. Imports nothing.
 
-    The module may lie in a subfolder: with runs/ in the working directory, `runs.mrpc.task` is a file
+    The module may be in a package: with runs/ in the working directory, `runs.mrpc.task` is a file
     of the run folder runs/mrpc.
     """
     search_path = None  # sys.path for the first part, then the folders of each package
