@@ -3,8 +3,10 @@
 A source of another kind is a subclass that overrides `read`: see `ftloop/data/samples.py` for one.
 """
 
+import dataclasses
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +17,6 @@ from ftloop.data.formats import READERS, check_options, format_of, local_files, 
 from ftloop.data.shape import shape
 from ftloop.data.splits import SPLIT_NAMES, SPLITS, rename_splits
 from ftloop.errors import UserError, nearest, root_cause
-from ftloop.cli.options import OptionalFunction, Pairs, no_pairs
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -30,22 +31,22 @@ class Data:
     path: str | None = None  # a Hub id (nyu-mll/glue), a folder with train.*, validation.*, test.*, or one file
     name: str | None = None  # configuration of a Hub data set (mrpc)
     revision: str | None = None  # commit, tag or branch of a Hub data set
-    files: Pairs = no_pairs()  # split and file in turn: train a.csv validation b.csv test c.csv
+    files: dict[str, Any] = dataclasses.field(default_factory=dict)  # split and file in turn: train a.csv validation b.csv test c.csv
     format: str | None = None  # how files are read (see docs/data.md); left out: by the ending
     field: tuple[str, ...] = ()  # the key of nested JSON or of a pickled dictionary: data.rows; several: side by side
     query: str | None = None  # of an SQLite file: SELECT ...
-    options: Pairs = no_pairs()  # for the reader: sep ; quoting 3 encoding latin-1 names text,label
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)  # for the reader: sep ; quoting 3 encoding latin-1 names text,label
     trust_pickle: bool = False  # read pickled files, which run code of whoever wrote them
     sources: Annotated[tuple[Any, ...], tyro.conf.Suppress] = ()  # several Data, one after the other
     probabilities: Annotated[tuple[float, ...], tyro.conf.Suppress] = ()  # of drawing from each of `sources`
-    splits: Pairs = no_pairs()  # split and its name in the source: validation validation_matched
+    splits: dict[str, Any] = dataclasses.field(default_factory=dict)  # split and its name in the source: validation validation_matched
     streaming: bool = False  # read train while training, for sources larger than memory or disk
     shuffle_buffer: int = 10_000  # rows of a stream that are held in memory and shuffled together
 
-    columns: Pairs = no_pairs()  # the columns to keep, our name and the source's: text review
-    map: OptionalFunction = None  # f(row) -> a dictionary of columns to change or add; before join and filter
-    join: Pairs = no_pairs()  # several as one: text title,body; text * joins all columns of texts, label names too
-    filter: OptionalFunction = None  # f(row) -> whether it stays
+    columns: dict[str, Any] = dataclasses.field(default_factory=dict)  # the columns to keep, our name and the source's: text review
+    map: Callable[..., Any] | None = None  # f(row) -> a dictionary of columns to change or add; before join and filter
+    join: dict[str, Any] = dataclasses.field(default_factory=dict)  # several as one: text title,body; text * joins all columns of texts, label names too
+    filter: Callable[..., Any] | None = None  # f(row) -> whether it stays
 
     validation: float = 0.1  # rows (from 1) or share (below 1) cut from train if there is no such split; 0: none
     test: float = 0.0  # likewise for test

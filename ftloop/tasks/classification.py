@@ -20,7 +20,6 @@ from ftloop.data.labels import Labels, ProblemType
 from ftloop.data.shape import TEXTS, code_of, drop_duplicates, require_columns, shape
 from ftloop.data.splits import cut_splits, limit_rows, warn_of_no_effect
 from ftloop.errors import UserError, nearest, root_cause
-from ftloop.cli.options import Pairs
 
 if TYPE_CHECKING:
     import torch
@@ -122,12 +121,12 @@ class Classification(Task):
 
     model: str = ""  # a Hub id or a folder that from_pretrained reads
     init: Literal["pretrained", "random"] = "pretrained"  # random: the architecture, also by its type alone (vit, bert)
-    model_options: Pairs = field(default_factory=dict)  # changes of the model's configuration: hidden_size 192
+    model_options: dict[str, Any] = field(default_factory=dict)  # changes of the model's configuration: hidden_size 192
     data: Data = field(default_factory=Data)
     label_column: tuple[str, ...] = ("label",)  # one; or several columns of 0/1, one per label; code_*, * all others
     label_separator: str | None = None  # splits the text of the label column into several labels: ","
     label_lower: bool = False  # labels in lower case, so that Joy and joy are one
-    label_merge: Pairs = field(default_factory=dict)  # label and what it becomes: grief sadness annoyance anger
+    label_merge: dict[str, Any] = field(default_factory=dict)  # label and what it becomes: grief sadness annoyance anger
     label_min_rows: int = 0  # rows that a class must have; those of rarer classes are dropped, or renamed:
     label_rare: str | None = None  # what the classes below --task.label-min-rows become: other
     label_names: tuple[str, ...] = ()  # in the order of the ids, or one file with a name a line; left out: from train
