@@ -1,0 +1,436 @@
+"""Check the shape of the project: the size of its files and the direction of its imports.
+
+`make house` runs this. It prints what it measured, then lists every broken rule, and exits with
+status 1 if there is one. The rules and their bounds are in house.toml.
+
+An import counts wherever it stands: at the top of a file, inside a function, or under
+`TYPE_CHECKING`. So does a string that names a module of the package, such as "ftloop.report",
+because `importlib.import_module` turns it into an import. Importing `a.b.c` also imports the
+packages `a` and `a.b`, except those that contain the importing module.
+
+The tool needs nothing but the standard library.
+"""
+
+import argparse
+import ast
+import io
+import sys
+import tokenize
+import tomllib
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+DYNAMIC_IMPORTS = ("__import__", "import_module", "exec", "eval", "run_module", "run_path")
+LAYOUT_TOKENS = (
+    *(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE),
+    *(tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER),
+)
+SKIPPED_FOLDERS = {"__pycache__", "build", "dist", "runs", "node_modules"}
+Graph = dict[str, set[str]]
+
+
+@dataclass
+class Module:
+    """One Python file: its text, its syntax tree and its place in the project."""
+
+    path: str  # relative to the root of the project, with forward slashes
+    name: str  # "ftloop.tasks.text"; a package has the name of its folder
+    part: str  # "core", the name of a folder in the package, the folder of a use, or "scripts"
+    text: str
+    nodes: list[ast.AST]  # of the syntax tree, the module first
+    # Imported module of the project -> the first line that imports it
+    imports: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def is_package(self) -> bool:
+        return self.path.endswith("__init__.py")
+
+    def hides(self, package: str) -> bool:
+        """Return whether a package is imported only because a module in it is imported."""
+        return any(name.startswith(f"{package}.") for name in self.imports)
+
+
+@dataclass
+class House:
+    """The modules of a project, the rules of its house.toml and the rules that were broken."""
+
+    root: Path
+    rules: dict[str, Any]
+    modules: dict[str, Module]
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def package(self) -> str:
+        return self.rules["core"]["folder"]
+
+    @property
+    def parts(self) -> list[str]:
+        """The folders of the package, those in the table first and in its order."""
+        folders = {module.part for module in self.modules.values() if self.is_inside(module)}
+        table = [name for name in self.rules["imports"] if name in folders]
+        return table + sorted(folders - {"core", *table})
+
+    def is_inside(self, module: Module) -> bool:
+        """Return whether a module belongs to the core or to a part."""
+        return module.name.split(".")[0] == self.package
+
+    def members(self, part: str) -> list[Module]:
+        return [module for module in self.modules.values() if module.part == part]
+
+    def report(self, problem: str) -> None:
+        self.problems.append(problem)
+
+
+# Reading the project
+
+
+def read_house(root: Path) -> House:
+    """Parse every Python file of the project and resolve its imports."""
+    with (root / "house.toml").open("rb") as file:
+        rules = tomllib.load(file)
+    package = rules["core"]["folder"]
+    house = House(root, rules, {})
+    for path in find_files(root, [package, *rules["uses"]["folders"]]):
+        module = read_module(root, path, package)
+        house.modules[module.name] = module
+    for module in house.modules.values():
+        for name, line in find_imports(module, house):
+            if name != module.name:
+                module.imports.setdefault(name, line)
+    return house
+
+
+def find_files(root: Path, folders: list[str]) -> Iterator[Path]:
+    yield from sorted(root.glob("*.py"))
+    for folder in folders:
+        for path in sorted((root / folder).rglob("*.py")):
+            if not SKIPPED_FOLDERS & set(path.relative_to(root).parts):
+                yield path
+
+
+def read_module(root: Path, path: Path, package: str) -> Module:
+    relative = path.relative_to(root)
+    parents = relative.parts[:-1]
+    if not parents:
+        part = "scripts"
+    elif parents[0] != package:
+        part = parents[0]
+    else:
+        part = parents[1] if len(parents) > 1 else "core"
+    name = ".".join(parents if relative.stem == "__init__" else (*parents, relative.stem))
+    text = path.read_text(encoding="utf-8")
+    nodes = list(ast.walk(ast.parse(text, filename=str(path))))
+    return Module(relative.as_posix(), name, part, text, nodes)
+
+
+def find_imports(module: Module, house: House) -> Iterator[tuple[str, int]]:
+    """Yield the modules of the project that a module imports, with the line of each import."""
+    docstrings = set(docstring_nodes(module))
+    for node in module.nodes:
+        targets = []
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = absolute_name(module, node)
+            targets = [f"{base}.{alias.name}" for alias in node.names]
+        elif is_string(node) and house.is_inside(module) and node not in docstrings:
+            targets = module_in_string(node.value, house)
+        for target in targets:
+            for name in resolve(target, module, house):
+                yield name, node.lineno
+
+
+def absolute_name(module: Module, node: ast.ImportFrom) -> str:
+    """Return the module after `from`, with the dots of a relative import resolved."""
+    if not node.level:
+        return node.module or ""
+    levels_up = node.level - (1 if module.is_package else 0)
+    parents = module.name.split(".")
+    base = parents[: len(parents) - levels_up]
+    return ".".join([*base, node.module] if node.module else base)
+
+
+def module_in_string(text: str, house: House) -> list[str]:
+    """Return the module that a string names: "ftloop.report" or "ftloop.report.page:build"."""
+    if not text.startswith(f"{house.package}."):
+        return []
+    name = text.partition(":")[0]
+    is_dotted_name = all(word.isidentifier() for word in name.split("."))
+    return [name] if is_dotted_name else []
+
+
+def resolve(target: str, module: Module, house: House) -> list[str]:
+    """Return the modules that importing `target` in `module` runs.
+
+    A name that is no module is one of its parent's attributes: the parent is imported.
+    """
+    if target.split(".")[0] in house.rules["uses"]["libraries"]:
+        return []
+    words = target.split(".")
+    names = [".".join(words[:count]) for count in range(len(words), 0, -1)]
+    if module.part not in ("core", *house.parts):  # tests import helpers that lie beside them
+        names += [f"{module.part}.{name}" for name in names]
+    known = [name for name in names if name in house.modules]
+    if not known:
+        return []
+    packages = [name for name in known[1:] if not f"{module.name}.".startswith(f"{name}.")]
+    return [known[0], *packages]
+
+
+# Measuring
+
+
+def docstring_nodes(module: Module) -> Iterator[ast.Constant]:
+    """Yield strings that stand alone as a statement: docstrings of all kinds."""
+    for node in module.nodes:
+        if isinstance(node, ast.Expr) and is_string(node.value):
+            yield node.value
+
+
+def is_string(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def count_code_lines(module: Module) -> int:
+    """Count the lines of code: without blank lines, comments and docstrings."""
+    docstrings = {(node.lineno, node.col_offset) for node in docstring_nodes(module)}
+    lines = set()
+    for token in tokenize.generate_tokens(io.StringIO(module.text).readline):
+        if token.type not in LAYOUT_TOKENS and token.start not in docstrings:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    text = module.text.splitlines()
+    return sum(bool(text[line - 1].strip()) for line in lines)
+
+
+def functions_of(module: Module) -> list[tuple[int, str]]:
+    """Return (lines, name) of each function; methods are called "Class.method"."""
+    lengths = []
+
+    def visit(node: ast.AST, prefix: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            name = prefix
+            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                name = f"{prefix}.{child.name}" if prefix else child.name
+                if not isinstance(child, ast.ClassDef):
+                    lengths.append((child.end_lineno - child.lineno + 1, name))
+            visit(child, name)
+
+    visit(module.nodes[0], "")
+    return lengths
+
+
+def find_cycles(graph: Graph) -> list[list[str]]:
+    """Return the strongly connected components with more than one node (Tarjan, 1972)."""
+    index: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    cycles = []
+
+    def visit(node: str) -> None:
+        index[node] = lowest[node] = len(index)
+        stack.append(node)
+        for target in sorted(graph.get(node, ())):
+            if target not in index:
+                visit(target)
+                lowest[node] = min(lowest[node], lowest[target])
+            elif target in stack:
+                lowest[node] = min(lowest[node], index[target])
+        if lowest[node] == index[node]:
+            start = stack.index(node)
+            component = stack[start:]
+            del stack[start:]
+            if len(component) > 1:
+                cycles.append(sorted(component))
+
+    for node in sorted(graph):
+        if node not in index:
+            visit(node)
+    return cycles
+
+
+# The checks: each prints what it measured and reports what breaks a rule
+
+
+def check_core(house: House) -> None:
+    """Check the number of files and the lines of code of the core."""
+    bounds = house.rules["core"]
+    sizes = {module.path: count_code_lines(module) for module in house.members("core")}
+    print("The core: lines of code (blank lines, comments and docstrings are not counted)")
+    for path, size in sizes.items():
+        print(f"  {path:<36}{size:>6}")
+        if size > bounds["max_lines_per_file"]:
+            limit = bounds["max_lines_per_file"]
+            house.report(f"{path}: {size} lines of code, but a core file has at most {limit}.")
+    total = sum(sizes.values())
+    print(f"  {'in all, of at most ' + str(bounds['max_lines']):<36}{total:>6}")
+    print(f"  {'files, of at most ' + str(bounds['max_files']):<36}{len(sizes):>6}")
+    if total > bounds["max_lines"]:
+        house.report(f"core: {total} lines of code, but at most {bounds['max_lines']} are allowed.")
+    if len(sizes) > bounds["max_files"]:
+        house.report(f"core: {len(sizes)} files, but at most {bounds['max_files']} are allowed.")
+
+
+def check_sizes(house: House) -> None:
+    """Check the lengths of files and functions; print the longest of each part."""
+    limits = house.rules["limits"]
+    file_limit, function_limit = limits["max_lines_per_file"], limits["max_lines_per_function"]
+    print(
+        f"\nThe longest file (limit {file_limit}) and function (limit {function_limit}) of each part"
+    )
+    for part in ["core", *house.parts, "scripts", *house.rules["uses"]["folders"]]:
+        is_bounded = part not in limits["reported_only"]
+        files, functions = [], [(0, "-")]
+        for module in house.members(part):
+            files.append((len(module.text.splitlines()), module.path))
+            functions += functions_of(module)
+            if is_bounded:
+                check_module_sizes(house, module)
+        if files:
+            lines, path = max(files)
+            length, name = max(functions)
+            note = "" if is_bounded else "  (not bounded)"
+            print(f"  {part:<12}{path:<36}{lines:>5}   {name:<40}{length:>4}{note}")
+
+
+def check_module_sizes(house: House, module: Module) -> None:
+    """Check the lengths of a file and of its functions."""
+    limits = house.rules["limits"]
+    lines = len(module.text.splitlines())
+    if lines > limits["max_lines_per_file"]:
+        house.report(f"{module.path}: {lines} lines (limit {limits['max_lines_per_file']}).")
+    for length, name in functions_of(module):
+        default = limits["max_lines_per_function"]
+        limit = limits["functions"].get(f"{module.path}:{name}", default)
+        if length > limit:
+            house.report(f"{module.path}: {name}() has {length} lines (limit {limit}).")
+
+
+def check_columns(house: House) -> None:
+    """Check the width of every line."""
+    limit = house.rules["limits"]["max_columns"]
+    count = 0
+    for module in house.modules.values():
+        lines = enumerate(module.text.splitlines(), start=1)
+        numbers = [str(number) for number, line in lines if len(line) > limit]
+        count += len(numbers)
+        if numbers:
+            examples = ", ".join([*numbers[:5], "..."] if len(numbers) > 5 else numbers)
+            house.report(
+                f"{module.path}: {len(numbers)} lines with over {limit} columns (line {examples})."
+            )
+    print(f"\nLines with more than {limit} columns: {count}")
+
+
+def check_cycles(house: House) -> None:
+    """Check that no modules, and no parts, import each other in a circle."""
+    modules = {name: set(module.imports) for name, module in house.modules.items()}
+    parts: Graph = defaultdict(set)
+    for module in house.modules.values():
+        if house.is_inside(module):
+            targets = [house.modules[name] for name in module.imports]
+            parts[module.part] |= {target.part for target in targets} - {module.part}
+    module_cycles, part_cycles = find_cycles(modules), find_cycles(parts)
+    print(f"Import cycles: {len(module_cycles)} of modules, {len(part_cycles)} of parts")
+    for cycle in module_cycles:
+        for name in cycle:
+            module = house.modules[name]
+            for target in sorted(set(module.imports) & set(cycle)):
+                line = module.imports[target]
+                house.report(
+                    f"{module.path}:{line}: imports {target}, which closes an import cycle."
+                )
+    for cycle in part_cycles:
+        house.report(f"parts: {', '.join(cycle)} import each other in a circle.")
+
+
+def check_directions(house: House) -> None:
+    """Check that imports point down, and only to the parts that the table allows."""
+    table = house.rules["imports"]
+    counts: dict[tuple[str, str], int] = defaultdict(int)
+    for module in filter(house.is_inside, house.modules.values()):
+        for name, line in module.imports.items():
+            target = house.modules[name].part
+            place = f"{module.path}:{line}: imports {name}"
+            if target in (module.part, "core") or module.hides(name):
+                continue
+            counts[module.part, target] += 1
+            if target not in house.parts:
+                house.report(f"{place}, but neither the core nor a part imports a use.")
+            elif module.part == "core":
+                house.report(f"{place}, but the core imports no part.")
+            elif target not in table.get(module.part, ()):
+                house.report(f"{place}, but house.toml does not list {module.part} -> {target}.")
+    print("Imports between parts (in brackets: allowed by house.toml, but not used)")
+    for part in house.parts:
+        used = [
+            f"{target} {counts[part, target]}" for target in house.parts if (part, target) in counts
+        ]
+        unused = [f"({target})" for target in table.get(part, ()) if (part, target) not in counts]
+        print(f"  {part:<12}-> {', '.join([*used, *unused]) or 'the core only'}")
+
+
+def check_dynamic_imports(house: House) -> None:
+    """Check that no core file imports by a computed name or runs code that is not written there."""
+    for module in house.members("core"):
+        for node in module.nodes:
+            names = []
+            if isinstance(node, ast.ImportFrom):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                names = [node.func.id]
+            elif (
+                isinstance(node, ast.Attribute) and node.attr != "eval"
+            ):  # model.eval() is harmless
+                names = [node.attr]
+            for name in set(names) & set(DYNAMIC_IMPORTS):
+                house.report(f"{module.path}:{node.lineno}: uses {name}, a dynamic import.")
+
+
+def check_star_arguments(house: House) -> None:
+    """Check that no call unpacks a tuple or list that is written out: use keyword arguments."""
+    count = 0
+    for module in house.modules.values():
+        for node in module.nodes:
+            if not isinstance(node, ast.Call):
+                continue
+            stars = [argument.value for argument in node.args if isinstance(argument, ast.Starred)]
+            for value in stars:
+                if isinstance(value, ast.Tuple | ast.List):
+                    count += 1
+                    house.report(
+                        f"{module.path}:{value.lineno}: a call unpacks a tuple that is written"
+                        " out; use keyword arguments."
+                    )
+    print(f"Star-unpacked tuples in calls: {count}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the measurements and the broken rules; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    default_root = Path(__file__).resolve().parent.parent
+    parser.add_argument("--root", type=Path, default=default_root, help="the folder of house.toml")
+    parser.add_argument("--only", metavar="PATH", help="list only problems of paths that start so")
+    options = parser.parse_args(arguments)
+    house = read_house(options.root)
+    check_core(house)
+    check_sizes(house)
+    check_columns(house)
+    check_cycles(house)
+    check_dynamic_imports(house)
+    check_star_arguments(house)
+    check_directions(house)
+    problems = [text for text in house.problems if text.startswith(options.only or "")]
+    if not problems:
+        print("\nThe house is in order.")
+        return 0
+    print(f"\n{len(problems)} problems:")
+    for problem in problems:
+        print(f"  {problem}")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
