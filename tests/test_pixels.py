@@ -18,7 +18,7 @@ from transformers import ViTConfig, ViTForImageClassification
 from ftloop import Data, ImageClassification, UserError
 from ftloop.checkpoint import TrainState
 from ftloop.data import checks
-from ftloop.data.images import Unreadable, decode
+from ftloop.data.images import UnreadableImage, decode_image
 from ftloop.data.labels import Labels
 from ftloop.loader import Rows, build_loader
 from ftloop.sampler import TrainOrder, seeded
@@ -82,7 +82,7 @@ def test_grey_images_of_all_depths_give_the_same_pixels():
     }
     expected = torch.tensor(GREY).expand(3, -1, -1)
     for name, file in files.items():
-        pixels = decode(file)
+        pixels = decode_image(file)
         assert (pixels.dtype, tuple(pixels.shape)) == (torch.uint8, (3, 12, 10)), name
         assert torch.equal(pixels, expected), name
 
@@ -97,13 +97,13 @@ def test_grey_images_of_all_depths_give_the_same_pixels():
 )
 def test_values_out_of_range_are_not_clipped(values, message):
     file = encoded(Image.fromarray(values), "tiff")
-    with pytest.raises(Unreadable) as error:
-        decode(file)
+    with pytest.raises(UnreadableImage) as error:
+        decode_image(file)
     assert message in str(error.value.__cause__)
 
 
 def test_one_bit_is_black_and_white():
-    pixels = decode(encoded(Image.fromarray(GREY > 100)))
+    pixels = decode_image(encoded(Image.fromarray(GREY > 100)))
     assert torch.equal(pixels, torch.tensor(GREY > 100).expand(3, -1, -1) * torch.tensor(255, dtype=torch.uint8))
 
 
@@ -117,19 +117,19 @@ def test_transparency_becomes_white():
     grey = Image.new("LA", (4, 2), (10, 255))
     grey.paste((0, 0), (0, 0, 2, 2))
     for file in (encoded(rgba), encoded(rgba, "webp", lossless=True), encoded(palette, transparency=0)):
-        pixels = decode(file)
+        pixels = decode_image(file)
         assert pixels[:, 0, 0].tolist() == WHITE
         assert pixels[:, 1, 3].tolist() == RED
-    assert decode(encoded(grey))[:, 0].tolist() == [[255, 255, 10, 10]] * 3
-    assert decode(encoded(half))[:, 0, 0].tolist() == [127, 127, 255]
-    assert decode(encoded(palette, transparency=bytes([0, 255])))[:, 0, 0].tolist() == WHITE
+    assert decode_image(encoded(grey))[:, 0].tolist() == [[255, 255, 10, 10]] * 3
+    assert decode_image(encoded(half))[:, 0, 0].tolist() == [127, 127, 255]
+    assert decode_image(encoded(palette, transparency=bytes([0, 255])))[:, 0, 0].tolist() == WHITE
 
 
 def test_cmyk_and_other_colour_spaces_become_rgb():
     image = Image.new("RGB", (16, 16), (200, 100, 50))
     for file in (encoded(image.convert("CMYK"), "jpeg", quality=100), encoded(image.convert("CMYK"), "tiff")):
-        assert decode(file)[:, 8, 8].tolist() == pytest.approx([200, 100, 50], abs=3)
-    assert decode(encoded(image.convert("YCbCr"), "tiff"))[:, 8, 8].tolist() == pytest.approx([200, 100, 50], abs=3)
+        assert decode_image(file)[:, 8, 8].tolist() == pytest.approx([200, 100, 50], abs=3)
+    assert decode_image(encoded(image.convert("YCbCr"), "tiff"))[:, 8, 8].tolist() == pytest.approx([200, 100, 50], abs=3)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -148,16 +148,16 @@ def test_an_image_is_turned_as_its_exif_says(orientation):
     image = upright.transpose(stored[orientation]) if orientation in stored else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
-    assert torch.equal(decode(encoded(image, exif=exif)), decode(encoded(upright)))
+    assert torch.equal(decode_image(encoded(image, exif=exif)), decode_image(encoded(upright)))
 
 
 def test_paths_bytes_and_both_are_the_same(tmp_path):
     file = tmp_path / "a.png"
     file.write_bytes(photo(1))
-    first = decode(str(file))
+    first = decode_image(str(file))
     for cell in (photo(1), {"bytes": photo(1), "path": None}, {"bytes": None, "path": str(file)}):
-        assert torch.equal(decode(cell), first)
-    assert torch.equal(decode({"bytes": photo(1), "path": "nowhere.png"}), first)
+        assert torch.equal(decode_image(cell), first)
+    assert torch.equal(decode_image({"bytes": photo(1), "path": "nowhere.png"}), first)
 
 
 def test_a_huge_image_leaves_only_what_the_model_sees():
@@ -182,15 +182,15 @@ BROKEN = {
 def test_what_cannot_be_decoded_is_one_error_that_names_the_file(tmp_path, name):
     if name in BROKEN:
         (tmp_path / name).write_bytes(BROKEN[name])
-    with pytest.raises(Unreadable, match=name):
-        decode(str(tmp_path / name))
+    with pytest.raises(UnreadableImage, match=name):
+        decode_image(str(tmp_path / name))
 
 
 def test_a_bomb_is_an_error_and_a_large_image_is_none(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150)
-    assert decode(encoded(Image.new("L", (16, 16)))).shape == (3, 16, 16)  # PIL would warn of up to twice as many
-    with pytest.raises(Unreadable, match="DecompressionBomb"):
-        decode(encoded(Image.new("L", (32, 32))))
+    assert decode_image(encoded(Image.new("L", (16, 16)))).shape == (3, 16, 16)  # PIL would warn of up to twice as many
+    with pytest.raises(UnreadableImage, match="DecompressionBomb"):
+        decode_image(encoded(Image.new("L", (32, 32))))
 
 
 # ---- unreadable images are found before training
@@ -243,7 +243,7 @@ def test_unreadable_images_are_left_out_on_request_and_named(table, tmp_path):
 
 def decoded(task: ImageClassification) -> list[int]:
     """The grey value of each image of train."""
-    return [decode(cell)[0, 0, 0].item() for cell in task.source["train"]["image"]]
+    return [decode_image(cell)[0, 0, 0].item() for cell in task.source["train"]["image"]]
 
 
 def grey_table(folder: Path, value: int, kind: str = "csv") -> str:
@@ -290,7 +290,7 @@ def test_new_tables_have_their_images_beside_them_or_in_the_folder_of_the_run(tm
     rows = Dataset.from_dict({"image": ["a.png"]})
     for folder, value in ((tmp_path, 10), (tmp_path / "other", 20)):
         grey_table(tmp_path / "other", 20)
-        assert [decode(cell)[0, 0, 0].item() for cell in task.place(rows, folder)["image"]] == [value]
+        assert [decode_image(cell)[0, 0, 0].item() for cell in task.place(rows, folder)["image"]] == [value]
 
 
 # ---- augmentation
@@ -333,7 +333,7 @@ def test_pixels_are_a_function_of_seed_epoch_and_row(augment):
 
 def test_without_crop_the_view_is_that_of_evaluation():
     train, evaluation = (small_vit(augment=words)._pixels({}) for words in (("flip",), ()))
-    image = decode(photo(3))
+    image = decode_image(photo(3))
     assert torch.equal(train(image), evaluation(image))
 
 
@@ -370,7 +370,7 @@ def test_mixup_and_cutmix_give_the_exact_loss():
             partners = [{"image": photo(2), "labels": labels[1]}]
             view = View("image", task._pixels({}), partners, 3, {name: 1.0})
             with seeded(4):
-                pixels, target = view.mix(task._pixels({})(decode(photo(1))), labels[0])
+                pixels, target = view.mix(task._pixels({})(decode_image(photo(1))), labels[0])
             share = target[0].item()
             assert 0 < share < 1
             own, other = (task.losses(outputs, torch.tensor([label])) for label in labels)
@@ -430,7 +430,7 @@ def test_the_saved_processor_is_the_view_of_evaluation(shape, tmp_path):
     task.processor.size = {"shortest_edge": 19}
     task.processor.save_pretrained(tmp_path)
     file = photo(7, *shape)
-    ours = task.collate([{"pixel_values": task._pixels({})(decode(file))}])["pixel_values"]
+    ours = task.collate([{"pixel_values": task._pixels({})(decode_image(file))}])["pixel_values"]
     theirs = AutoImageProcessor.from_pretrained(tmp_path)(Image.open(io.BytesIO(file)), return_tensors="pt")
     assert torch.allclose(ours, theirs["pixel_values"], atol=1e-5)
     assert json.loads((tmp_path / "preprocessor_config.json").read_text())["crop_size"] == {"height": 16, "width": 16}
@@ -440,5 +440,5 @@ def test_evaluation_keeps_the_shape_of_things():
     """A wide image with a square in the middle: the square stays one."""
     image = numpy.zeros((40, 80), numpy.uint8)
     image[10:30, 30:50] = 255
-    pixels = small_vit(image_size=40)._pixels({})(decode(encoded(Image.fromarray(image))))
+    pixels = small_vit(image_size=40)._pixels({})(decode_image(encoded(Image.fromarray(image))))
     assert torch.equal(pixels[0], F.crop(torch.tensor(image), 0, 20, 40, 40))

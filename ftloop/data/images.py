@@ -1,4 +1,4 @@
-"""Images in tables and folders: found, decoded, checked."""
+"""Read images from class folders and tables, decode them, and find the unreadable ones."""
 
 import glob
 import io
@@ -6,7 +6,8 @@ import logging
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from ftloop.errors import UserError
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset, DatasetDict
+    from PIL.Image import Image as PILImage
 
 logger = logging.getLogger("ftloop")
 
@@ -22,214 +24,278 @@ logger = logging.getLogger("ftloop")
 # ---- images in class folders
 
 
-def images(folder: Path, pattern: str = "*/*") -> Iterable[Path]:
-    """The images in the class folders of a folder, without those that `datasets` would not see: .name and __name."""
+def iterate_images(folder: Path, pattern: str = "*/*") -> Iterator[Path]:
+    """Yield the images that match a pattern in a folder, by default those in its class folders.
+
+    Hidden files, and files in folders named .NAME or __NAME, are skipped, because the builder of
+    `datasets` does not see them either.
+    """
     from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-    endings = set(ImageFolder.EXTENSIONS)  # in lower case
+    extensions = set(ImageFolder.EXTENSIONS)  # in lower case
     for file in folder.glob(pattern):
-        inner = file.relative_to(folder).parent.name
-        if file.suffix.lower() in endings and not file.name.startswith(".") and not inner.startswith((".", "__")):
+        parent = file.relative_to(folder).parent.name
+        hidden = file.name.startswith(".") or parent.startswith((".", "__"))
+        if file.suffix.lower() in extensions and not hidden:
             yield file
 
 
-def images_of(folder: str) -> list[str]:
-    """The images in a folder and in its class folders, sorted by path. Raises UserError if there are none."""
-    place, patterns = Path(folder), ("*", "*/*")
-    found = sorted(str(file) for pattern in patterns for file in images(place, pattern) if file.is_file())
-    if not found:
-        raise UserError(f"the folder {folder!r} holds no images, nor do the folders in it")
-    others = {str(file) for pattern in patterns for file in place.glob(pattern) if file.is_file()} - set(found)
-    if others or next(place.glob("*/*/*"), None):
+def list_images(folder: str) -> list[str]:
+    """Return the images in a folder and its subfolders, sorted by path.
+
+    Raises UserError if there are none.
+    """
+    root, patterns = Path(folder), ("*", "*/*")
+    images, files = set(), set()
+    for pattern in patterns:
+        images |= {str(file) for file in iterate_images(root, pattern) if file.is_file()}
+        files |= {str(file) for file in root.glob(pattern) if file.is_file()}
+    if not images:
+        raise UserError(f"the folder {folder!r} and its subfolders contain no images")
+    ignored = len(files - images)
+    if ignored or next(root.glob("*/*/*"), None):
         logger.info(
-            "data: of the folder %s, %d images; %d other file(s), and deeper folders, are left out",
+            "data: found %d images in %s; %d other file(s) and all deeper folders are ignored",
+            len(images),
             folder,
-            len(found),
-            len(others),
+            ignored,
         )
-    return found
+    return sorted(images)
 
 
-def read_images(folders: dict[str, list[str]], options: dict[str, Any]) -> "DatasetDict":
-    """Columns "image" ({"bytes", "path"}, not decoded) and "label" (a ClassLabel, the same in all splits).
+def read_image_folders(folders: dict[str, list[str]], options: dict[str, Any]) -> "DatasetDict":
+    """Read class folders (CLASS/photo.jpg) as the columns "image" and "label".
 
-    All splits are read at once: a class that one of them lacks does not shift the ids of the others.
+    `folders` maps each split to its folders. An image is {"bytes", "path"}, a label a ClassLabel.
+    All splits are read together, so that they share one list of classes even where a split lacks
+    some of them. Raises UserError if a folder has no images.
     """
     import datasets
 
-    patterns, found, left_out = {}, {}, {}
-    for split, places in folders.items():
-        patterns[split], found[split], left_out[split] = [], 0, []
-        for place in map(Path, places):
-            endings = Counter(file.suffix for file in images(place))
-            if not endings:
-                raise UserError(f"--task.data: {split} folder {str(place)!r} holds no images in class folders")
-            # Globs, for a list of a million names takes `datasets` minutes; by ending, whatever its capitals.
-            patterns[split] += [f"{glob.escape(str(place.absolute()))}/*/*{ending}" for ending in sorted(endings)]
-            found[split] += endings.total()
-            left_out[split] += [entry.name for entry in place.glob("*/[!.]*") if entry.suffix not in endings]
-    chosen = {"drop_labels": False, "drop_metadata": True, **options}
-    data = datasets.load_dataset("imagefolder", data_files=patterns, **chosen)
-    for split, names in left_out.items():
-        if names:
-            shown = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+    patterns: dict[str, list[str]] = {}
+    num_images: Counter[str] = Counter()
+    for split, names in folders.items():
+        patterns[split], ignored = [], []
+        for folder in map(Path, names):
+            counts = Counter(file.suffix for file in iterate_images(folder))
+            if not counts:
+                raise UserError(
+                    f"--data: the {split} folder {str(folder)!r} has no images in class folders"
+                )
+            # Pass one glob per extension, as it is spelled in the folder: for a list of a million
+            # file names, `datasets` takes minutes.
+            root = glob.escape(str(folder.absolute()))
+            patterns[split] += [f"{root}/*/*{extension}" for extension in sorted(counts)]
+            num_images[split] += counts.total()
+            ignored += [
+                entry.name for entry in folder.glob("*/[!.]*") if entry.suffix not in counts
+            ]
+        if ignored:
+            names = ", ".join(sorted(ignored)[:3]) + (", ..." if len(ignored) > 3 else "")
             logger.warning(
-                "data: %s: %d file(s) or folder(s) in class folders are no images, and left out: %s",
-                *(split, len(names), shown),
+                "data: %s: %d entries of the class folders are not images and are ignored: %s",
+                split,
+                len(ignored),
+                names,
             )
-        if len(data[split]) != found[split]:
-            raise UserError(f"--task.data: {split} has {found[split]} images, but {len(data[split])} were read")
+    options = {"drop_labels": False, "drop_metadata": True, **options}
+    data = datasets.load_dataset("imagefolder", data_files=patterns, **options)
+    for split, expected in num_images.items():
+        if len(data[split]) != expected:
+            raise UserError(
+                f"--data: {split} has {expected} images, but only {len(data[split])} were read"
+            )
     return data.cast_column("image", datasets.Image(decode=False))
 
 
 # ---- pixels
 
 
-class Unreadable(UserError):
-    """An image that cannot be decoded. The text names it and says why."""
+class UnreadableImage(UserError):
+    """An image that cannot be decoded. The message names the image and the reason."""
 
 
-def decode(cell: Any) -> "torch.Tensor":
-    """The pixels of an image as its author saw it, uint8 RGB (3, height, width). Raises Unreadable.
+def decode_image(cell: Any) -> "torch.Tensor":
+    """Decode an image to uint8 RGB pixels (3, height, width). Raises UnreadableImage.
 
-    `cell`: a path, the bytes of a file, or both as {"bytes", "path"}. Turned as its EXIF says; of several frames the
-    first. Transparency becomes white, the page on which drawings and scans are seen. Values are brought to 0..255:
+    `cell` is a path, the bytes of a file, or both as {"bytes", "path"}. The EXIF orientation is
+    applied, only the first frame of an animation is used, and transparent pixels are laid over
+    white. Values are scaled to 0..255 as follows:
 
-    - 16-bit integers are divided by 257 in every file alike: 12 bits stored in 16 come out dark, and equally so;
-    - 32-bit integers, in which writers store 8 or 16 bits, are as they are if the file has none above 255, else divided
-      by 257; above 65 535 the file is unreadable;
-    - decimals are times 255 if all of the file are in 0..1, else as they are; outside of 0..255 it is unreadable.
+    - 16-bit integers are divided by 257 in every file, so that 12-bit data stored in 16 bits comes
+      out dark, but equally dark in all files;
+    - 32-bit integers are used as they are if the file has no value above 255, else they are
+      divided by 257; a value above 65 535 makes the file unreadable;
+    - floats are multiplied by 255 if all values of the file are in 0..1, else used as they are; a
+      value outside of 0..255 makes the file unreadable.
 
-    The whole file is decoded, also of a large JPEG that is needed small: decoders that skip (PIL's draft) give other
-    pixels than a pipeline sees. 3024 x 3024 take 0.1 s, and 27 MB until the next image.
+    Large JPEGs are decoded at full size, because decoding at a reduced size (PIL's draft mode)
+    gives other pixels than a transformers pipeline sees. 3024 x 3024 pixels take 0.1 s and 27 MB.
     """
-    with warnings.catch_warnings():  # of a damaged EXIF block, of more than 89 million pixels: the image is readable
+    # PIL warns of a damaged EXIF block and of very many pixels, but reads the image.
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _decode(cell)
+        return _decode_image(cell)
 
 
-def _decode(cell: Any) -> "torch.Tensor":
-    import numpy
+def _decode_image(cell: Any) -> "torch.Tensor":
     from PIL import Image, ImageOps
     from torchvision.transforms.v2 import functional as F
 
-    cell = cell if isinstance(cell, dict) else {"bytes" if isinstance(cell, bytes) else "path": cell}
+    if not isinstance(cell, dict):
+        cell = {"bytes": cell} if isinstance(cell, bytes) else {"path": cell}
     encoded, path = cell.get("bytes"), cell.get("path")
     try:
         with Image.open(path if encoded is None else io.BytesIO(encoded)) as image:
-            ImageOps.exif_transpose(image, in_place=True)  # else it copies every image
+            ImageOps.exif_transpose(image, in_place=True)  # in place, or it copies every image
             image.load()
         if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-            values = numpy.asarray(image).astype(numpy.float64)
-            if not numpy.isfinite(values).all():
-                raise ValueError("its values are not all finite")
-            least, most, ranges = values.min(), values.max(), (1, 255) if image.mode == "F" else (255, 65535)
-            if least < 0 or most > ranges[1]:
-                raise ValueError(f"values from {least:g} to {most:g}; 0..{ranges[0]} or 0..{ranges[1]} are read")
-            # All modes but I and F are I;16 in some byte order.
-            known = ranges[0] if image.mode in ("I", "F") and most <= ranges[0] else ranges[1]
-            image = Image.fromarray((values * (255 / known)).round().astype(numpy.uint8))
+            image = _scale_to_8_bits(image)
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return F.pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))
-    except Exception as error:  # each of PIL's readers has its own: OSError, SyntaxError, struct.error, zlib.error, ...
-        cause = f"{type(error).__name__}: {error}" if encoded is None else f"{type(error).__name__} in its bytes"
-        raise Unreadable(f"image {path or 'without a path'}: {cause}") from error
+    # PIL's readers raise many kinds of errors: OSError, SyntaxError, struct.error, zlib.error, ...
+    except Exception as error:
+        reason = type(error).__name__
+        # For encoded bytes, PIL's message holds the address of a buffer, which differs every time.
+        reason += f": {error}" if encoded is None else " in its bytes"
+        raise UnreadableImage(f"image {path or 'without a path'}: {reason}") from error
+
+
+def _scale_to_8_bits(image: "PILImage") -> "PILImage":
+    """Scale an image of 16-bit integers, 32-bit integers or floats to 8 bits. Raises ValueError."""
+    import numpy
+    from PIL import Image
+
+    values = numpy.asarray(image).astype(numpy.float64)
+    if not numpy.isfinite(values).all():
+        raise ValueError("its values are not all finite")
+    lowest, highest = values.min(), values.max()
+    small_range, large_range = (1, 255) if image.mode == "F" else (255, 65535)
+    if lowest < 0 or highest > large_range:
+        raise ValueError(
+            f"its values are from {lowest:g} to {highest:g}, but must be in 0..{small_range} "
+            f"or 0..{large_range}"
+        )
+    # All modes but I and F are 16-bit integers in some byte order.
+    is_small = image.mode in ("I", "F") and highest <= small_range
+    scale = 255 / (small_range if is_small else large_range)
+    return Image.fromarray((values * scale).round().astype(numpy.uint8))
 
 
 # ---- images in tables
 
 
-def encoded_images(rows: "Dataset", column: str) -> "Dataset":
-    """Rows whose images are {"bytes", "path"}, whatever they were, and stay encoded when they are read."""
+def keep_images_encoded(rows: "Dataset", column: str) -> "Dataset":
+    """Cast a column of paths or encoded images to {"bytes", "path"} cells.
+
+    Reading a cell then does not decode the image. Raises UserError if the column holds anything
+    else.
+    """
     from datasets import Image
 
     feature = rows.features[column]
-    kind = getattr(feature, "dtype", None)
-    both = isinstance(feature, dict) and {"bytes", "path"} <= set(feature)
-    if not both and not isinstance(feature, Image) and kind not in ("string", "large_string", "binary", "large_binary"):
-        raise UserError(f"--task.image-column: {column!r} holds {feature}; paths or encoded images are needed")
+    is_pair = isinstance(feature, dict) and {"bytes", "path"} <= set(feature)
+    dtype = getattr(feature, "dtype", None)
+    castable = dtype in ("string", "large_string", "binary", "large_binary")
+    if not (is_pair or castable or isinstance(feature, Image)):
+        raise UserError(
+            f"--image-column: the column {column!r} holds {feature}, but must hold paths or "
+            "encoded images"
+        )
     return rows.cast_column(column, Image(decode=False))
 
 
-def relative_paths(rows: "Dataset", column: str) -> list[str]:
-    """The relative paths, empty ones too, of encoded images that are in files of their own."""
+def list_relative_paths(rows: "Dataset", column: str) -> list[str]:
+    """Return the relative paths, including empty ones, of images in files of their own."""
     import pyarrow.compute
 
-    cells = rows.data.column(column)  # as they are stored: bytes are not copied
-    paths, encoded = (pyarrow.compute.struct_field(cells, name) for name in ("path", "bytes"))
-    return [
-        path for path in paths.filter(encoded.is_null()).to_pylist() if path is not None and not os.path.isabs(path)
-    ]
+    cells = rows.data.column(
+        column
+    )  # the Arrow column itself: reading cells would copy the bytes of all images
+    paths = pyarrow.compute.struct_field(cells, "path")
+    encoded = pyarrow.compute.struct_field(cells, "bytes")
+    external = paths.filter(encoded.is_null()).drop_null()
+    return [path for path in external.to_pylist() if not os.path.isabs(path)]
 
 
-def start_at(rows: "Dataset", column: str, folder: Path) -> "Dataset":
-    """Rows whose relative paths started at a folder, and start at the working folder now; empty ones are None."""
-    start = "" if folder == Path() else str(folder)
-    if not start and all(path.strip() for path in relative_paths(rows, column)):
+def resolve_relative_paths(rows: "Dataset", column: str, folder: Path) -> "Dataset":
+    """Prepend a folder to the relative paths of images. Cells with an empty path become None."""
+    prefix = "" if folder == Path() else str(folder)
+    if not prefix and all(path.strip() for path in list_relative_paths(rows, column)):
         return rows
-    options = {"column": column, "folder": start}
-    return rows.map(join_paths, batched=True, fn_kwargs=options, features=rows.features, desc="paths")
+    return rows.map(
+        _prepend_folder,
+        batched=True,
+        fn_kwargs={"column": column, "folder": prefix},
+        features=rows.features,
+        desc="resolving image paths",
+    )
 
 
-def join_paths(rows: dict[str, list[Any]], column: str, folder: str) -> dict[str, list[Any]]:
-    def joined(cell: Any) -> Any:
-        if cell is None or cell["bytes"] is not None:
-            return cell
-        path = cell["path"]
-        return {"bytes": None, "path": os.path.join(folder, path)} if path and path.strip() else None
+def _prepend_folder(rows: dict[str, list[Any]], column: str, folder: str) -> dict[str, list[Any]]:
+    cells = []
+    for cell in rows[column]:
+        if cell is not None and cell["bytes"] is None:
+            path = cell["path"]
+            is_empty = not path or not path.strip()
+            cell = None if is_empty else {"bytes": None, "path": os.path.join(folder, path)}
+        cells.append(cell)
+    return {column: cells}
 
-    return {column: [joined(cell) for cell in rows[column]]}
 
+def find_unreadable_images(rows: "Dataset", column: str) -> dict[int, str]:
+    """Return the row numbers of images that cannot be decoded, each with its error message.
 
-def unreadable(rows: "Dataset", column: str) -> dict[int, str]:
-    """Row and fault of the images that cannot be decoded. Each is decoded completely: on one core, 1.5 s for 1 000 JPEG
-    files of 500 x 500 pixels, 75 s for 1 000 of 3024 x 3024.
-
-    Kept in the cache of `datasets` for rows from files, under the sizes and times of the image files too: the next
-    run, and the other processes of this one, take 0.03 s for 1 000.
+    Every image is decoded completely: on one core, 1 000 JPEG files take 1.5 s at 500 x 500 pixels,
+    and 75 s at 3024 x 3024. `datasets` caches the result; the sizes and modification times of the
+    image files are part of the cache key. Later runs and other ranks then need 0.03 s.
     """
     rows = rows.select_columns([column])
-    stamps = [stamp(cell) for cell in rows[column]]
-    faults = rows.map(
-        faults_of,
+    stamps = [file_stamp(cell) for cell in rows[column]]
+    checked = rows.map(
+        _decode_errors,
         batched=True,
         batch_size=256,
         fn_kwargs={"column": column, "stamps": stamps},
         remove_columns=[column],
         desc="checking images",
     )
-    return {row: fault for row, fault in enumerate(faults["fault"]) if fault}
+    return {row: message for row, message in enumerate(checked["error"]) if message}
 
 
-def stamp(cell: Any) -> tuple[int, int] | None:
-    """Size and time of the last change of the file that a cell names; None if it names none that exists."""
+def file_stamp(cell: Any) -> tuple[int, int] | None:
+    """Return size and modification time of the file that a cell names, or None if there is none."""
     path = cell.get("path") if isinstance(cell, dict) and cell.get("bytes") is None else cell
+    if not isinstance(path, str):
+        return None
     try:
-        found = os.stat(path) if isinstance(path, str) else None
+        status = os.stat(path)
     except (OSError, ValueError):
         return None
-    return found and (found.st_size, found.st_mtime_ns)
+    return status.st_size, status.st_mtime_ns
 
 
-def faults_of(rows: dict[str, list[Any]], column: str, stamps: list[Any]) -> dict[str, list[str]]:
-    """The "fault" of each image, "" for none. `stamps` are there for the cache's key alone."""
-    from concurrent.futures import ThreadPoolExecutor
+def _decode_errors(
+    rows: dict[str, list[Any]], column: str, stamps: list[Any]
+) -> dict[str, list[str]]:
+    """Return the decoding error of each image, or "". `stamps` is only there for the cache key."""
 
-    def fault_of(cell: Any) -> str:
+    def decode_error(cell: Any) -> str:
         try:
-            _decode(cell)
-        except Unreadable as error:
+            _decode_image(cell)
+        except UnreadableImage as error:
             return str(error)
         return ""
 
-    # Threads, for PIL's decoders let others run. The warnings are set aside here: that is no matter of one thread.
+    # PIL releases the interpreter lock while it decodes, so threads run in parallel. The filters of
+    # warnings belong to the whole process, so they are set here and not in each thread.
     with warnings.catch_warnings(), ThreadPoolExecutor() as threads:
         warnings.simplefilter("ignore")
-        return {"fault": list(threads.map(fault_of, rows[column]))}
+        return {"error": list(threads.map(decode_error, rows[column]))}
 
 
-def listed(faults: dict[int, str]) -> str:
-    """The first five faults, in words."""
-    return "; ".join([*list(faults.values())[:5], *(["..."] if len(faults) > 5 else [])])
+def format_errors(errors: dict[int, str]) -> str:
+    """Join the first five error messages."""
+    return "; ".join([*list(errors.values())[:5], *(["..."] if len(errors) > 5 else [])])

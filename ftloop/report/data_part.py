@@ -115,13 +115,13 @@ def thumbnails(rows: Any, column: str, ids: Iterable[int]) -> list[bytes]:
     """The images of some rows as small JPEGs; an unreadable one, which training would refuse, as a grey square."""
     from PIL import Image
 
-    from ftloop.data.images import Unreadable, decode
+    from ftloop.data.images import UnreadableImage, decode_image
 
     found = []
     for row in checks.undecoded(rows.select_columns([column])).select([int(row) for row in ids]):
         try:
-            image = Image.fromarray(decode(row[column]).permute(1, 2, 0).numpy())
-        except Unreadable:
+            image = Image.fromarray(decode_image(row[column]).permute(1, 2, 0).numpy())
+        except UnreadableImage:
             image = Image.new("RGB", (THUMBNAIL, THUMBNAIL), "grey")
         image.thumbnail((THUMBNAIL, THUMBNAIL))
         if max(image.size) < THUMBNAIL // 2:  # of 8 x 8 pixels: larger, or JPEG blurs what there is

@@ -104,9 +104,9 @@ def draw_bars(axes: "Axes", row: dict[str, Any]) -> None:
 
 def draw_picture(axes: "Axes", cell: Any) -> None:
     """The image as it is, not as the model sees it."""
-    from ftloop.data.images import decode
+    from ftloop.data.images import decode_image
 
-    pixels = decode(cell).permute(1, 2, 0).numpy()
+    pixels = decode_image(cell).permute(1, 2, 0).numpy()
     step = max(1, max(pixels.shape) // 400)  # what a panel shows of it
     axes.imshow(pixels[::step, ::step])
     axes.axis("off")

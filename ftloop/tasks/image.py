@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ftloop.data import Data
-from ftloop.data.images import decode, encoded_images, images_of, listed, relative_paths, start_at, unreadable
+from ftloop.data.images import (
+    decode_image,
+    find_unreadable_images,
+    format_errors,
+    keep_images_encoded,
+    list_images,
+    list_relative_paths,
+    resolve_relative_paths,
+)
 from ftloop.data.shape import shape
 from ftloop.data.splits import SPLIT_NAMES
 from ftloop.errors import UserError, nearest, root_cause
@@ -99,9 +107,9 @@ class ImageClassification(Classification):
         located = dict(data)
         for split, rows in data.items():
             if column in rows.column_names:
-                located[split] = rows = encoded_images(rows, column)
-                if relative_paths(rows, column):
-                    located[split] = start_at(rows, column, self._folder(split, source))
+                located[split] = rows = keep_images_encoded(rows, column)
+                if list_relative_paths(rows, column):
+                    located[split] = resolve_relative_paths(rows, column, self._folder(split, source))
         return type(data)(located)
 
     def _folder(self, split: str, source: Data) -> Path:
@@ -131,9 +139,9 @@ class ImageClassification(Classification):
 
     def faults(self, rows: "Dataset") -> list[tuple[str, set[int], str]]:
         empty, *others = super().faults(rows)
-        found = {row: fault for row, fault in unreadable(rows, self.image_column).items() if row not in empty[1]}
+        found = {row: fault for row, fault in find_unreadable_images(rows, self.image_column).items() if row not in empty[1]}
         others = [(what, bad - found.keys(), option) for what, bad, option in others]  # a row has one fault
-        return [empty, *others, (f"unreadable image(s): {listed(found)}", set(found), "drop_unreadable")]
+        return [empty, *others, (f"unreadable image(s): {format_errors(found)}", set(found), "drop_unreadable")]
 
     def prepare(self, rows: "Dataset") -> "Dataset":
         return rows.select_columns([self.image_column])
@@ -163,23 +171,23 @@ class ImageClassification(Classification):
         rows = super().place(rows, folder)
         if self.image_column not in rows.column_names:
             return rows
-        rows = encoded_images(rows, self.image_column)
-        paths = relative_paths(rows, self.image_column)
+        rows = keep_images_encoded(rows, self.image_column)
+        paths = list_relative_paths(rows, self.image_column)
         if self.image_folder is not None and not any((folder / path).is_file() for path in paths):
             folder = Path(self.image_folder).expanduser()
-        return start_at(rows, self.image_column, folder) if paths else rows
+        return resolve_relative_paths(rows, self.image_column, folder) if paths else rows
 
     def given(self, words: Sequence[str]) -> Sequence[str]:
         """A folder stands for the images in it and in its class folders, sorted by path."""
-        return [file for word in words for file in (images_of(word) if Path(word).is_dir() else [word])]
+        return [file for word in words for file in (list_images(word) if Path(word).is_dir() else [word])]
 
     def prepare_new(self, rows: "Dataset", first: int = 0) -> "Dataset":
         known = self.image_column in rows.column_names
-        prepared = super().prepare_new(encoded_images(rows, self.image_column) if known else rows, first)
-        faults = unreadable(prepared, self.image_column)
+        prepared = super().prepare_new(keep_images_encoded(rows, self.image_column) if known else rows, first)
+        faults = find_unreadable_images(prepared, self.image_column)
         if faults:
             raise UserError(
-                f"{len(faults)} unreadable image(s), the first in row {first + min(faults)}, from 0: {listed(faults)}"
+                f"{len(faults)} unreadable image(s), the first in row {first + min(faults)}, from 0: {format_errors(faults)}"
             )
         return prepared.with_transform(View(self.image_column, self._pixels()))
 
@@ -380,7 +388,7 @@ class View:
         if self.column not in rows:  # rows["labels"] asks for that column alone
             return rows
         others = {name: cells for name, cells in rows.items() if name != self.column}
-        made = {"pixel_values": [self.pixels(decode(cell)) for cell in rows[self.column]], **others}
+        made = {"pixel_values": [self.pixels(decode_image(cell)) for cell in rows[self.column]], **others}
         if not self.mixing:
             return made
         mixed = [self.mix(*pair) for pair in zip(made["pixel_values"], made["labels"], strict=True)]
@@ -392,7 +400,7 @@ class View:
         name = random.choice(list(self.mixing))
         share = random.betavariate(self.mixing[name], self.mixing[name])
         other = self.partners[random.randrange(len(self.partners))]
-        patch, target = self.pixels(decode(other[self.column])), self.target(label)
+        patch, target = self.pixels(decode_image(other[self.column])), self.target(label)
         if name == "mixup":
             pixels = share * pixels + (1 - share) * patch
         else:
