@@ -1,59 +1,44 @@
-"""ftloop: a hand-written PyTorch training loop for fine-tuning transformers, to read and to fork."""
+"""ftloop: a hand-written PyTorch training loop for fine-tuning transformers, to read and to fork.
 
-import sys
+Read ftloop/loop.py first. These are the names of the core; parts such as `ftloop.tasks`,
+`ftloop.data` and `ftloop.cli` are imported from their own packages.
+"""
+
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from ftloop.config import Config, __version__
+from ftloop.errors import Stopped, TrainingError, UserError
+from ftloop.extensions import Observer, Setup
+from ftloop.task import Losses, Task, model_inputs
 
 if TYPE_CHECKING:
-    from ftloop.config import Config
-    from ftloop.data import Data
-    from ftloop.errors import UserError
-    from ftloop.evaluation import evaluate, load_run, predict
-    from ftloop.tasks.image import ImageClassification
+    from ftloop.evaluation import evaluate
     from ftloop.loop import train
-    from ftloop.tasks.classification import Classification, Task
-    from ftloop.tasks.text import TextClassification
 
-if "IPython" in sys.modules:  # in a notebook without ipywidgets, tqdm's bar is a plain one: that needs no warning
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import tqdm.auto  # noqa: F401 - it warns when it is imported
-
-_HOME = {
-    "Config": "config",
-    "Data": "data",
-    "UserError": "errors",
-    "evaluate": "evaluation",
-    "load_run": "evaluation",
-    "predict": "evaluation",
-    "train": "loop",
-    "Classification": "task",
-    "ImageClassification": "image",
-    "Task": "task",
-    "TextClassification": "text",
-}
 __all__ = [
-    "Classification",
     "Config",
-    "Data",
-    "ImageClassification",
+    "Losses",
+    "Observer",
+    "Setup",
+    "Stopped",
     "Task",
-    "TextClassification",
+    "TrainingError",
     "UserError",
+    "__version__",
     "evaluate",
-    "load_run",
-    "predict",
+    "model_inputs",
     "train",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: a config file needs no torch, so that --help answers at once."""
-    import importlib
+    """Import what needs torch when it is first used, so that `--help` answers at once."""
+    if name == "train":
+        from ftloop.loop import train
 
-    if name not in _HOME:
-        raise AttributeError(f"module 'ftloop' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"ftloop.{_HOME[name]}"), name)
+        return train
+    if name == "evaluate":
+        from ftloop.evaluation import evaluate
+
+        return evaluate
+    raise AttributeError(f"module 'ftloop' has no attribute {name!r}")

@@ -1,0 +1,87 @@
+"""The two ways in which parts reach a run: setups, which change how it computes, and observers."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+    from ftloop.metric_log import StepRecord
+    from ftloop.run import Run
+    from ftloop.sampler import TrainSampler
+    from ftloop.task import Task
+
+
+class Setup:
+    """Changes how training is computed, before it starts. `Config.setups()` lists those of a run.
+
+    Override the methods that you need; the others do nothing.
+    """
+
+    def accelerator_options(self) -> dict[str, Any]:
+        """Return keyword arguments for `Accelerator`. Lists of `kwargs_handlers` are joined."""
+        return {}
+
+    def resume(self, environment: dict[str, Any]) -> None:
+        """Receive the environment recorded in the checkpoint from which the run resumes."""
+
+    def prepare_model(self, model: "torch.nn.Module", accelerator: "Accelerator") -> None:
+        """Change the model in place. It is on its device; the optimizer does not exist yet."""
+
+    def choose_micro_batch_size(
+        self,
+        model: "torch.nn.Module",
+        dataset: Any,
+        sampler: "TrainSampler",
+        task: "Task",
+        accelerator: "Accelerator",
+        seed: int,
+    ) -> int | None:
+        """Return the rows per forward pass on each rank, or None for no opinion.
+
+        Called for micro_batch_size="auto" in a new run. `model` is not wrapped by DDP.
+        """
+        return None
+
+    def environment(self) -> dict[str, Any]:
+        """Return what may change the bits of a result: recorded in checkpoints, compared on resume."""
+        return {}
+
+    def undo(self) -> None:
+        """Restore the global state that the setup changed. Called when the run ends, however it ends."""
+
+
+class Observer:
+    """Is told what happened, on every rank, and cannot change it. `Config.observers()` lists them.
+
+    Override the methods that you need; the others do nothing.
+    """
+
+    def on_start(self, run: "Run") -> None:
+        """Called once before the first step; `run.state` is the position from which the run starts."""
+
+    def on_log(self, run: "Run", steps: "list[StepRecord]", speed: dict[str, float]) -> None:
+        """Called when the values of some steps are known, in order, every `log_every` steps.
+
+        `speed` holds rows_per_second, data_wait (share of the time), peak_memory_mb and, if batches
+        have an attention mask, tokens_per_second and padding (share of the tokens).
+        """
+
+    def on_eval_batch(self, run: "Run", split: str, values: dict[str, "torch.Tensor"]) -> None:
+        """Called on the main process with what the metrics get: one entry per row, on the CPU."""
+
+    def on_scores(self, run: "Run", split: str, scores: dict[str, float], epoch: float) -> None:
+        """Called after an evaluation."""
+
+    def sync(self) -> None:
+        """Make durable what was written so far: a checkpoint is about to be saved."""
+
+    def on_save(self, run: "Run", checkpoint: Path) -> None:
+        """Called after a checkpoint was saved. All ranks wait for the main process."""
+
+    def on_finish(self, run: "Run", scores: dict[str, dict[str, float]]) -> None:
+        """Called when the run is finished: model/ and scores.json are written."""
+
+    def close(self, run: "Run") -> None:
+        """Called when the run ends, however it ends."""

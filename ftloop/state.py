@@ -1,0 +1,83 @@
+"""The position of a run, and randomness as a function of seeds and counters.
+
+Nothing random has a state that would have to be saved. The order of an epoch, the dropout of a
+micro-batch and the random choices of a row are functions of (seed, counters); see `fold_in`.
+"""
+
+import contextlib
+import functools
+import hashlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy
+import torch
+
+
+@dataclass
+class TrainState:
+    """Everything a checkpoint holds besides tensors. The position of a run is `step`."""
+
+    seed: int = 0
+    step: int = 0  # optimizer steps done
+    scores: dict[str, float] | None = None  # of the last evaluation on validation
+    last_eval_step: int = 0  # the step of that evaluation
+    best_step: int | None = None
+    best_scores: dict[str, float] | None = None  # on validation, at best_step
+    evaluations_since_best: int = 0  # early stopping compares it with `patience`
+    micro_batch_size: int | None = None  # rows per forward pass on each rank
+    dataset_fingerprint: str = ""  # of the training rows; a run resumes on the same rows only
+    log_bytes: int = 0  # length of metrics.jsonl at this step; later lines are cut off on resume
+
+
+def fold_in(seed: int, *counters: int | str) -> int:
+    """Derive a 63-bit seed from a seed and counters: `fold_in(seed, "order", epoch)`.
+
+    Similar counters give unrelated seeds. The name is that of `jax.random.fold_in`.
+    """
+    digest = hashlib.blake2b(repr((seed, *counters)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def set_seed(seed: int) -> None:
+    """Seed torch on every device, `random` and numpy."""
+    if _has_accelerator():
+        torch.manual_seed(seed)
+    else:
+        # torch.manual_seed also prepares a later seeding of GPUs, which takes 0.25 ms per call.
+        torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    numpy.random.seed(seed & 0xFFFFFFFF)
+
+
+@functools.cache
+def _has_accelerator() -> bool:
+    return torch.accelerator.is_available()
+
+
+_numpy_generators: list[numpy.random.MT19937] = []  # unused ones, for temporary_seed
+
+
+@contextlib.contextmanager
+def temporary_seed(seed: int) -> Iterator[None]:
+    """Seed torch's CPU generator, `random` and numpy within the block; restore their states after it.
+
+    GPUs are left alone: without data workers this runs between the forward passes of the training
+    process, and the state of the GPU belongs to dropout.
+    """
+    torch_state, random_state = torch.get_rng_state(), random.getstate()
+    # numpy gets another generator for the block: copying its state would take 30 times as long.
+    numpy_generator = numpy.random.get_bit_generator()
+    block_generator = _numpy_generators.pop() if _numpy_generators else numpy.random.MT19937()
+    numpy.random.set_bit_generator(block_generator)
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    numpy.random.seed(seed & 0xFFFFFFFF)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(torch_state)
+        random.setstate(random_state)
+        numpy.random.set_bit_generator(numpy_generator)
+        _numpy_generators.append(block_generator)
