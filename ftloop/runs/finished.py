@@ -33,14 +33,14 @@ def model_folder(run_dir: str | Path) -> Path:
     folder = Path(run_dir) / "model"
     if not folder.is_dir():
         raise UserError(
-            f"{str(run_dir)!r} has no folder model/: its training is not finished. Run the training "
-            "command again to resume it."
+            f"{str(run_dir)!r} has no folder model/: its training is not finished. Run its command "
+            "again to resume it."
         )
     return folder
 
 
 def load_task(config: Config) -> Any:
-    """Return the task of a finished run, which builds the exported model instead of the original."""
+    """Return the task of a finished run, with the exported model and its labels if it has any."""
     from_finished_run = getattr(config.task, "from_finished_run", None)
     folder = model_folder(config.run_dir)
     return config.task if from_finished_run is None else from_finished_run(str(folder))

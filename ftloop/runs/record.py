@@ -13,8 +13,9 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from ftloop.config import Config, read_record
+from ftloop.config import Config, read_record, recorded_modules
 from ftloop.errors import UserError
+from ftloop.task import Task
 
 
 def load_config(run_dir: str | Path) -> Config:
@@ -25,10 +26,10 @@ def load_config(run_dir: str | Path) -> Config:
     """
     run_dir = Path(run_dir)
     record = read_record(run_dir)
-    for folder in record["import_from"]:
+    for folder in record.get("import_from", ()):
         if not is_inside(folder, run_dir):
             add_to_path(folder)
-    for module in sorted(modules_in(record["config"])):
+    for module in sorted(recorded_modules(record["config"])):
         if is_module_inside(module, run_dir):
             raise UserError(
                 f"the record of {str(run_dir)!r} names the module {module}, which is a file of the "
@@ -50,7 +51,7 @@ def decode(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     if "class" in value:
-        return _decode_dataclass(value)
+        return _decode_object(value)
     if "function" in value:
         function = import_name(value["function"])
         if "arguments" not in value:
@@ -63,18 +64,27 @@ def decode(value: Any) -> Any:
     return {key: decode(item) for key, item in value.items()}
 
 
-def _decode_dataclass(value: dict[str, Any]) -> Any:
-    cls = import_name(value["class"])
-    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
-        raise UserError(f"the record names {value['class']} as a dataclass, which it is not.")
-    fields = {name: decode(item) for name, item in value.items() if name != "class"}
-    unknown = fields.keys() - {field.name for field in dataclasses.fields(cls)}
-    if unknown:
+def _decode_object(value: dict[str, Any]) -> Any:
+    """Rebuild a dataclass from its fields, or a task that is not a dataclass without arguments."""
+    name, cls = value["class"], import_name(value["class"])
+    fields = {field: decode(item) for field, item in value.items() if field != "class"}
+    if isinstance(cls, type) and dataclasses.is_dataclass(cls):
+        unknown = fields.keys() - {field.name for field in dataclasses.fields(cls)}
+        if unknown:
+            raise UserError(
+                f"the record has fields that {name} lacks: {', '.join(sorted(unknown))}. "
+                "It was written by another version of this code."
+            )
+        return cls(**fields)
+    try:
+        if isinstance(cls, type) and issubclass(cls, Task) and not fields:
+            return cls()
+    except TypeError as error:
         raise UserError(
-            f"the record has fields that {value['class']} lacks: {', '.join(sorted(unknown))}. "
-            "It was written by another version of this code."
-        )
-    return cls(**fields)
+            f"{name} cannot be rebuilt from the record of the run: {error}. Make it a dataclass, whose "
+            "fields are recorded."
+        ) from error
+    raise UserError(f"the record names {name}, which is neither a dataclass nor a Task.")
 
 
 def import_name(name: str) -> Any:
@@ -86,21 +96,6 @@ def import_name(name: str) -> Any:
         return functools.reduce(getattr, path.split("."), importlib.import_module(module))
     except Exception as error:  # a module can raise anything while it is imported
         raise UserError(f"{name!r} cannot be imported: {error}") from error
-
-
-def modules_in(encoded: Any) -> set[str]:
-    """Return the modules outside ftloop whose classes or functions an encoded config names."""
-    if isinstance(encoded, list):
-        return set().union(*map(modules_in, encoded))
-    if not isinstance(encoded, dict):
-        return set()
-    modules = set().union(*map(modules_in, encoded.values()))
-    for kind in ("class", "function"):
-        if isinstance(encoded.get(kind), str):
-            module = encoded[kind].partition(":")[0]
-            if module.partition(".")[0] != "ftloop":
-                modules.add(module)
-    return modules
 
 
 def add_to_path(folder: str | Path) -> None:
