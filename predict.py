@@ -231,15 +231,15 @@ def names_of_options() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        text = str(error).replace("--task.data.files", "--file").replace("--task.data:", "--file:")
-        raise UserError(text.replace("--task.data.", "--")) from error
+        text = str(error).replace("--data.files", "--file").replace("--data:", "--file:")
+        raise UserError(text.replace("--data.", "--")) from error
 
 
 def standard_input(options: Options, columns: tuple[str, ...]) -> Iterator["Dataset"]:
     """The rows of standard input in blocks, each read when it is asked for. Raises UserError."""
     from datasets import Dataset
 
-    from ftloop.data.tables import rows_of
+    from ftloop.data.tables import to_dataset
 
     size, format = options.block_size, options.format or "text"
     if format in ("csv", "tsv"):
@@ -250,7 +250,7 @@ def standard_input(options: Options, columns: tuple[str, ...]) -> Iterator["Data
     read = json_rows(text_lines()) if format == "jsonl" else ({columns[0]: line} for line in text_lines())
     while rows := list(islice(read, size)):
         with names_of_options():
-            yield rows_of(rows) if format == "jsonl" else Dataset.from_list(rows)
+            yield to_dataset(rows) if format == "jsonl" else Dataset.from_list(rows)
 
 
 def text_lines() -> Iterator[str]:

@@ -1,6 +1,7 @@
-"""Tables that `datasets` has no reader for: SQLite, pickles, XML, JSON under a key, and what is in memory.
+"""Read what `datasets` has no reader for: SQLite, pickles, XML, nested JSON, and rows in memory.
 
-What is read here is stored in the cache of `datasets` by its content, so that what is made of it is cached as well.
+The rows are stored in the cache of `datasets` under a digest of their content, so that whatever is
+computed from them is cached as well.
 """
 
 import contextlib
@@ -15,183 +16,258 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from ftloop.data.splits import SPLIT_NAMES, SPLITS
-from ftloop.errors import UserError, nearest, root_cause
+from ftloop.errors import UserError, did_you_mean, root_cause
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def stored(data: "dict[str, Dataset]") -> Path:
-    """A folder in the cache of `datasets` with these splits, named by their content; written if it is not there.
+# ---- the cache, and rows in memory
 
-    It is written aside and renamed: of several processes at once, each finds it whole.
+
+def store_splits(splits: "dict[str, Dataset]") -> Path:
+    """Save splits in the cache of `datasets`, unless it has them already, and return their folder.
+
+    The folder is named by a digest of the content. It is written under a temporary name and then
+    renamed, so that several processes may do this at the same time. Raises UserError for a split
+    without rows.
     """
     import datasets
 
-    for split, rows in data.items():
+    for split, rows in splits.items():
         if len(rows) == 0:
-            raise UserError(f"--task.data: the split {split!r} is empty")
-    home = Path(datasets.config.HF_DATASETS_CACHE) / "ftloop"
-    home.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=home, prefix="aside-") as aside:
-        whole = Path(aside) / "whole"
-        datasets.DatasetDict(data).save_to_disk(whole)
-        content = hashlib.sha256()
-        for file in sorted(whole.rglob("*.arrow")):  # the other files hold fingerprints and dates
-            content.update(str(file.relative_to(whole)).encode())
+            raise UserError(f"--data: the split {split!r} is empty")
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / "ftloop"
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix="partial-") as temporary:
+        new = Path(temporary) / "rows"
+        datasets.DatasetDict(splits).save_to_disk(new)
+        digest = hashlib.sha256()
+        for file in sorted(new.rglob("*.arrow")):  # the other files hold random ids and dates
+            digest.update(str(file.relative_to(new)).encode())
             with file.open("rb") as stream:
-                content.update(hashlib.file_digest(stream, "sha256").digest())
-        folder = home / f"rows-{content.hexdigest()[:24]}"
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        folder = cache / f"rows-{digest.hexdigest()[:24]}"
         try:
-            os.rename(whole, folder)
-        except OSError:  # it is there already
-            if not folder.is_dir():
+            os.rename(new, folder)
+        except OSError:
+            if not folder.is_dir():  # else the same content has been stored before
                 raise
     return folder
 
 
-def rows_of(value: Any, name: str = "column") -> "Dataset":
-    """A Dataset, DataFrame, Series, array or list as a Dataset. A column without a name of its own gets `name`."""
+def to_dataset(value: Any, name: str = "column") -> "Dataset":
+    """Convert a Dataset, DataFrame, Series, array or list to a Dataset.
+
+    A column without a name of its own is called `name`. Raises UserError for other types.
+    """
     import datasets
     import numpy
     import pandas
 
     if isinstance(value, datasets.Dataset):
         if value.format["type"] == "custom":
-            raise UserError("data: rows with a transform cannot be stored: give the function as Data(map=...)")
+            raise UserError(
+                "data: rows with a transform cannot be stored; pass the function as Data(map=...)"
+            )
         return value.with_format(None)
     if isinstance(value, pandas.Series):
         value = value.to_frame(name if value.name is None else value.name)
     if isinstance(value, pandas.DataFrame):
-        return table_of([(str(column), value.iloc[:, place]) for place, column in enumerate(value.columns)])
-    if isinstance(value, numpy.ndarray) and value.ndim == 2:
-        return table_of([(f"{name}_{place}", value[:, place]) for place in range(value.shape[1])])
-    if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
-        columns = dict.fromkeys(key for row in value for key in row)
-        return table_of([(str(column), [row.get(column) for row in value]) for column in columns])
-    if isinstance(value, list | tuple) or (isinstance(value, numpy.ndarray) and value.ndim == 1):
-        return table_of([(name, value)])
-    raise UserError(f"--task.data: {name!r} holds no rows, but {type(value).__name__}")
+        # By position, because two columns may have the same name, which is an error below.
+        columns = [(str(key), value.iloc[:, index]) for index, key in enumerate(value.columns)]
+    elif isinstance(value, numpy.ndarray) and value.ndim == 2:
+        columns = [(f"{name}_{index}", value[:, index]) for index in range(value.shape[1])]
+    elif isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+        keys = dict.fromkeys(key for row in value for key in row)
+        columns = [(str(key), [row.get(key) for row in value]) for key in keys]
+    elif isinstance(value, list | tuple) or (isinstance(value, numpy.ndarray) and value.ndim == 1):
+        columns = [(name, value)]
+    else:
+        raise UserError(f"--data: {name!r} is {type(value).__name__}, which holds no rows")
+    return columns_to_dataset(columns)
 
 
-def table_of(columns: list[tuple[str, Any]]) -> "Dataset":
-    """Named columns as a Dataset; None and NaN are missing values. Raises UserError for one of mixed types."""
+def columns_to_dataset(columns: list[tuple[str, Any]]) -> "Dataset":
+    """Make a Dataset from (name, values) pairs. None and NaN are missing values.
+
+    Raises UserError if two columns have the same name, or the values of one have different types.
+    """
     import datasets
     import pyarrow
 
-    twice = [name for name, count in Counter(name for name, _ in columns).items() if count > 1]
-    if twice:
-        raise UserError(f"--task.data: two columns are named {twice[0]!r}")
+    counts = Counter(name for name, _ in columns)
+    repeated = [name for name, count in counts.items() if count > 1]
+    if repeated:
+        raise UserError(f"--data: two columns are named {repeated[0]!r}")
     arrays = {}
     for name, values in columns:
         try:
             array = pyarrow.array(values, from_pandas=True)
         except (pyarrow.ArrowException, OverflowError, TypeError) as error:
-            raise UserError(f"--task.data: the column {name!r} is not of one type: {root_cause(error)}") from error
+            cause = root_cause(error)
+            raise UserError(
+                f"--data: the values of column {name!r} have different types: {cause}"
+            ) from error
         if pyarrow.types.is_dictionary(array.type):  # a Categorical of pandas
             array = array.dictionary_decode()
-        arrays[name] = array.cast(pyarrow.string()) if pyarrow.types.is_large_string(array.type) else array
+        if pyarrow.types.is_large_string(array.type):
+            array = array.cast(pyarrow.string())
+        arrays[name] = array
     return datasets.Dataset(pyarrow.table(arrays))
 
 
-def read_table(
+# ---- files
+
+
+def read_tables(
     reader: str, split: str, names: list[str], field: tuple[str, ...], query: str | None
 ) -> "Dataset | dict[str, Dataset]":
-    """The rows of files that a reader of this file reads, from the cache; of a pickled dictionary of splits, all."""
+    """Read files of one format as one Dataset, stored in the cache.
+
+    `reader` is "save_to_disk", "json", "xml", "sqlite" or "pickle". A pickled dictionary of splits
+    gives all its splits.
+    """
     from datasets import Dataset, concatenate_datasets, load_from_disk
 
     if reader == "save_to_disk":
         return concatenate_datasets([load_from_disk(name) for name in names])
-    read = {
-        "json": lambda name: read_json(name, field[0]),
-        "xml": read_xml,
-        "sqlite": lambda name: read_sqlite(name, query),
-        "pickle": lambda name: read_pickle(name, field),
-    }[reader]
-    found = [read(name) for name in names]
-    if len(found) == 1 and isinstance(found[0], dict):
-        return load_from_disk(stored(found[0]))
-    if not all(isinstance(rows, Dataset) for rows in found):
-        raise UserError(f"--task.data.files: {names[0]!r} holds several splits: it cannot be one of several files")
-    return load_from_disk(stored({split: concatenate_datasets(found)}))[split]
+    tables = []
+    for name in names:
+        if reader == "json":
+            tables.append(read_json(name, field[0]))
+        elif reader == "xml":
+            tables.append(read_xml(name))
+        elif reader == "sqlite":
+            tables.append(read_sqlite(name, query))
+        else:
+            tables.append(read_pickle(name, field))
+    if len(tables) == 1 and isinstance(tables[0], dict):
+        return load_from_disk(store_splits(tables[0]))
+    if not all(isinstance(rows, Dataset) for rows in tables):
+        raise UserError(
+            f"--data.files: {names[0]!r} holds several splits, so it cannot be one of several files "
+            f"of {split}"
+        )
+    return load_from_disk(store_splits({split: concatenate_datasets(tables)}))[split]
 
 
 def read_sqlite(name: str, query: str | None) -> "Dataset":
-    """What a query answers; the file is opened for reading alone."""
-    with contextlib.closing(sqlite3.connect(f"file:{quote(os.path.abspath(name))}?mode=ro", uri=True)) as connection:
+    """Read the result of a query; the database is opened read-only.
+
+    Raises UserError that lists the tables if `query` is None.
+    """
+    uri = f"file:{quote(os.path.abspath(name))}?mode=ro"
+    with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
         if query is None:
-            tables = connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY name")
-            held = ", ".join(table for (table,) in tables)
-            raise UserError(f"--task.data.query is missing: SELECT ... FROM one of the tables of {name!r}: {held}")
+            tables = connection.execute(
+                "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY name"
+            )
+            names = ", ".join(table for (table,) in tables)
+            raise UserError(
+                f"--data.query is missing: {name!r} needs a query, SELECT ... FROM one of its "
+                f"tables: {names}"
+            )
         cursor = connection.execute(query)
         rows = cursor.fetchall()
-    return table_of([(column[0], [row[at] for row in rows]) for at, column in enumerate(cursor.description or ())])
+    columns = [column[0] for column in cursor.description or ()]
+    return columns_to_dataset(
+        [(column, [row[index] for row in rows]) for index, column in enumerate(columns)]
+    )
 
 
 def read_xml(name: str) -> "Dataset":
-    """A row for each element below the root: its attributes, and the texts of the elements in it. All are texts.
+    """Read one row per element below the root: its attributes, and the texts of its children.
 
-    The builder of `datasets` 5.2 gives one row a file, and fails on files that are not streamed.
+    All values are strings. The builder of `datasets` 5.2 reads one row per file, and fails on files
+    that are not streamed.
     """
     from xml.etree import ElementTree
 
-    with _opened(name) as stream:
+    with _open(name) as stream:
         root = ElementTree.parse(stream).getroot()
-    rows = [[*row.attrib.items(), *((cell.tag, "".join(cell.itertext())) for cell in row)] for row in root]
-    if not rows:
-        raise UserError(f"--task.data: {name!r} has no elements below its root: no rows")
-    for number, cells in enumerate(rows):
+    rows = []
+    for number, element in enumerate(root):
+        children = [(child.tag, "".join(child.itertext())) for child in element]
+        cells = [*element.attrib.items(), *children]
         if len(dict(cells)) < len(cells):
-            raise UserError(f"--task.data: {name!r}: row {number}, from 0, has two elements of one name: {cells[:5]}")
-    return rows_of(list(map(dict, rows)))
+            raise UserError(
+                f"--data: {name!r}: row {number} (counted from 0) has two elements of the same "
+                f"name: {cells[:5]}"
+            )
+        rows.append(dict(cells))
+    if not rows:
+        raise UserError(f"--data: {name!r} has no rows: there are no elements below its root")
+    return to_dataset(rows)
 
 
 def read_json(name: str, key: str) -> "Dataset":
-    """The list of rows under a dotted key."""
-    with _opened(name) as stream:
-        return rows_of(_behind(json.load(stream), key, name), key)
+    """Read the list of rows that is stored under a dotted key."""
+    with _open(name) as stream:
+        return to_dataset(_look_up(json.load(stream), key, name), key)
 
 
 def read_pickle(name: str, field: tuple[str, ...]) -> "Dataset | dict[str, Dataset]":
-    """A pickled table; of a dictionary, the tables under dotted keys, side by side, or its splits. Runs its code."""
+    """Read a pickled table, or tables of a pickled dictionary. This runs code from the file.
+
+    Of a dictionary, the tables under the dotted keys in `field` are put side by side. Without
+    `field`, its keys must be the names of splits.
+    """
     import pandas
     from datasets import concatenate_datasets
 
-    with _opened(name) as stream:
+    with _open(name) as stream:
         value = pandas.read_pickle(stream, compression=None)
-    if not field and isinstance(value, dict) and value and set(value) <= {*SPLITS, *SPLIT_NAMES}:
-        return {split: rows_of(rows, split) for split, rows in value.items()}
     if not field and isinstance(value, dict):
-        _behind(value, "", name)  # says what there is to choose from
+        if value and set(value) <= {*SPLITS, *SPLIT_NAMES}:
+            return {split: to_dataset(rows, split) for split, rows in value.items()}
+        _look_up(value, "", name)  # raises an error that lists the keys
     if not field:
-        return rows_of(value)
-    parts = {key: rows_of(_behind(value, key, name), key.rpartition(".")[2]) for key in field}
-    if len({len(rows) for rows in parts.values()}) > 1:
-        lengths = ", ".join(f"{key} has {len(rows)} rows" for key, rows in parts.items())
-        raise UserError(f"--task.data.field: what is joined side by side differs in length: {lengths}")
-    return concatenate_datasets(list(parts.values()), axis=1)  # which refuses two columns of the same name
+        return to_dataset(value)
+    tables = {
+        key: to_dataset(_look_up(value, key, name), name=key.rpartition(".")[2]) for key in field
+    }
+    if len({len(rows) for rows in tables.values()}) > 1:
+        lengths = ", ".join(f"{key} has {len(rows)} rows" for key, rows in tables.items())
+        raise UserError(f"--data.field: tables side by side need equally many rows: {lengths}")
+    return concatenate_datasets(
+        list(tables.values()), axis=1
+    )  # raises for columns of the same name
 
 
-def _opened(name: str) -> Any:
-    """A file or URL to read bytes from, uncompressed by its ending."""
+def _open(name: str) -> Any:
+    """Open a file or URL to read bytes. It is decompressed as its extension says."""
     import fsspec
 
     return fsspec.open(name, "rb", compression="infer")
 
 
-def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
-    """What nested dictionaries hold, by dotted keys: {"total.X": ..., "y": ...}."""
+def _look_up(value: Any, key: str, name: str) -> Any:
+    """Return what nested dictionaries hold under a dotted key.
+
+    Raises UserError that lists the keys if there is no such key, or if it is empty.
+    """
+    leaves = _flatten(value)
+    if key and key in leaves:
+        return leaves[key]
+    sizes = [
+        f"{path or 'no dictionary, but'} {getattr(leaf, 'shape', type(leaf).__name__)}"
+        for path, leaf in leaves.items()
+    ]
+    content = ", ".join(sizes[:10]) + (", ..." if len(sizes) > 10 else "")
+    if not key:
+        raise UserError(f"--data.field is missing: {name!r} holds {content}")
+    raise UserError(
+        f"--data.field {key!r}: {name!r} has no such key{did_you_mean(key, leaves)}; it holds "
+        f"{content}"
+    )
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Flatten nested dictionaries to dotted keys: {"total.X": ..., "y": ...}."""
     if not isinstance(value, dict):
         return {prefix.removesuffix("."): value}
-    return {path: leaf for key, item in value.items() for path, leaf in _leaves(item, f"{prefix}{key}.").items()}
-
-
-def _behind(value: Any, key: str, name: str) -> Any:
-    """What a nested dictionary holds under a dotted key. Raises UserError that shows the keys and their sizes."""
-    leaves = _leaves(value)
-    if key in leaves and key:
-        return leaves[key]
-    sizes = {path: getattr(leaf, "shape", type(leaf).__name__) for path, leaf in leaves.items()}
-    held = ", ".join(f"{path or 'no dictionary'} {size}" for path, size in list(sizes.items())[:10])
-    wrong = f"{key!r}: {name!r} has no such key{nearest(key, leaves)}; it" if key else f"is missing: {name!r}"
-    raise UserError(f"--task.data.field {wrong} holds {held}{', ...' if len(leaves) > 10 else ''}")
+    leaves = {}
+    for key, item in value.items():
+        leaves |= _flatten(item, f"{prefix}{key}.")
+    return leaves
