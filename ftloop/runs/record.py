@@ -2,7 +2,8 @@
 
 The record is data: values, and qualified names of classes and functions ("package.module:name").
 The names are imported from ftloop, from installed packages and from the folders where the run found
-them, but never from the run folder: nothing in a run folder is executed.
+them, but never from the run folder: nothing in a run folder is executed. Names of the standard library
+are refused, because a record could combine `exec` with arguments of its own.
 """
 
 import dataclasses
@@ -30,6 +31,11 @@ def load_config(run_dir: str | Path) -> Config:
         if not is_inside(folder, run_dir):
             add_to_path(folder)
     for module in sorted(recorded_modules(record["config"])):
+        if module.partition(".")[0] in sys.stdlib_module_names:
+            raise UserError(
+                f"the record of {str(run_dir)!r} names the module {module} of the standard library, "
+                "from which records import nothing. Wrap what you need in a function of your own."
+            )
         if is_module_inside(module, run_dir):
             raise UserError(
                 f"the record of {str(run_dir)!r} names the module {module}, which is a file of the "
@@ -81,8 +87,8 @@ def _decode_object(value: dict[str, Any]) -> Any:
             return cls()
     except TypeError as error:
         raise UserError(
-            f"{name} cannot be rebuilt from the record of the run: {error}. Make it a dataclass, whose "
-            "fields are recorded."
+            f"{name} cannot be rebuilt from the record of the run: {error}. Make it a dataclass, "
+            "whose fields are recorded."
         ) from error
     raise UserError(f"the record names {name}, which is neither a dataclass nor a Task.")
 
