@@ -2,8 +2,7 @@
 
 The record is data: values, and qualified names of classes and functions ("package.module:name").
 The names are imported from ftloop, from installed packages and from the folders where the run found
-them, but never from the run folder: nothing in a run folder is executed. Names of the standard library
-are refused, because a record could combine `exec` with arguments of its own.
+them, but never from the run folder: nothing in a run folder is executed.
 """
 
 import dataclasses
@@ -31,11 +30,6 @@ def load_config(run_dir: str | Path) -> Config:
         if not is_inside(folder, run_dir):
             add_to_path(folder)
     for module in sorted(recorded_modules(record["config"])):
-        if module.partition(".")[0] in sys.stdlib_module_names:
-            raise UserError(
-                f"the record of {str(run_dir)!r} names the module {module} of the standard library, "
-                "from which records import nothing. Wrap what you need in a function of your own."
-            )
         if is_module_inside(module, run_dir):
             raise UserError(
                 f"the record of {str(run_dir)!r} names the module {module}, which is a file of the "
@@ -59,7 +53,7 @@ def decode(value: Any) -> Any:
     if "class" in value:
         return _decode_object(value)
     if "function" in value:
-        function = import_name(value["function"])
+        function = _import_recorded(value["function"])
         if "arguments" not in value:
             return function
         return functools.partial(
@@ -72,7 +66,7 @@ def decode(value: Any) -> Any:
 
 def _decode_object(value: dict[str, Any]) -> Any:
     """Rebuild a dataclass from its fields, or a task that is not a dataclass without arguments."""
-    name, cls = value["class"], import_name(value["class"])
+    name, cls = value["class"], _import_recorded(value["class"])
     fields = {field: decode(item) for field, item in value.items() if field != "class"}
     if isinstance(cls, type) and dataclasses.is_dataclass(cls):
         unknown = fields.keys() - {field.name for field in dataclasses.fields(cls)}
@@ -91,6 +85,19 @@ def _decode_object(value: dict[str, Any]) -> Any:
             "whose fields are recorded."
         ) from error
     raise UserError(f"the record names {name}, which is neither a dataclass nor a Task.")
+
+
+def _import_recorded(name: str) -> Any:
+    """Import a name of a record. Names of the standard library are refused: a record could combine
+    `exec`, also as "ftloop.module:os.system", with arguments of its own."""
+    value = import_name(name)
+    module = getattr(value, "__module__", None) or "builtins"
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        raise UserError(
+            f"the record names {name}, which belongs to Python's standard library. Records may name "
+            "only code of ftloop, of installed packages and of your own modules."
+        )
+    return value
 
 
 def import_name(name: str) -> Any:
