@@ -1,1 +1,5 @@
-"""The command line: Job, config files, records of runs, subcommands."""
+"""The command line: Job, config files, help, and the commands of `python -m ftloop.cli`."""
+
+from ftloop.cli.job import Job
+
+__all__ = ["Job"]
