@@ -373,7 +373,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=root, help="The folder of house.toml.")
     parser.add_argument("--only", default="", help="List only problems that start with this path.")
     options = parser.parse_args(arguments)
-    gc.disable()  # syntax trees are many small objects without garbage: twice as fast
     house = read_house(options.root)
     check_core(house)
     check_sizes(house)
@@ -393,4 +392,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    gc.disable()  # syntax trees are many small objects without garbage: twice as fast
     sys.exit(main())
