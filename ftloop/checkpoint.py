@@ -1,14 +1,15 @@
-"""Checkpoints: saved atomically, verified by a manifest, found again, pruned. Plain files, no pickled code.
+"""Checkpoints: saved atomically, verified by a manifest, found again, pruned.
 
 A checkpoint is a folder `step-000460` with the files
 
-    weights.pt      the model's state_dict, by the names in memory (save_pretrained renames some: it is for export)
-    training.pt     state_dicts of optimizer, schedule and gradient scaler
-    manifest.json   size and sha256 of these two; versions, threads and processes that made them
-    state.json      TrainState, with its own sha256: it alone may be written anew, when the step is evaluated later
+    weights.pt      the state_dict of the model, by its names in memory
+    training.pt     the state_dicts of optimizer, scheduler, gradient scaler, and registered objects
+    manifest.json   size and sha256 of these two, and the environment that wrote them
+    state.json      TrainState, with its own sha256; it alone is replaced, when the step is evaluated
 
-It is written aside as `step-000460.tmp`, synced to disk and renamed: a folder without `.tmp` is whole, whenever the
-process was killed. `torch.load(weights_only=True)` reads it: a checkpoint from elsewhere runs no code.
+It is written to `step-000460.tmp`, synced to disk and renamed: a folder without `.tmp` is complete,
+whenever the process was killed. `torch.load(weights_only=True)` reads it, so that a checkpoint from
+elsewhere cannot run code.
 """
 
 import contextlib
@@ -21,228 +22,211 @@ import os
 import pickle
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ftloop.errors import TrainingError, UserError, nearest
+from ftloop.errors import TrainingError, UserError
+from ftloop.state import TrainState
 
 logger = logging.getLogger("ftloop")
 
 
-@dataclass
-class TrainState:
-    """The whole position of a training, besides the tensors."""
-
-    step: int = 0  # optimizer steps done
-    epoch: int = 0  # of the next window
-    window: int = 0  # the next window in that epoch
-    scores: dict[str, float] | None = None  # on validation at this step; None where it was not evaluated
-    best_step: int | None = None
-    best_scores: dict[str, float] | None = None  # on validation at best_step
-    evaluations_since_best: int = 0  # what patience counts
-    judged_step: int = 0  # of the last evaluation
-    skipped_steps: int = 0  # whose gradients were not finite
-    at_once: int | None = None  # rows (with --batching tokens: tokens) of one forward pass that fitted into memory
-    data_digest: str = ""  # of the rows of train: a run goes on with the same ones
-    log_bytes: int = 0  # length of metrics.jsonl at this step: what came after it is cut off when resuming
-    ledger_bytes: int = 0  # likewise of ledger.jsonl
-
-    def advance(self, window: Any) -> None:
-        """Move behind a window (`ftloop.sampler.Window`)."""
-        self.step += 1
-        self.epoch, self.window = (window.epoch + 1, 0) if window.ends_epoch else (window.epoch, window.index + 1)
-        self.scores = None
-
-    def judge(self, scores: dict[str, float], metric: str, direction: str) -> None:
-        """Take the scores of an evaluation, and see whether `metric` is the best so far (ties: the first is)."""
-        if metric not in scores:
-            raise UserError(
-                f"--best-metric {metric!r} was not computed{nearest(metric, scores)}; there are {', '.join(scores)}"
-            )
-        self.scores, self.judged_step = scores, self.step
-        best = math.nan if self.best_scores is None else self.best_scores[metric]
-        # Nothing is better than NaN but a number.
-        if math.isnan(best) or (scores[metric] > best if direction == "max" else scores[metric] < best):
-            self.best_scores, self.best_step, self.evaluations_since_best = scores, self.step, 0
-        else:
-            self.evaluations_since_best += 1
-
-
-def save(
-    folder: Path, state: TrainState, weights: Mapping[str, Any], training: Mapping[str, Any], made_by: Mapping[str, Any]
+def save_checkpoint(
+    folder: Path,
+    state: TrainState,
+    weights: Mapping[str, Any],
+    training: Mapping[str, Any],
+    environment: Mapping[str, Any],
 ) -> Path:
-    """Write the checkpoint `folder/step-NNNNNN` and return it. Raises TrainingError when the disk is full or read-only;
-    the checkpoints before it stay as they are."""
-    final = folder / name_of(state.step)
-    aside = final.with_name(final.name + ".tmp")
-    needed = size_of(weights) + size_of(training)
+    """Write the checkpoint folder/step-NNNNNN and return its path.
+
+    If that checkpoint exists and is intact, only its state is written. Raises TrainingError when the
+    disk is full or read-only; earlier checkpoints stay as they are.
+    """
+    final = folder / checkpoint_name(state.step)
+    temporary = final.with_name(final.name + ".tmp")
+    size = tensor_bytes(weights) + tensor_bytes(training)
     try:
-        if final.exists():  # a resumed run is at a step that was saved before, or has evaluated it now
+        if final.exists():  # the run resumed from this step, or has evaluated it now
             if damage(final) is None:
                 write_state(final, state)
                 return final
-            remove(final)
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        if shutil.disk_usage(folder).free < needed:
+            remove_checkpoint(final)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        if shutil.disk_usage(folder).free < size:
             raise OSError(errno.ENOSPC, "No space left on device")
-        torch.save(dict(weights), aside / "weights.pt")
-        torch.save(dict(training), aside / "training.pt")
-        files = {file.name: _fingerprint(file) for file in sorted(aside.iterdir())}
-        (aside / "manifest.json").write_text(json.dumps({"files": files, "made_by": made_by}, indent=1))
-        write_state(aside, state)
-        for path in (*aside.iterdir(), aside):
-            _sync(path)
-        aside.rename(final)
-        _sync(folder)
-        logger.debug("saved %s", final)
-    except (OSError, RuntimeError) as error:  # a full disk is an OSError or, from torch.save, a RuntimeError
+        torch.save(dict(weights), temporary / "weights.pt")
+        torch.save(dict(training), temporary / "training.pt")
+        files = {file.name: _fingerprint(file) for file in sorted(temporary.iterdir())}
+        manifest = {"files": files, "environment": environment}
+        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        write_state(temporary, state)
+        for path in (*temporary.iterdir(), temporary):
+            _fsync(path)
+        temporary.rename(final)
+        _fsync(folder)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         with contextlib.suppress(OSError):
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
         free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
         raise TrainingError(
-            f"cannot save the checkpoint {final}: {error}. It needs {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB are "
-            "free there. The checkpoint before it is whole: make room, and the same command goes on from it"
+            f"cannot save the checkpoint {final}: {error}. It needs {size / 1e6:.1f} MB, and "
+            f"{free / 1e6:.1f} MB are free. The previous checkpoint is intact: free some space and run the "
+            "same command again to resume."
         ) from error
+    logger.debug("saved %s", final)
     return final
 
 
-def size_of(value: Any) -> int:
-    """The bytes of all tensors in nested dictionaries and lists."""
+def tensor_bytes(value: Any) -> int:
+    """Return the bytes of all tensors in nested dictionaries and lists."""
     if isinstance(value, torch.Tensor):
         return value.numel() * value.element_size()
-    values = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return sum(map(size_of, values))
+    if isinstance(value, Mapping):
+        return sum(map(tensor_bytes, value.values()))
+    return sum(map(tensor_bytes, value)) if isinstance(value, list | tuple) else 0
 
 
 def write_state(checkpoint: Path, state: TrainState) -> None:
-    """Write or replace the state of a checkpoint, whenever the process is killed the old one or the new one."""
+    """Write or replace the state of a checkpoint atomically."""
     values = asdict(state)
-    write_text(checkpoint / "state.json", json.dumps({"state": values, "sha256": _sha256(values)}))
+    text = json.dumps({"state": values, "sha256": _sha256(values)})
+    write_text(checkpoint / "state.json", text)
 
 
-def find(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first; what was being written when a process died is not among them."""
-    found = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
-    return sorted(found, key=step_of)
+def write_text(file: Path, text: str) -> None:
+    """Replace a small file atomically: it has the old content or the new one."""
+    temporary = file.with_name(file.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    _fsync(temporary)
+    temporary.replace(file)
 
 
-def name_of(step: int) -> str:
-    """The name of a checkpoint's folder: "step-000460"."""
+def find_checkpoints(folder: Path) -> list[Path]:
+    """Return the complete checkpoints in a folder, the oldest first."""
+    paths = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
+    return sorted(paths, key=step_of)
+
+
+def checkpoint_name(step: int) -> str:
+    """Return the name of the folder of a checkpoint: "step-000460"."""
     return f"step-{step:06d}"
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step of a checkpoint, from its name."""
+    """Return the step of a checkpoint, from its name."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def remove(checkpoint: Path) -> None:
-    """Delete a checkpoint: it is renamed first, so that a process killed here leaves no half of it."""
-    aside = checkpoint.with_name(checkpoint.name + ".tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    checkpoint.rename(aside)
-    shutil.rmtree(aside)
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Delete a checkpoint. It is renamed first, so that no incomplete folder keeps its name."""
+    temporary = checkpoint.with_name(checkpoint.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    checkpoint.rename(temporary)
+    shutil.rmtree(temporary)
 
 
 def discard_after(folder: Path, step: int) -> None:
-    """Delete what a run that goes on from `step` will write anew: later checkpoints (damaged ones), and half a one."""
-    for checkpoint in find(folder):
+    """Delete checkpoints after `step`, which a resumed run writes anew, and incomplete ones."""
+    for checkpoint in find_checkpoints(folder):
         if step_of(checkpoint) > step:
-            remove(checkpoint)
-    for aside in folder.glob("step-*.tmp"):
-        shutil.rmtree(aside)
-
-
-def write_text(file: Path, text: str) -> None:
-    """Replace a small file as a whole: it is the old one or the new one, whenever the process is killed."""
-    aside = file.with_name(file.name + ".tmp")
-    aside.write_text(text, encoding="utf-8")
-    _sync(aside)
-    aside.replace(file)
+            remove_checkpoint(checkpoint)
+    for temporary in folder.glob("step-*.tmp"):
+        shutil.rmtree(temporary)
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, by its manifest; None if it is as it was written."""
+    """Describe what is wrong with a checkpoint, by its manifest; None if it is intact."""
     try:
         manifest = json.loads((checkpoint / "manifest.json").read_text())
-        manifest = {"files": dict(manifest["files"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"its manifest cannot be read ({error})"
-    for name, fingerprint in manifest["files"].items():
+        files, _ = dict(manifest["files"]), dict(manifest["environment"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return f"manifest.json is unreadable ({error})"
+    for name in ("weights.pt", "training.pt"):
         if not (checkpoint / name).is_file():
             return f"{name} is missing"
-        if _fingerprint(checkpoint / name) != fingerprint:
-            return f"{name} is not what was written"
+        if _fingerprint(checkpoint / name) != files.get(name):
+            return f"{name} has changed since it was written"
     try:
-        written = json.loads((checkpoint / "state.json").read_text())
-        known = _sha256(written["state"]) == written["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"state.json cannot be read ({error})"
-    return None if known else "state.json is not what was written"
+        record = json.loads((checkpoint / "state.json").read_text())
+        is_unchanged = _sha256(record["state"]) == record["sha256"]
+        TrainState(**record["state"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return f"state.json is unreadable ({error})"
+    return None if is_unchanged else "state.json has changed since it was written"
 
 
 def newest_intact(folder: Path) -> Path | None:
-    """The newest checkpoint that verifies; damaged ones are named and passed over."""
-    for checkpoint in reversed(find(folder)):
+    """Return the newest intact checkpoint of a folder. Damaged ones are logged and passed over."""
+    for checkpoint in reversed(find_checkpoints(folder)):
         problem = damage(checkpoint)
         if problem is None:
             return checkpoint
-        logger.warning("checkpoint %s is damaged: %s; trying the one before it", checkpoint, problem)
+        logger.warning("checkpoint %s is damaged (%s): trying the previous one", checkpoint, problem)
     return None
 
 
 def load_state(checkpoint: Path) -> TrainState:
-    return TrainState(**json.loads((checkpoint / "state.json").read_text())["state"])
+    """Read the TrainState of a checkpoint."""
+    values = json.loads((checkpoint / "state.json").read_text())["state"]
+    return TrainState(**{item.name: values[item.name] for item in fields(TrainState)})
 
 
-def load_made_by(checkpoint: Path) -> dict[str, Any]:
-    """Versions, threads and processes that made a checkpoint."""
-    return json.loads((checkpoint / "manifest.json").read_text())["made_by"]
+def load_environment(checkpoint: Path) -> dict[str, Any]:
+    """Read the environment that wrote a checkpoint; see `distributed.environment_info`."""
+    return json.loads((checkpoint / "manifest.json").read_text())["environment"]
 
 
 def load_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    return _load(checkpoint / "weights.pt")
+    """Read the state_dict of the model, on the CPU."""
+    return _load_tensors(checkpoint / "weights.pt")
 
 
 def load_training(checkpoint: Path) -> dict[str, Any]:
-    return _load(checkpoint / "training.pt")
+    """Read the state_dicts of optimizer, scheduler, gradient scaler and registered objects."""
+    return _load_tensors(checkpoint / "training.pt")
 
 
-def _load(file: Path) -> dict[str, Any]:
-    """Tensors and plain values. Raises UserError for a file with anything else in it, of which no code is run."""
+def _load_tensors(file: Path) -> dict[str, Any]:
+    """Read tensors and plain values. Raises UserError for a file with anything else, which is not run."""
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(f"{file} holds more than tensors: none of its code was run") from error
+        raise UserError(
+            f"{file} holds Python objects besides tensors. None of its code was run."
+        ) from error
 
 
 def prune(folder: Path, keep_last: int, keep_best: int, metric: str, direction: str) -> None:
-    """Delete all checkpoints but the newest `keep_last` and the `keep_best` with the best scores (ties: the older)."""
-    checkpoints = find(folder)
-    scores = {checkpoint: load_state(checkpoint).scores for checkpoint in checkpoints}
-    scored = [
-        checkpoint for checkpoint in checkpoints if scores[checkpoint] and not math.isnan(scores[checkpoint][metric])
-    ]
-    best = sorted(scored, key=lambda checkpoint: scores[checkpoint][metric] * (-1 if direction == "max" else 1))
+    """Delete all checkpoints except the newest `keep_last` and the best `keep_best` (ties: the older)."""
+    checkpoints = find_checkpoints(folder)
+    values = {}
+    for checkpoint in checkpoints:
+        state = load_state(checkpoint)
+        scores = state.scores if state.last_eval_step == state.step else None
+        if scores and not math.isnan(scores.get(metric, math.nan)):
+            values[checkpoint] = scores[metric] if direction == "min" else -scores[metric]
+    best = sorted(values, key=values.__getitem__)[:keep_best]
     for checkpoint in checkpoints[:-keep_last]:
-        if checkpoint not in best[:keep_best]:
-            remove(checkpoint)
+        if checkpoint not in best:
+            remove_checkpoint(checkpoint)
 
 
 def _fingerprint(file: Path) -> dict[str, Any]:
     with file.open("rb") as stream:
-        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"bytes": file.stat().st_size, "sha256": digest}
 
 
 def _sha256(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _sync(path: Path) -> None:
+def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

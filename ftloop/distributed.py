@@ -1,73 +1,244 @@
-"""The Accelerator of training, evaluation and prediction, with the flags under which the laws of the loop hold."""
+"""Processes: building the Accelerator, full state dicts, agreement between ranks, stopping on signals."""
 
-import importlib.util
 import os
-import sys
+import signal
+import time
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Literal
+from types import FrameType
+from typing import Any
 
 import torch
+import transformers
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    gather_object,
+)
 
-from ftloop.distributed import sharding
+from ftloop.config import Config, __version__
 from ftloop.errors import UserError
+from ftloop.extensions import Setup
 
-PRECISIONS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}  # accelerate's names, and ours
-PLAIN = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "XLA")  # each process has the whole model
+PRECISIONS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}  # accelerate's names and ours
+SUPPORTED = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "XLA")
+
+
+def build_accelerator(
+    precision: str | None = None,
+    timeout: float = 600,
+    setups: Sequence[Setup] = (),
+    find_unused_parameters: bool = False,
+) -> Accelerator:
+    """Build the Accelerator with the settings that the laws of the loop need.
+
+    precision: fp32, bf16 or fp16; None: what `accelerate launch` was configured with, else fp32.
+    timeout: seconds that a process waits for another before it ends with an error. Raises UserError for
+    a precision or a kind of parallelism that this device or ftloop does not support.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    ddp = DistributedDataParallelKwargs(
+        broadcast_buffers=False, find_unused_parameters=find_unused_parameters
+    )
+    process_group = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
+    options: dict[str, Any] = {"kwargs_handlers": [ddp, process_group]}
+    for setup in setups:
+        extra = setup.accelerator_options()
+        options["kwargs_handlers"] += extra.pop("kwargs_handlers", [])
+        options |= extra
+    try:
+        accelerator = Accelerator(
+            # Under torchrun without a GPU, accelerate would start separate runs unless told to use the CPU.
+            cpu=world_size > 1 and not torch.accelerator.is_available(),
+            mixed_precision="no" if precision == "fp32" else precision,
+            # Micro-batches go to the ranks as the sampler yields them; even_batches would repeat rows.
+            dataloader_config=DataLoaderConfiguration(even_batches=False, non_blocking=True),
+            # The loop steps the schedule; accelerate would step it once per process.
+            step_scheduler_with_optimizer=False,
+            # The loop divides the loss; steps configured in the launcher would divide it again.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            **options,
+        )
+    except (ValueError, RuntimeError) as error:  # a precision that the device lacks, no address, ...
+        raise UserError(f"accelerate cannot start: {error}", field="precision") from error
+    _check_accelerator(accelerator, world_size)
+    return accelerator
+
+
+def _check_accelerator(accelerator: Accelerator, world_size: int) -> None:
+    """Raise UserError for what accelerate accepts but ftloop does not support."""
+    precision = accelerator.mixed_precision
+    if precision not in PRECISIONS or (precision == "fp16" and not accelerator.scaler):
+        device = accelerator.device.type
+        raise UserError(f"{precision} is not available on this device ({device}).", field="precision")
+    if not accelerator.is_fsdp2 and accelerator.distributed_type not in SUPPORTED:
+        raise UserError(
+            f"accelerate is configured for {accelerator.distributed_type}, which ftloop does not support. "
+            "Use one full copy of the model per process (accelerate launch --multi_gpu, torchrun), or "
+            "FSDP2 (--use_fsdp --fsdp_version 2)."
+        )
+    if accelerator.num_processes < world_size:
+        raise UserError(
+            f"{world_size} processes were started (WORLD_SIZE), but accelerate sees "
+            f"{accelerator.num_processes}."
+        )
 
 
 def precision_of(accelerator: Accelerator) -> str:
-    """fp32, bf16 or fp16: what was asked for, or what the launcher was told."""
+    """Return fp32, bf16 or fp16."""
     return PRECISIONS[accelerator.mixed_precision]
 
 
-def start_accelerator(
-    precision: Literal["fp32", "bf16", "fp16"] | None = None, timeout: float = 600, deterministic: bool = False
-) -> Accelerator:
-    """Devices, processes and precision; left out, the precision that `accelerate launch` was told, else fp32. A process
-    that waits for another longer than `timeout` seconds ends with an error.
+def environment_info(accelerator: Accelerator, setups: Sequence[Setup]) -> dict[str, Any]:
+    """Return what may change the bits of a result besides the config. Checkpoints record it."""
+    device = accelerator.device
+    info: dict[str, Any] = {
+        "ftloop": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "num_processes": accelerator.num_processes,
+        "weights": "sharded" if accelerator.is_fsdp2 else "replicated",
+    }
+    for setup in setups:
+        info |= setup.environment()
+    return info
 
-    Raises UserError for a precision that the device lacks, for shards that are not FSDP2 on GPUs, and when one process
-    came of several that were started.
+
+# Weights and optimizer states, which FSDP2 shards over the ranks
+
+
+def full_tensor(tensor: Any) -> Any:
+    """Gather a sharded tensor on its device. All ranks must call it. Other values are returned as is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def gather_state(values: Any, accelerator: Accelerator) -> Any:
+    """Gather the sharded tensors in nested dictionaries and lists on the CPU of the main process.
+
+    All ranks must call it; on the others, gathered tensors are None. Without sharding, the values
+    themselves are returned and nothing is copied.
     """
-    if importlib.util.find_spec("lomo_optim") is None:
-        # accelerate looks for this package twice a step, a third of a millisecond in all: so it finds at once that it
-        # is not there.
-        sys.modules["lomo_optim"] = None  # type: ignore[assignment]
-    shards = sharding.asked_for()
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first matrix is multiplied
-        torch.use_deterministic_algorithms(True)  # also turns cuDNN's benchmarks off
-    try:
-        accelerator = Accelerator(
-            # torchrun without a GPU: unless told so, accelerate starts separate runs instead of one.
-            cpu=asked > 1 and not torch.accelerator.is_available(),
-            mixed_precision="no" if precision == "fp32" else precision,
-            # Micro-batches are dealt out as the sampler yields them; with even_batches, rows would be repeated.
-            dataloader_config=DataLoaderConfiguration(even_batches=False, non_blocking=True),
-            # The schedule steps where the loop says so; accelerate would step it once per process.
-            step_scheduler_with_optimizer=False,
-            # The loop divides the loss; a number of steps from the launcher would divide it again.
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            fsdp_plugin=shards,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))],
-        )
-    except (ValueError, RuntimeError) as error:  # a precision or sharding that the device lacks, no address, ..
-        asked_for = f"--precision {precision}: " if precision else ""
-        raise UserError(f"{asked_for}accelerate cannot start: {error}") from error
-    if accelerator.mixed_precision not in PRECISIONS or (
-        accelerator.mixed_precision == "fp16" and not accelerator.scaler
-    ):
-        raise UserError(f"--precision {accelerator.mixed_precision}: not on this device ({accelerator.device.type})")
-    if shards:
-        sharding.check(accelerator)
-    elif accelerator.distributed_type not in PLAIN:
-        raise UserError(
-            f"accelerate was configured for {accelerator.distributed_type}: ftloop runs whole copies of the model, one "
-            "to a process (accelerate launch --multi_gpu, torchrun), or shards by FSDP2 (--use_fsdp --fsdp_version 2)"
-        )
-    if accelerator.num_processes < asked:
-        raise UserError(f"{asked} processes were started (WORLD_SIZE), but accelerate sees {accelerator.num_processes}")
-    return accelerator
+    if not accelerator.is_fsdp2:
+        return values
+    if isinstance(values, Mapping):
+        return {name: gather_state(value, accelerator) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [gather_state(value, accelerator) for value in values]
+    tensor = full_tensor(values)
+    if tensor is values:
+        return values
+    return tensor.cpu() if accelerator.is_main_process else None
+
+
+def full_state_dict(model: Any, accelerator: Accelerator) -> dict[str, Any]:
+    """Return the full state_dict of a prepared model. All ranks must call it; the main one has it."""
+    return gather_state(accelerator.unwrap_model(model).state_dict(), accelerator)
+
+
+def load_full_state_dict(model: Any, weights: dict[str, Any], accelerator: Accelerator) -> None:
+    """Load a full state_dict, strictly, into a prepared model; each rank keeps its shard."""
+    unwrapped = accelerator.unwrap_model(model)
+    if accelerator.is_fsdp2:
+        shards = unwrapped.state_dict()
+        weights = {name: _shard_like(value, shards.get(name)) for name, value in weights.items()}
+    unwrapped.load_state_dict(weights)
+
+
+def load_optimizer_state(optimizer: Any, state: dict[str, Any], accelerator: Accelerator) -> None:
+    """Load a full state_dict into a prepared optimizer; moments are sharded as their weights are."""
+    if accelerator.is_fsdp2:
+        parameters = [item for group in optimizer.param_groups for item in group["params"]]
+        sharded = {
+            index: {name: _shard_like(value, parameters[index]) for name, value in values.items()}
+            for index, values in state["state"].items()
+        }
+        state = {**state, "state": sharded}
+    optimizer.load_state_dict(state)
+
+
+def _shard_like(value: Any, like: Any) -> Any:
+    """Shard a full tensor as another of the same shape. Each rank has read it, so nothing is sent."""
+    if not hasattr(like, "full_tensor") or getattr(value, "shape", None) != like.shape:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    tensor = value.to(like.device)
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def warm_up_ddp_buckets(model: Any, task: Any, batch: dict[str, Any], accelerator: Accelerator) -> None:
+    """Run one backward pass with a zero loss, with three ranks or more.
+
+    DistributedDataParallel rebuilds its buckets after the first backward pass, which changes the order
+    of summation between three ranks or more. After this pass, a resumed run sums in the same order.
+    """
+    if accelerator.num_processes < 3 or accelerator.is_fsdp2:
+        return
+    tensors = {name: value.to(accelerator.device) for name, value in batch.items() if name != "info"}
+    model.eval()  # no dropout; running statistics stay as they are
+    accelerator.backward(task.compute_losses(model, tensors).losses.sum() * 0)
+    model.zero_grad()
+    model.train()
+
+
+def check_agreement(value: Any, accelerator: Accelerator, message: str) -> None:
+    """Raise UserError with a message on all ranks if they do not have the same value."""
+    if len(set(gather_object([value]))) > 1:
+        raise UserError(message)
+
+
+class StopSignals:
+    """Turns signals and a time limit into a request to stop, on which all ranks agree.
+
+    While it is entered, SIGTERM, SIGINT and SIGUSR1 (which SLURM sends before its time limit) do not
+    interrupt the step. A second signal ends the process at once; what is on disk stays intact.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+    def __init__(self, config: Config):
+        minutes = config.max_minutes
+        self.deadline = time.monotonic() + 60 * minutes if minutes else None
+        self.reason: str | None = None
+        self.exit_code = 143
+        self._previous_handlers: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        for number in self.SIGNALS:
+            try:
+                self._previous_handlers[number] = signal.signal(number, self._handle)
+            except ValueError:  # not the main thread, as in some notebooks
+                break
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._previous_handlers.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        exit_code = 130 if number == signal.SIGINT else 143
+        if self.reason is not None:
+            os._exit(exit_code)
+        self.reason, self.exit_code = signal.Signals(number).name, exit_code
+
+    def received(self) -> bool:
+        """Tell whether this process got a signal, or its time is over."""
+        if self.reason is None and self.deadline is not None and time.monotonic() > self.deadline:
+            self.reason = "max_minutes"
+        return self.reason is not None
+
+    def agree(self, accelerator: Accelerator) -> bool:
+        """Tell whether any rank should stop; all get the same answer. On GPUs, this waits for them."""
+        if accelerator.num_processes == 1:
+            return self.received()
+        exit_code = torch.tensor([self.exit_code if self.received() else 0], device=accelerator.device)
+        agreed = int(accelerator.gather(exit_code).max())
+        if agreed and self.reason is None:
+            self.reason, self.exit_code = "another rank", agreed
+        return agreed > 0

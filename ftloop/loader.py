@@ -1,99 +1,200 @@
-"""From row ids to batches: the DataLoaders. Both kinds go through `accelerator.prepare` with `even_batches=False`."""
+"""From row ids to batches: the DataLoaders, and the micro-batches of each optimizer step.
+
+Data workers change the speed of loading, never the batches.
+"""
 
 import os
-from collections.abc import Callable
-from typing import Any
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
+import numpy
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ftloop.sampler import EvaluationOrder, TrainOrder, mix, seeded
-from ftloop.data.stream import Stream
+from ftloop.errors import TrainingError, UserError
+from ftloop.metric_log import Throughput
+from ftloop.sampler import EvalSampler, TrainSampler
+from ftloop.state import fold_in, temporary_seed
+from ftloop.task import Batch
 
-TOKENS = "tokens: real, computed"  # a key of batches that no input of a model can have
-MOST_WORKERS = 8  # of a process, by --workers auto: more of them hold batches in memory, and rarely help
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+MAX_WORKERS = 8  # per process for workers="auto": more of them hold batches in memory and rarely help
+Keys = list[tuple[int, int]]  # (epoch, row id) of the rows of a micro-batch
 
 
-class Rows(Dataset):
-    """Rows by their keys (epoch, row); an empty seat `~row` shows the row it repeats.
+@dataclass
+class BatchInfo:
+    """Facts about a micro-batch that the loop needs on the CPU; `batch["info"]` until the loop takes it."""
 
-    Rows that are made when they are read (by `Dataset.with_transform`, or a map-style data set of torch) are read one
-    by one, each seeded by (seed, epoch, row): an augmentation is the same in any worker, process or resumed run.
+    weight_sum: float  # of its items, in float64
+    num_tokens: int  # without padding; 0 if the batch has no attention mask
+    num_padded_tokens: int  # with padding
+
+
+class KeyedDataset(Dataset):
+    """Reads the rows of a dataset by keys (epoch, row id). A padding row ~row reads `row`.
+
+    Each row is read with its own seed, a function of (seed, epoch, row). A random augmentation is thus
+    the same in any data worker, on any rank and in a resumed run.
     """
 
-    def __init__(self, dataset: Any, seed: int = 0):
-        from ftloop.data.tokens import Tokens  # imports transformers
-
-        self.dataset, self.seed = Tokens.of(dataset), seed
-        # Rows of a plain table are read at once for the whole micro-batch, and draw nothing.
-        self.plain = hasattr(dataset, "__getitems__") and getattr(dataset, "format", {}).get("type") != "custom"
+    def __init__(self, dataset: Any, seed: int):
+        self.dataset, self.seed = dataset, seed
+        self.reads_batches = bool(getattr(dataset, "is_deterministic", False))
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], list[dict]]:
+    def __getitems__(self, keys: Keys) -> tuple[Keys, Any]:
+        """Return the keys and the examples of a micro-batch. torch calls this method if it exists."""
         rows = [row if row >= 0 else ~row for _, row in keys]
-        if isinstance(self.dataset, Stream):
-            return keys, self.dataset.read(rows, self.seed)
-        if self.plain:
+        if self.reads_batches:
             return keys, self.dataset.__getitems__(rows)
         examples = []
         for (epoch, _), row in zip(keys, rows, strict=True):
-            with seeded(mix(self.seed, "row", epoch, row)):
+            with temporary_seed(fold_in(self.seed, "row", epoch, row)):
                 examples.append(self.dataset[row])
         return keys, examples
 
 
 class Collate:
-    """Calls the task's collate and adds "rows", the ids (int64; negative: an empty seat that counts nowhere); of texts,
-    TOKENS: how many there are without padding, and with it.
+    """Calls the collate method of a task and adds "row_ids", "weights" and "info" to the batch."""
 
-    What a collator draws at random (masking, cropping) is seeded by (seed, epoch, first row of the micro-batch), in
-    whatever worker it runs: the cost is 30 microseconds a micro-batch.
-    """
+    def __init__(self, collate: Callable[[Any], Batch]):
+        self.collate = collate
 
-    def __init__(self, collate: Callable[[list[dict]], dict[str, torch.Tensor]], seed: int):
-        self.collate, self.seed = collate, seed
-
-    def __call__(self, keys_and_examples: tuple[list[tuple[int, int]], list[dict]]) -> dict[str, torch.Tensor]:
+    def __call__(self, keys_and_examples: tuple[Keys, Any]) -> Batch:
         keys, examples = keys_and_examples
-        with seeded(mix(self.seed, "collate", *keys[0])):
-            batch = dict(self.collate(examples))
-        if "attention_mask" in batch:  # here, where it is on the CPU
-            batch[TOKENS] = (int(batch["attention_mask"].sum()), batch["attention_mask"].numel())
-        return {**batch, "rows": torch.tensor([row for _, row in keys])}
+        batch = dict(self.collate(examples))
+        row_ids = torch.tensor([row for _, row in keys])
+        weights = batch.get("weights")
+        weights = torch.ones(len(keys)) if weights is None else weights.float()
+        batch["weights"] = weights.masked_fill(_expand_as(row_ids < 0, weights), 0.0)  # padding rows
+        batch["row_ids"] = row_ids
+        mask = batch.get("attention_mask")
+        batch["info"] = BatchInfo(
+            weight_sum=batch["weights"].double().sum().item(),
+            num_tokens=0 if mask is None else int(mask.sum()),
+            num_padded_tokens=0 if mask is None else mask.numel(),
+        )
+        return batch
 
 
-def batch_of(dataset: Any, keys: list[tuple[int, int]], collate: Callable, seed: int) -> dict[str, torch.Tensor]:
-    """One batch, of the rows with these keys (epoch, row), as the loader would make it."""
-    return Collate(collate, seed)(Rows(dataset, seed).__getitems__(keys))
+def _expand_as(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Add dimensions to `values`, shape (rows,), until it broadcasts to `like`, shape (rows, ...)."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
-def workers_of(workers: int | str, rows: Any, device: torch.device) -> int:
-    """How many processes load: as asked or, for "auto", some where rows are made when they are read (images) and a GPU
-    computes meanwhile, one for each core that the training processes leave. On a CPU they would take its cores away."""
+def make_batch(dataset: Any, keys: Keys, collate: Callable[[Any], Batch], seed: int) -> Batch:
+    """Make one batch of the rows with these keys, as the DataLoader would."""
+    return Collate(collate)(KeyedDataset(dataset, seed).__getitems__(keys))
+
+
+def check_collate(dataset: Any, collate: Callable[[Any], Batch], seed: int) -> None:
+    """Raise UserError if the collate method of a task draws at random."""
+    keys_and_examples = KeyedDataset(dataset, seed).__getitems__([(0, 0)])
+    before = torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1:3]
+    Collate(collate)(keys_and_examples)
+    after = torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1:3]
+    is_unchanged = (
+        torch.equal(before[0], after[0])
+        and before[1] == after[1]
+        and numpy.array_equal(before[2][0], after[2][0])
+        and before[2][1] == after[2][1]
+    )
+    if not is_unchanged:
+        raise UserError(
+            "draws at random, and its draw would depend on how a batch is divided. Make random choices in "
+            "the dataset's __getitem__, which is seeded by (seed, epoch, row).",
+            field="task.collate",
+        )
+
+
+def count_workers(workers: int | str, dataset: Any, device: torch.device) -> int:
+    """Return the number of data workers; see `Config.workers`.
+
+    For "auto", data workers are used if rows are computed when they are read (images) and a GPU trains:
+    one for each CPU core that the training processes leave. On a CPU they would only take its cores.
+    """
     if workers != "auto":
         return int(workers)
-    if device.type == "cpu" or Rows(rows).plain:
+    if device.type == "cpu" or getattr(dataset, "is_deterministic", False):
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(0, min(MOST_WORKERS, cores // processes - 1))
+    return max(0, min(MAX_WORKERS, cores // processes - 1))
 
 
-def build_loader(
-    dataset: Any, order: TrainOrder | EvaluationOrder, collate: Callable, seed: int = 0, workers: int = 0
+def build_dataloader(
+    dataset: Any,
+    sampler: TrainSampler | EvalSampler,
+    collate: Callable[[Any], Batch],
+    seed: int = 0,
+    workers: int = 0,
 ) -> DataLoader:
-    """A DataLoader over `dataset` in the given order. Workers change the speed, never the batches."""
-    if workers:  # the tokenizers' threads do not survive the fork, and say so in every worker
+    """Build the DataLoader that yields the micro-batches of a sampler. accelerator.prepare takes it."""
+    if workers:  # the threads of the tokenizers do not survive a fork, and warn about it in each worker
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return DataLoader(
-        Rows(dataset, seed),
-        batch_sampler=order,
-        collate_fn=Collate(collate, seed),
+        KeyedDataset(dataset, seed),
+        batch_sampler=sampler,
+        collate_fn=Collate(collate),
         num_workers=workers,
         persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),  # or the copy to the GPU waits, whatever `non_blocking` says
-        # iter(loader) draws a base seed; from a generator of its own, it leaves the global stream alone.
-        generator=torch.Generator(),
+        pin_memory=torch.cuda.is_available(),  # otherwise copies to the GPU are not asynchronous
+        generator=torch.Generator(),  # otherwise iter(loader) draws from the global generator
     )
+
+
+def optimizer_steps(
+    loader: DataLoader,
+    sampler: TrainSampler,
+    start_step: int,
+    accelerator: "Accelerator",
+    throughput: Throughput,
+) -> Iterator[tuple[list[Batch], "float | torch.Tensor"]]:
+    """Yield (micro_batches, total_weight) for each optimizer step from `start_step` on.
+
+    micro_batches: those of this rank. total_weight: the sum of the weights of the whole step over all
+    ranks; on GPUs a tensor, so that nothing waits for it. One reduction per step computes it.
+    """
+    sampler.start_step = start_step
+    batches = iter(loader)
+    for step in range(start_step, sampler.total_steps):
+        plan = sampler.plan(step)
+        count = len(sampler.micro_batches(plan)) // sampler.num_processes
+        began = time.perf_counter()
+        micro_batches = list(islice(batches, count))
+        if len(micro_batches) < count:
+            raise RuntimeError(f"the DataLoader ended before optimizer step {step + 1}")
+        infos = [batch.pop("info") for batch in micro_batches]
+        throughput.add_step(
+            wait_seconds=time.perf_counter() - began,
+            rows=len(plan.row_ids),
+            tokens=sum(info.num_tokens for info in infos),
+            padded_tokens=sum(info.num_padded_tokens for info in infos),
+        )
+        weight = sum(info.weight_sum for info in infos)
+        yield micro_batches, sum_over_ranks(weight, accelerator, step)
+
+
+def sum_over_ranks(
+    weight: float, accelerator: "Accelerator", step: int
+) -> "float | torch.Tensor":
+    """Add up the weights of a step over all ranks, in float64. Raises TrainingError if the sum is 0."""
+    total: float | torch.Tensor = weight
+    if accelerator.num_processes > 1:
+        tensor = torch.tensor(weight, dtype=torch.float64, device=accelerator.device)
+        total = accelerator.reduce(tensor, reduction="sum")
+        if accelerator.device.type == "cpu":
+            total = total.item()
+    if isinstance(total, float) and total == 0:  # on several GPUs, the loss becomes NaN instead
+        raise TrainingError(f"the weights of all items of optimizer step {step + 1} are 0.")
+    return total
