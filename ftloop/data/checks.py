@@ -1,105 +1,147 @@
-"""What looks like a mistake in the data, said before training: quickly at every start, in full by `--check`.
+"""Report what looks like a mistake in the data: quickly at every start, in full by `--check`.
 
-Nothing is changed here: a finding names the option that would. Rows are the same if the texts of their input columns
-are, letter for letter, or the bytes of their images. They are numbered within their split, from 0, as in training.
+Nothing is changed here; a finding names the option that would change something. Two rows are the
+same if the texts of their input columns, or the bytes of their images, are identical. Rows are
+numbered within their split from 0, as in training.
 """
 
-import hashlib
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from ftloop.data import labels
-from ftloop.data.labels import Labels
+from ftloop.data.labels import Labels, encode_labels, read_label_cells
+from ftloop.data.shape import row_digests
 from ftloop.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from ftloop.tasks.classification import Classification
-
 logger = logging.getLogger("ftloop")
 
-QUICK_ROWS = 200_000  # texts that are compared at every start, in about half a second
-SHOWN, CHARACTERS = 3, 60  # examples of a finding, and the length of a text there
+QUICK_ROWS = 200_000  # rows of texts that are compared at every start, in about half a second
+MAX_EXAMPLES = 3  # of a finding
+MAX_CHARACTERS = 60  # of a text in an example
 
 Splits = dict[str, "Dataset"]
-Row = tuple[str, int]  # a split, and the number of a row
+Row = tuple[str, int]  # a split and the number of a row
+
+
+class CheckedTask(Protocol):
+    """What the checks need from a task: a dataclass such as `ftloop.tasks.Classification`."""
+
+    data: Any  # the options of the source
+    source: dict[str, Any]  # its rows before unusable ones are dropped
+    rows: dict[str, Any]  # its rows as the run uses them, by split
+    input_columns: tuple[str, ...]
+    label_columns: tuple[str, ...]
+    label_separator: str | None
+    labels: Labels
+
+    def prepare(self, rows: "Dataset") -> "Dataset": ...
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A line, or a table, for the terminal. `mistake`: it usually is one, so that --check exits with 1."""
+    """A line, or a table, for the log."""
 
     text: str
-    mistake: bool = True
+    is_mistake: bool = True  # it usually is one, so that --check exits with 1
 
 
-def report(found: Iterable[Finding]) -> int:
-    """Log findings as they come; how many of them are mistakes."""
-    mistakes = 0
-    for finding in found:
-        logger.log(logging.WARNING if finding.mistake else logging.INFO, "data: %s", finding.text)
-        mistakes += finding.mistake
-    return mistakes
+def log_findings(findings: Iterable[Finding]) -> int:
+    """Log findings as they come and return how many of them are mistakes."""
+    num_mistakes = 0
+    for finding in findings:
+        level = logging.WARNING if finding.is_mistake else logging.INFO
+        logger.log(level, "data: %s", finding.text)
+        num_mistakes += finding.is_mistake
+    return num_mistakes
 
 
-def all_findings(task: "Classification") -> Iterator[Finding]:
-    """All there is to say of a task's data, with what would stop training. Raises UserError if it is unreadable."""
+def check_everything(task: CheckedTask) -> Iterator[Finding]:
+    """Yield all findings, including what would stop training.
+
+    Raises UserError if the data cannot be read at all.
+    """
     source = task.source
     try:
         _ = task.rows
     except UserError as error:
         task = replace(task, data=replace(task.data, drop_empty=True, drop_unreadable=True))
-        vars(task)["source"] = source  # a cached property
-        _ = task.rows  # raises what no dropped row mends
-        yield Finding(f"training would stop (this goes on without such rows): {error}")
+        vars(task)["source"] = source  # a cached property: the source is not read again
+        _ = task.rows  # raises what dropping rows does not solve
+        yield Finding(f"training would stop (this check continues without such rows): {error}")
     try:
-        yield from findings(task, full=True)
+        yield from check_rows(task, full=True)
     except UserError as error:
-        yield Finding(f"training would stop (and so does this): {error}")
+        yield Finding(f"training would stop, and this check stops too: {error}")
 
 
-def findings(task: "Classification", full: bool = False) -> Iterator[Finding]:
-    """What is suspicious in a task's rows and found at once; with `full`, all that there is to say of them."""
+def check_rows(task: CheckedTask, full: bool = False) -> Iterator[Finding]:
+    """Yield what is suspicious in the rows of a task and quick to find.
+
+    `full` compares any number of rows and adds the size of each class and the lengths of the rows.
+    """
     from datasets import Dataset
 
-    data = {split: undecoded(rows) for split, rows in task.rows.items() if isinstance(rows, Dataset)}
+    data = {split: rows for split, rows in task.rows.items() if isinstance(rows, Dataset)}
     for split in task.rows.keys() - data.keys():
-        yield Finding(f"{split} is a stream: its rows are not compared, nor counted", mistake=False)
-    inputs, cells = task.input_columns, (task.label_columns, task.label_separator)
-    texts = all(str(rows.features[column].dtype).endswith("string") for rows in data.values() for column in inputs)
-    repeated = []
-    if full or (texts and sum(map(len, data.values())) <= QUICK_ROWS):
-        repeated = repeated_rows(data, inputs)
-    else:
-        yield Finding("rows are not searched for duplicates, which takes a while: --check does it", mistake=False)
-    yield from in_two_splits(data, inputs, repeated)
-    yield from alike_names(name for rows in data.values() for name in label_names(labels.cells(rows, *cells)))
-    numbers = defaultdict(list)
-    for split, number in (row for rows in repeated for row in rows):
-        numbers[split].append(number)
-    targets = {}
-    for split, chosen in numbers.items():
-        encoded = labels.encode(data[split].select(chosen), *cells, task.labels, split)
-        targets |= {(split, row): in_words(target, task.labels) for row, target in zip(chosen, encoded, strict=True)}
-    yield from contradictions(data, inputs, repeated, targets)
-    if full:
-        yield class_sizes(
-            {split: labels.encode(data[split], *cells, task.labels, split) for split in data}, task.labels
+        yield Finding(
+            f"{split} is a stream: its rows are neither compared nor counted", is_mistake=False
         )
-        yield from (lengths(split, task.prepare(task.rows[split])) for split in data)
+
+    # Repeated rows and similar label names
+    inputs = task.input_columns
+    is_text = all(
+        str(rows.features[column].dtype).endswith("string")
+        for rows in data.values()
+        for column in inputs
+    )
+    repeated = []
+    if full or (is_text and sum(map(len, data.values())) <= QUICK_ROWS):
+        repeated = find_repeated_rows(data, inputs)
+    else:
+        yield Finding(
+            "rows are not searched for duplicates, which takes a while; --check does it",
+            is_mistake=False,
+        )
+    yield from find_overlaps(data, inputs, repeated)
+    cells = [
+        cell
+        for rows in data.values()
+        for cell in read_label_cells(rows, task.label_columns, task.label_separator)
+    ]
+    yield from find_similar_names(label_names(cells))
+
+    # Repeated rows whose labels differ: only these rows are encoded
+    def encode(split: str, rows: "Dataset") -> list[Any]:
+        return encode_labels(rows, task.label_columns, task.label_separator, task.labels, split)
+
+    numbers = defaultdict(list)
+    for split, number in chain.from_iterable(repeated):
+        numbers[split].append(number)
+    row_labels = {}
+    for split, chosen in numbers.items():
+        encoded = encode(split, data[split].select(chosen))
+        for number, label in zip(chosen, encoded, strict=True):
+            row_labels[split, number] = format_label(label, task.labels)
+    yield from find_contradictions(data, inputs, repeated, row_labels)
+
+    if full:
+        encoded_splits = {split: encode(split, rows) for split, rows in data.items()}
+        yield summarize_labels(encoded_splits, task.labels)
+        for split in data:
+            yield summarize_lengths(split, task.prepare(task.rows[split]))
 
 
-# ---- rows
+# Rows
 
 
-def undecoded(rows: "Dataset") -> "Dataset":
-    """Images as {"bytes", "path"}, so that looking at a row decodes none."""
+def disable_decoding(rows: "Dataset") -> "Dataset":
+    """Return the rows with images as {"bytes", "path"}, so that reading a row decodes none."""
     from datasets import Image
 
     for column, feature in rows.features.items():
@@ -108,137 +150,157 @@ def undecoded(rows: "Dataset") -> "Dataset":
     return rows
 
 
-def keys(rows: "Dataset", column: str) -> Iterator[Any]:
-    """For each row what is equal if two cells are the same: the text itself, or the hash of an image's bytes."""
-    text = str(rows.features[column].dtype).endswith("string")
-    for cell in rows[column][:] if text else rows[column]:  # images pass through memory one by one
-        if isinstance(cell, dict):
-            yield hashlib.sha256(cell["bytes"] or Path(cell["path"]).read_bytes()).digest()
-        else:
-            yield cell if text else repr(cell)
+def find_repeated_rows(data: Splits, columns: tuple[str, ...]) -> list[list[Row]]:
+    """Return groups of two or more rows with the same inputs, in the order of splits and rows."""
+    digests = {split: list(row_digests(rows, columns)) for split, rows in data.items()}
+    counts = Counter(chain.from_iterable(digests.values()))
+    groups = defaultdict(list)
+    for split, split_digests in digests.items():
+        for number, digest in enumerate(split_digests):
+            if counts[digest] > 1:
+                groups[digest].append((split, number))
+    return list(groups.values())
 
 
-def repeated_rows(data: Splits, columns: tuple[str, ...]) -> list[list[Row]]:
-    """The rows with the same inputs, together, where there are several; in the order of splits and rows."""
-    of_rows = {
-        split: list(zip(*(keys(rows, column) for column in columns), strict=True)) for split, rows in data.items()
-    }
-    counts = Counter(chain.from_iterable(of_rows.values()))
-    found = defaultdict(list)
-    for split, of_split in of_rows.items():
-        for number, key in enumerate(of_split):
-            if counts[key] > 1:
-                found[key].append((split, number))
-    return list(found.values())
-
-
-def in_two_splits(data: Splits, columns: tuple[str, ...], repeated: list[list[Row]]) -> Iterator[Finding]:
-    """Rows that an earlier split has too: what was learned by heart there would pass for skill here."""
-    shared, counts = [], Counter()
-    for rows in repeated:
-        splits = list(dict.fromkeys(split for split, _ in rows))
-        counts.update((split, other) for split, _ in rows for other in splits[: splits.index(split)])
-        if len(splits) > 1:
-            shared.append([next(row for row in rows if row[0] == split) for split in splits])
-    if shared:
-        pairs = (
-            f"{count} of the {len(data[split])} rows of {split} in {other} too"
-            for (split, other), count in counts.items()
-        )
-        yield Finding(
-            f"rows in two splits (--task.data.drop-duplicates drops them): {', '.join(pairs)}, "
-            f"as {examples(data, columns, shared)}"
-        )
-
-
-def contradictions(
-    data: Splits, columns: tuple[str, ...], repeated: list[list[Row]], targets: dict[Row, str]
+def find_overlaps(
+    data: Splits, columns: tuple[str, ...], repeated: list[list[Row]]
 ) -> Iterator[Finding]:
-    """Inputs that have different labels where they occur again. `targets`: the labels of repeated rows, in words."""
-    found = [rows for rows in repeated if len({targets[row] for row in rows}) > 1]
-    if found:
+    """Find rows that are in an earlier split too.
+
+    A model that has memorized such rows of train would score too well on them.
+    """
+    shared, counts = [], Counter()
+    for group in repeated:
+        splits = list(dict.fromkeys(split for split, _ in group))
+        for split, _ in group:
+            counts.update((split, earlier) for earlier in splits[: splits.index(split)])
+        if len(splits) > 1:
+            shared.append([next(row for row in group if row[0] == split) for split in splits])
+    if shared:
+        overlaps = ", ".join(
+            f"{count} of the {len(data[split])} rows of {split} are in {earlier} too"
+            for (split, earlier), count in counts.items()
+        )
         yield Finding(
-            f"the same input with different labels: {len(found)} input(s), {sum(map(len, found))} rows, "
-            f"as {examples(data, columns, found, targets)}"
+            f"rows are in two splits (--data.drop-duplicates drops them): {overlaps}; for example "
+            f"{format_examples(data, columns, shared)}"
         )
 
 
-def examples(
-    data: Splits, columns: tuple[str, ...], groups: list[list[Row]], targets: dict[Row, str] | None = None
+def find_contradictions(
+    data: Splits, columns: tuple[str, ...], repeated: list[list[Row]], row_labels: dict[Row, str]
+) -> Iterator[Finding]:
+    """Find inputs that occur several times with different labels.
+
+    `row_labels`: the label of each repeated row, formatted.
+    """
+    contradictory = [group for group in repeated if len({row_labels[row] for row in group}) > 1]
+    if contradictory:
+        yield Finding(
+            f"the same input has different labels: {len(contradictory)} input(s), "
+            f"{sum(map(len, contradictory))} rows; for example "
+            f"{format_examples(data, columns, contradictory, row_labels)}"
+        )
+
+
+def format_examples(
+    data: Splits,
+    columns: tuple[str, ...],
+    groups: list[list[Row]],
+    row_labels: dict[Row, str] | None = None,
 ) -> str:
-    """The first of some groups of rows: 'so bad' (train 3 joy, test 7 anger), 'so good' (...)."""
-    found = []
-    for rows in groups[:SHOWN]:
-        split, number = rows[0]
-        cells = data[split].select_columns(list(columns))[number].values()
-        texts = [shortened(str(cell)) if not isinstance(cell, dict) else cell["path"] or "image" for cell in cells]
-        places = [f"{row[0]} {row[1]}{' ' + targets[row] if targets else ''}" for row in rows]
-        places = places if len(places) <= SHOWN + 1 else [*places[:SHOWN], f"{len(places) - SHOWN} more"]
-        found.append(f"{' | '.join(map(repr, texts))} ({', '.join(places)})")
-    return ", ".join(found) + (", ..." if len(groups) > SHOWN else "")
+    """Format the first groups of rows: 'so bad' (train 3 joy, test 7 anger), 'so good' (...)."""
+    examples = []
+    for group in groups[:MAX_EXAMPLES]:
+        split, number = group[0]
+        row = disable_decoding(data[split].select_columns(list(columns)))[number]
+        cells = [
+            cell["path"] or "image" if isinstance(cell, dict) else shorten(str(cell))
+            for cell in row.values()
+        ]
+        places = [
+            f"{split} {number} {row_labels[split, number]}" if row_labels else f"{split} {number}"
+            for split, number in group
+        ]
+        if len(places) > MAX_EXAMPLES + 1:
+            places = [*places[:MAX_EXAMPLES], f"{len(places) - MAX_EXAMPLES} more"]
+        examples.append(f"{' | '.join(map(repr, cells))} ({', '.join(places)})")
+    return ", ".join(examples) + (", ..." if len(groups) > MAX_EXAMPLES else "")
 
 
-def shortened(text: str) -> str:
-    """The beginning of a text, on one line of the terminal."""
-    return text if len(text) <= CHARACTERS else text[: CHARACTERS - 3] + "..."
+def shorten(text: str) -> str:
+    """Return the beginning of a text, short enough for a line of the terminal."""
+    return text if len(text) <= MAX_CHARACTERS else text[: MAX_CHARACTERS - 3] + "..."
 
 
-# ---- labels and lengths
+# Labels and lengths
 
 
 def label_names(cells: list[Any]) -> set[str]:
-    """The label names as they are written in the cells of the label column."""
-    parts = (part for cell in cells for part in (cell if isinstance(cell, list) else [cell]))
-    return {part for part in parts if isinstance(part, str)}
+    """Return the label names as they are written in label cells."""
+    values = chain.from_iterable(cell if isinstance(cell, list) else [cell] for cell in cells)
+    return {value for value in values if isinstance(value, str)}
 
 
-def alike_names(names: Iterable[str]) -> Iterator[Finding]:
-    """Names that differ only in case or space: "Joy", "joy " and "joy". Space around a name is ignored in training."""
-    alike = defaultdict(set)
+def find_similar_names(names: Iterable[str]) -> Iterator[Finding]:
+    """Find names that differ only in case or space, such as "Joy", "joy " and "joy".
+
+    It is not a mistake if they only differ in the space around them, which training ignores.
+    """
+    variants = defaultdict(set)
     for name in names:
-        alike["".join(name.split()).casefold()].add(name)
-    found = [sorted(same) for same in alike.values() if len(same) > 1]
-    if found:
-        shown = ", ".join(" and ".join(map(repr, same)) for same in found[:SHOWN])
+        variants["".join(name.split()).casefold()].add(name)
+    groups = [sorted(group) for group in variants.values() if len(group) > 1]
+    if groups:
+        examples = ", ".join(" and ".join(map(repr, group)) for group in groups[:MAX_EXAMPLES])
         yield Finding(
-            f"label names that differ only in case or space (--task.label-lower or --task.label-merge makes one of "
-            f"them): {len(found)}, as {shown}{', ...' if len(found) > SHOWN else ''}",
-            mistake=any(len({name.strip() for name in same}) > 1 for same in found),
+            "label names differ only in case or space (--label-lower or --label-merge unites "
+            f"them): {len(groups)}, for example {examples}"
+            f"{', ...' if len(groups) > MAX_EXAMPLES else ''}",
+            is_mistake=any(len({name.strip() for name in group}) > 1 for group in groups),
         )
 
 
-def in_words(target: Any, known: Labels) -> str:
-    """An encoded label as a person reads it: a name, names joined by +, or a number."""
-    if known.multi:
-        return "+".join(name for name, present in zip(known.names, target, strict=True) if present) or "(none)"
-    return known.names[target] if known.names else str(target)
+def format_label(label: Any, labels: Labels) -> str:
+    """Format an encoded label: a name, names joined by +, or a number."""
+    if labels.is_multi_label:
+        pairs = zip(labels.names, label, strict=True)
+        return "+".join(name for name, present in pairs if present) or "(none)"
+    return labels.names[label] if labels.names else str(label)
 
 
-def class_sizes(encoded: dict[str, list[Any]], known: Labels) -> Finding:
-    """The rows of each class in each split, the largest first; the least, middle and greatest value in regression."""
+def summarize_labels(encoded: dict[str, list[Any]], labels: Labels) -> Finding:
+    """Count the rows of each class in each split; of numbers, give minimum, median and maximum."""
     import numpy
 
-    if not known.names:
-        quantiles = {split: numpy.quantile(values, (0, 0.5, 1)) for split, values in encoded.items()}
-        lines = [f"{split}: least {a:g}, median {b:g}, greatest {c:g}" for split, (a, b, c) in quantiles.items()]
-        return Finding("\n    ".join(["values", *lines]), mistake=False)
-    counts = {
-        split: numpy.sum(values, axis=0) if known.multi else numpy.bincount(values, minlength=len(known.names))
-        for split, values in encoded.items()
-    }
-    sizes = sorted(zip(*counts.values(), known.names, strict=True), key=lambda size: (-size[0], size[-1]))
-    lines = [f"{name}: {', '.join(f'{number:.0f}' for number in numbers)}" for *numbers, name in sizes]
-    return Finding("\n    ".join([f"rows of each class in {', '.join(counts)}", *lines]), mistake=False)
+    if not labels.names:
+        lines = ["values"]
+        for split, values in encoded.items():
+            least, median, most = numpy.quantile(values, (0, 0.5, 1))
+            lines.append(f"{split}: minimum {least:g}, median {median:g}, maximum {most:g}")
+        return Finding("\n    ".join(lines), is_mistake=False)
+    counts = []
+    for values in encoded.values():
+        if labels.is_multi_label:
+            counts.append(numpy.sum(values, axis=0).astype(int))
+        else:
+            counts.append(numpy.bincount(values, minlength=len(labels.names)))
+    sizes = sorted(zip(*counts, labels.names, strict=True), key=lambda row: (-row[0], row[-1]))
+    lines = [f"rows of each class in {', '.join(encoded)}"]
+    lines += [f"{name}: {', '.join(map(str, numbers))}" for *numbers, name in sizes]
+    return Finding("\n    ".join(lines), is_mistake=False)
 
 
-def lengths(split: str, prepared: "Dataset") -> Finding:
-    """The rows of a split, and how long they are as the model sees them: cut at --task.max-length."""
+def summarize_lengths(split: str, prepared: "Dataset") -> Finding:
+    """Count the rows of a split, and describe how long the model's inputs are."""
     import numpy
 
     text = f"{split}: {len(prepared)} rows"
     if "length" in prepared.column_names:
-        middle, most, nearly_all, longest = numpy.quantile(prepared["length"][:], (0.5, 0.9, 0.99, 1)).round()
+        quantiles = numpy.quantile(prepared["length"][:], (0.5, 0.9, 0.99, 1)).round()
+        median, most, nearly_all, longest = quantiles
         text += (
-            f", of length {middle:.0f} (median), {most:.0f} (90 %), {nearly_all:.0f} (99 %), {longest:.0f} (longest)"
+            f" of length {median:.0f} (median), {most:.0f} (90 %), {nearly_all:.0f} (99 %), "
+            f"{longest:.0f} (longest)"
         )
-    return Finding(text, mistake=False)
+    return Finding(text, is_mistake=False)

@@ -1,165 +1,226 @@
-"""The splits "train", "validation" and "test": the source's by our names, and those that it lacks cut from train."""
+"""Name the splits of a source "train", "validation" and "test"; cut missing ones from train."""
 
 import hashlib
 import json
 import logging
 import random
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ftloop.data.shape import require_columns
-from ftloop.errors import UserError, nearest
+from ftloop.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
-    from ftloop.data.source import Data
-
 logger = logging.getLogger("ftloop")
 
-SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "validation"}
 SPLITS = ("train", "validation", "test")
+SPLIT_ALIASES = {
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "eval": "validation",
+}
 
 
-def rename_splits(data: "DatasetDict", chosen: dict[str, str]) -> "DatasetDict":
-    """Our names for the source's splits: as chosen, else by their usual names. Others are left out, and said."""
+class SplitOptions(Protocol):
+    """The options of `ftloop.data.Data` that this file reads."""
+
+    validation: float
+    test: float
+    stratify: bool
+    split_group: str | None
+    split_hash: tuple[str, ...]
+    split_seed: int
+    limit: int | None
+
+
+def rename_splits(data: "DatasetDict", names: dict[str, str]) -> "DatasetDict":
+    """Return the splits "train", "validation" and "test" of a source.
+
+    `names` is {split: its name in the source}, from `--data.splits`. Without it, the usual names
+    and aliases count, and the log names the splits that are not used.
+    """
     from datasets import DatasetDict
 
-    if chosen:
-        for split, name in chosen.items():
-            if split not in SPLITS:
-                raise UserError(
-                    f"--task.data.splits: {split!r} is not one of {', '.join(SPLITS)}{nearest(split, SPLITS)}"
-                )
-            if name not in data:
-                raise UserError(
-                    f"--task.data.splits: the source has no {name!r}{nearest(name, data)}; it has {', '.join(data)}"
-                )
-        named = {split: data[name] for split, name in chosen.items()}
-    else:
-        named = {}
-        for name, rows in data.items():
-            split = SPLIT_NAMES.get(name, name)
-            if split in named:
-                raise UserError(f"--task.data: the source has two splits for {split!r}: choose by --task.data.splits")
-            named[split] = rows
-        unused = sorted(named.keys() - set(SPLITS))
-        if unused:
-            logger.info("data: the splits %s are not used (choose by --task.data.splits)", ", ".join(unused))
-    return DatasetDict({split: named[split] for split in SPLITS if split in named})
-
-
-def cut_splits(data: "DatasetDict", source: "Data", classes: list[Any] | None) -> "DatasetDict":
-    """Cut the splits that the source lacks from train. `classes`: a value per row of train to stratify by, or None."""
-    from datasets import DatasetDict
-
-    warn_of_no_effect(data, source)
-    data, rows = dict(data), list(range(len(data["train"])))
-    original = data["train"]
-    places = _places(original, source) if source.split_hash else None
-    groups = _groups(original, source.split_group) if source.split_group else None
-    how = "stratified" if source.stratify and classes is not None else "at random"
-    how = "by hash" if places else "by group" if groups else how
-    for split, wanted in (("test", source.test), ("validation", source.validation)):
-        if split in data or not wanted:
-            continue
-        count = round(wanted * len(original)) if wanted < 1 else int(wanted)
-        if places:
-            start = source.test if split == "validation" else 0.0
-            cut = [row for row in rows if start <= places[row] < start + wanted]
-            count = len(cut)
-        if not 0 < count < len(rows):
+    renamed = {}
+    for split, name in names.items():
+        if split not in SPLITS:
             raise UserError(
-                f"--task.data.{split} {wanted}: {count} rows cannot be cut from the {len(rows)} rows of train"
+                f"--data.splits: {split!r} is not one of {', '.join(SPLITS)}"
+                f"{did_you_mean(split, SPLITS)}."
             )
-        try:
-            if groups:
-                cut = _cut_groups(rows, count, groups, source.split_seed)
-            elif not places:
-                cut = _cut(rows, count, classes if source.stratify else None, source.split_seed)
-        except ValueError as error:
-            what = "cut whole groups" if groups else "keep the shares of the classes"
-            way_out = "" if groups else " (--task.data.no-stratify cuts at random)"
-            raise UserError(f"--task.data.{split} {wanted}: cannot {what}: {error}{way_out}") from error
-        chosen = set(cut)
-        rows = [row for row in rows if row not in chosen]
-        data[split] = original.select(cut)
-        about = f" ({count} were asked for)" if len(cut) != count else ""
+        if name not in data:
+            raise UserError(
+                f"--data.splits: the source has no split {name!r}{did_you_mean(name, data)}. "
+                f"Its splits are {', '.join(data)}."
+            )
+        renamed[split] = data[name]
+    if not names:
+        for name, rows in data.items():
+            split = SPLIT_ALIASES.get(name, name)
+            if split in renamed:
+                raise UserError(
+                    f"--data: the source has two splits for {split!r}; choose one with "
+                    "--data.splits."
+                )
+            renamed[split] = rows
+        unused = sorted(renamed.keys() - set(SPLITS))
+        if unused:
+            logger.info(
+                "data: the splits %s are not used (--data.splits chooses others)", ", ".join(unused)
+            )
+    return DatasetDict({split: renamed[split] for split in SPLITS if split in renamed})
+
+
+def cut_splits(
+    data: "DatasetDict", options: SplitOptions, classes: list[Any] | None
+) -> "DatasetDict":
+    """Cut the splits "test" and "validation" from train where the source lacks them.
+
+    `classes` has one value per row of train to stratify by; None cuts at random. The rows of each
+    split keep the order of the source. Raises UserError.
+    """
+    from datasets import DatasetDict
+
+    warn_about_unused_options(data, options)
+    train, splits = data["train"], dict(data)
+    positions = _hash_positions(train, options) if options.split_hash else None
+    groups = _row_groups(train, options.split_group) if options.split_group else None
+    classes = classes if options.stratify else None
+    rows = list(range(len(train)))  # those that are still in train
+    for split, size in (("test", options.test), ("validation", options.validation)):
+        if split in splits or not size:
+            continue
+        requested = round(size * len(train)) if size < 1 else int(size)
+        if positions:
+            start = options.test if split == "validation" else 0.0
+            hashed = [row for row in rows if start <= positions[row] < start + size]
+            requested = len(hashed)
+        if not 0 < requested < len(rows):
+            raise UserError(
+                f"--data.{split} {size}: cannot cut {requested} rows from the {len(rows)} rows of "
+                "train."
+            )
+        if positions:
+            method, cut = "by hash", hashed
+        elif groups:
+            method, cut = "by group", _cut_groups(rows, requested, groups, split, options)
+        else:
+            method = "stratified by class" if classes is not None else "at random"
+            cut = _cut_rows(rows, requested, classes, split, options)
+        rows = sorted(set(rows) - set(cut))
+        splits[split] = train.select(cut)
+        difference = f" ({requested} were requested)" if len(cut) != requested else ""
         logger.info(
-            "data: %s is %d rows%s cut from train, %s (seed %d)", split, len(cut), about, how, source.split_seed
+            "data: %s: %d rows%s were cut from train, %s (seed %d)",
+            split,
+            len(cut),
+            difference,
+            method,
+            options.split_seed,
         )
-    if len(rows) < len(original):
-        data["train"] = original.select(rows)
-    return DatasetDict({split: data[split] for split in SPLITS if split in data})
+    if len(rows) < len(train):
+        splits["train"] = train.select(rows)
+    return DatasetDict({split: splits[split] for split in SPLITS if split in splits})
 
 
-def warn_of_no_effect(data: "DatasetDict", source: "Data") -> None:
-    """Say which options of the cut do nothing, for the source has the splits already."""
+def warn_about_unused_options(data: "DatasetDict", options: SplitOptions) -> None:
+    """Log a warning for each option that has no effect because the source has the split already."""
     for split in ("validation", "test"):
-        wanted = getattr(source, split)
-        if split in data and wanted != getattr(type(source), split):
-            logger.warning("data: --task.data.%s %g has no effect: the source has a %s split", split, wanted, split)
+        size = getattr(options, split)
+        if split in data and size != getattr(type(options), split):
+            logger.warning(
+                "data: --data.%s %g has no effect: the source has a %s split", split, size, split
+            )
+    cuts = any(getattr(options, split) and split not in data for split in ("validation", "test"))
     for name in ("split_group", "split_hash"):
-        if getattr(source, name) and not any(
-            getattr(source, split) and split not in data for split in ("validation", "test")
-        ):
-            logger.warning("data: --task.data.%s has no effect: no split is cut", name.replace("_", "-"))
+        if getattr(options, name) and not cuts:
+            option = name.replace("_", "-")
+            logger.warning("data: --data.%s has no effect: no split is cut from train", option)
 
 
-def _cut(rows: list[int], count: int, classes: list[Any] | None, seed: int) -> list[int]:
-    """`count` of the rows, in the order of the source. The only row of a class stays in train."""
-    from collections import Counter
-
+def _cut_rows(
+    rows: list[int], count: int, classes: list[Any] | None, split: str, options: SplitOptions
+) -> list[int]:
+    """Return `count` of the rows. A row that is alone in its class is never cut."""
     from sklearn.model_selection import train_test_split
 
-    lone = set()
+    keys = None
     if classes is not None:
         sizes = Counter(classes[row] for row in rows)
-        lone = {row for row in rows if sizes[classes[row]] == 1}
-    divisible = [row for row in rows if row not in lone]
-    keys = [classes[row] for row in divisible] if classes is not None else None
-    _, cut = train_test_split(divisible, test_size=count, random_state=seed, stratify=keys)
+        rows = [row for row in rows if sizes[classes[row]] > 1]
+        keys = [classes[row] for row in rows]
+    try:
+        _, cut = train_test_split(
+            rows, test_size=count, random_state=options.split_seed, stratify=keys
+        )
+    except ValueError as error:
+        raise UserError(
+            f"--data.{split} {getattr(options, split)}: cannot keep the shares of the classes: "
+            f"{error} --data.no-stratify cuts at random."
+        ) from error
     return sorted(cut)
 
 
-def _cut_groups(rows: list[int], count: int, groups: list[str], seed: int) -> list[int]:
-    """The rows of as large a share of the groups as `count` is of the rows, in the order of the source."""
+def _cut_groups(
+    rows: list[int], count: int, groups: list[str], split: str, options: SplitOptions
+) -> list[int]:
+    """Return the rows of whole groups: as large a share of the groups as `count` is of the rows."""
     from sklearn.model_selection import GroupShuffleSplit
 
-    divider = GroupShuffleSplit(n_splits=1, test_size=count / len(rows), random_state=seed)
-    _, cut = next(divider.split(rows, groups=[groups[row] for row in rows]))
-    return [rows[place] for place in cut]
-
-
-def _groups(rows: "Dataset", column: str) -> list[str]:
-    """The group of each row. Raises UserError for rows without one, which would pass for one large group."""
-    require_columns({"train": rows}, (column,), "--task.data.split-group")
-    found = rows[column][:]
-    lacking = [row for row, group in enumerate(found) if group is None or group == ""]
-    if lacking:
-        raise UserError(
-            f"--task.data.split-group {column}: {len(lacking)} row(s) of train have no value, counted from 0: "
-            f"{', '.join(map(str, lacking[:10]))}"
-        )
-    return list(map(str, found))
-
-
-def _places(rows: "Dataset", source: "Data") -> list[float]:
-    """A number in [0, 1) for each row, which its cells in `split_hash` and the seed alone decide."""
-    require_columns({"train": rows}, source.split_hash, "--task.data.split-hash")
-    cells = zip(*(rows[column][:] for column in source.split_hash), strict=True)
-    digests = (
-        hashlib.blake2b(json.dumps([source.split_seed, *map(str, row)]).encode(), digest_size=8).digest()
-        for row in cells
+    splitter = GroupShuffleSplit(
+        n_splits=1, test_size=count / len(rows), random_state=options.split_seed
     )
-    return [int.from_bytes(digest) / 2**64 for digest in digests]
+    try:
+        _, places = next(splitter.split(rows, groups=[groups[row] for row in rows]))
+    except ValueError as error:
+        raise UserError(
+            f"--data.{split} {getattr(options, split)}: cannot cut whole groups: {error}"
+        ) from error
+    return [rows[place] for place in places]
 
 
-def limit_rows(data: "DatasetDict", source: "Data") -> "DatasetDict":
-    """At most `source.limit` rows of each split, drawn at random, in the order of the source."""
+def _row_groups(rows: "Dataset", column: str) -> list[str]:
+    """Return the group of each row. Raises UserError for rows without one.
+
+    Rows without a group would otherwise form one large group.
+    """
+    require_columns({"train": rows}, (column,), "--data.split-group")
+    groups = rows[column][:]
+    missing = [row for row, group in enumerate(groups) if group is None or group == ""]
+    if missing:
+        raise UserError(
+            f"--data.split-group {column}: {len(missing)} row(s) of train have no group, counted "
+            f"from 0: {', '.join(map(str, missing[:10]))}{', ...' if len(missing) > 10 else ''}."
+        )
+    return list(map(str, groups))
+
+
+def _hash_positions(rows: "Dataset", options: SplitOptions) -> list[float]:
+    """Return a number in [0, 1) for each row, a hash of its `split_hash` cells and the seed."""
+    require_columns({"train": rows}, options.split_hash, "--data.split-hash")
+    positions = []
+    for cells in zip(*(rows[column][:] for column in options.split_hash), strict=True):
+        content = json.dumps([options.split_seed, *map(str, cells)]).encode()
+        digest = hashlib.blake2b(content, digest_size=8).digest()
+        positions.append(int.from_bytes(digest) / 2**64)
+    return positions
+
+
+def limit_rows(data: "DatasetDict", options: SplitOptions) -> "DatasetDict":
+    """Keep at most `options.limit` rows of each split, drawn at random, in the source's order."""
     limited = dict(data)
     for split, rows in data.items():
-        if source.limit is not None and source.limit < len(rows):
-            draw = random.Random(source.split_seed)
-            limited[split] = rows.select(sorted(draw.sample(range(len(rows)), source.limit)))
-            logger.info("data: %s: %d of %d rows, drawn at random (--task.data.limit)", split, source.limit, len(rows))
+        if options.limit is not None and options.limit < len(rows):
+            generator = random.Random(options.split_seed)
+            chosen = sorted(generator.sample(range(len(rows)), options.limit))
+            limited[split] = rows.select(chosen)
+            logger.info(
+                "data: %s: %d of %d rows, drawn at random (--data.limit)",
+                split,
+                options.limit,
+                len(rows),
+            )
     return type(data)(limited)

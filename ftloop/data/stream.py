@@ -1,12 +1,14 @@
-"""A source that is read while training: rows by their position in an endless shuffled sequence.
+"""A source that is read while training: a dataset of positions in an endless shuffled sequence.
 
-An epoch takes the shards (files) of the source in an order drawn by (seed, epoch), cuts their rows into blocks of
-`buffer` rows, and shuffles each block by (seed, epoch, block). The row at a position is thus a pure function of the
-seed and the source, and nothing about the stream needs saving. Every process and worker reads the source, and prepares
-the rows of its own seats alone: reading costs 3 microseconds a row, preparing a text some fifty times as much.
+An epoch visits the shards (files) of the source in an order drawn by (seed, epoch), cuts their rows
+into blocks of `buffer_size` rows, and shuffles each block by (seed, epoch, block). The row at a
+position is thus a pure function of the seed and the source, and a stream has no state to save.
+Every process and data worker reads the whole source but prepares only the rows of its own batches:
+reading takes 3 microseconds per row, preparing a text about fifty times as long.
 
-Whoever goes on in the middle skips the shards whose number of rows is known, from this run or an earlier one, and reads
-the shard in which the position lies again from its beginning: many files make that cheap, one large file does not.
+A run that resumes skips the shards whose number of rows is known, from this run or an earlier one,
+and reads the shard that holds the position from its beginning. With many files, resuming is thus
+cheap; with one large file it is not.
 """
 
 import glob
@@ -19,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import get_worker_info
 
-from ftloop.sampler import UNBOUNDED, mix, rows_served, seeded
 from ftloop.errors import UserError, root_cause
+from ftloop.sampler import UNBOUNDED, RandomOrder
+from ftloop.state import fold_in, temporary_seed
 
 if TYPE_CHECKING:
     import pyarrow
@@ -30,197 +33,260 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ftloop")
 
-READ_AT_ONCE = 1000  # rows of a table: 10 or 10 000 read no faster
+ROWS_PER_READ = 1000  # 10 or 10 000 read no faster
+NO_ROWS = "--data: the split 'train' is empty: the stream has no rows."
 
 
 class Stream:
-    """Rows of train that are never held together. `len` is UNBOUNDED, and `column_names` is empty."""
+    """The rows of train that never lie in memory together, by their position in the sequence.
 
-    column_names = ()  # what is known of all rows at once (labels, lengths) is not known here
+    Its length is UNBOUNDED: one epoch of the core that never ends.
+
+    source: the rows, in shards.
+    buffer_size: rows that are held in memory and shuffled together.
+    drop_unusable: called with some rows, their shard and the number of the first of them in the
+        shard; returns the rows to train on.
+    prepare: makes rows the examples that the task's collate takes.
+    fingerprint: a digest of the source and of the options that decide which rows it has.
+    """
+
+    is_deterministic = True  # the row at a position never changes
 
     def __init__(
         self,
         source: "IterableDataset",
-        buffer: int,
-        usable: Callable[["Dataset", int, int], "Dataset"],
+        buffer_size: int,
+        drop_unusable: Callable[["Dataset", int, int], "Dataset"],
         prepare: Callable[["Dataset"], Sequence[dict[str, Any]]],
-        identity: str,
+        fingerprint: str,
     ):
-        """`usable` takes away the rows that cannot be used: it is given rows, their shard, and the number of the first
-        in it; `prepare` makes rows what the task's collate takes; `identity` names the source and the options that
-        decide on its rows."""
         from datasets import config
 
-        self.source, self.buffer, self.usable, self.prepare, self.identity = source, buffer, usable, prepare, identity
-        self.held_out: dict[int, int] = {}  # by shard: rows at its beginning that are not train's
-        self.sizes: dict[int, int] = {}  # by shard: rows of train; those that were read to their end
-        self.sizes_file = Path(config.HF_DATASETS_CACHE) / "ftloop" / f"stream-{identity}.json"
-        self.blocks: Iterator[tuple[int, Any]] | None = None
-        self.start, self.block = 0, None  # the position of the first row of the block at hand
+        self.source, self.buffer_size, self.fingerprint = source, buffer_size, fingerprint
+        self.drop_unusable, self.prepare = drop_unusable, prepare
+        self.seed = 0
+        self.held_out: dict[int, int] = {}  # by shard: rows at its beginning that are not for train
+        self.shard_sizes: dict[int, int] = {}  # rows of train in the shards that were read whole
+        cache = Path(config.HF_DATASETS_CACHE) / "ftloop"
+        self.shard_sizes_file = cache / f"stream-{fingerprint}.json"
+        self.blocks: Iterator[tuple[int, pyarrow.Table]] | None = None
+        self.start = 0  # the position of the first row of `block`
+        self.block: pyarrow.Table | None = None  # the one that was read last
+
+    # The protocol of datasets with an order of their own
 
     def __len__(self) -> int:
         return UNBOUNDED
 
+    def row_order(self, seed: int, epoch: int) -> Sequence[int]:
+        """Return the positions: the stream itself shuffles the rows."""
+        return range(UNBOUNDED)
+
+    def set_seed(self, seed: int) -> None:
+        """Set the seed that decides which row is at a position."""
+        self.seed, self.blocks, self.block = seed, None, None
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, positions: Sequence[int]) -> list[dict[str, Any]]:
+        """Return the examples at some positions, each read with a seed of its own."""
+        examples, remaining = {}, sorted(set(positions))
+        while remaining:
+            self._seek(remaining[0])
+            end = self.start + len(self.block)
+            in_block = [position for position in remaining if position < end]
+            rows = self.block.take([position - self.start for position in in_block])
+            prepared = self.prepare(_to_dataset(rows))
+            for number, position in enumerate(in_block):
+                with temporary_seed(fold_in(self.seed, "row", 0, position)):
+                    examples[position] = prepared[number]
+            remaining = remaining[len(in_block) :]
+        return [examples[position] for position in positions]
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "blocks": None, "block": None}  # a worker process reads for itself
+        return {**vars(self), "blocks": None, "block": None}  # a data worker reads for itself
+
+    # The first rows, in the order of the source
 
     def head(self, count: int) -> "Dataset":
-        """The first rows of train in the order of the source, to decide from what the labels are."""
-        return self._dataset(self._first(count)[0])
+        """Return the first rows of train, from which the labels are inferred."""
+        return _to_dataset(self._read_first(count)[0])
 
     def hold_out(self, count: float, split: str) -> "Dataset":
-        """Take the first rows of the source away from train, into memory: a split that the source lacks."""
+        """Return the first rows of train as another split, and never train on them."""
         if count < 1:
             raise UserError(
-                f"--task.data.{split} {count}: nobody knows how many rows a stream has, to take a share of them; "
-                f"give whole rows: --task.data.{split} 1000"
+                f"--data.{split} {count}: a stream has no known number of rows to take a share of. "
+                f"Give a number of rows: --data.{split} 1000."
             )
         count = int(count)
-        table, taken = self._first(count)
+        table, rows_by_shard = self._read_first(count)
         if len(table) < count:
-            raise UserError(f"--task.data.{split} {count}: the stream has {len(table)} rows")
-        for shard, rows in taken.items():
-            self.held_out[shard] = self.held_out.get(shard, 0) + rows
-        logger.info("data: %s is the first %d rows of the stream", split, count)
-        return self._dataset(table)
+            raise UserError(f"--data.{split} {count}: the stream has only {len(table)} rows.")
+        for shard, num_rows in rows_by_shard.items():
+            self.held_out[shard] = self.held_out.get(shard, 0) + num_rows
+        logger.info("data: %s: the first %d rows of the stream", split, count)
+        return _to_dataset(table)
 
-    def read(self, positions: list[int], seed: int) -> list[dict[str, Any]]:
-        """The rows at some positions, ready to collate; what is drawn at random for one is seeded by its position."""
-        found, waiting = {}, sorted(set(positions))
-        while waiting:
-            self._seek(waiting[0], seed)
-            here = [position for position in waiting if position < self.start + len(self.block)]
-            rows = self.prepare(self._dataset(self.block.take([position - self.start for position in here])))
-            for number, position in enumerate(here):
-                with seeded(mix(seed, "row", 0, position)):
-                    found[position] = rows[number]
-            waiting = waiting[len(here) :]
-        return [found[position] for position in positions]
+    def _read_first(self, count: int) -> tuple["pyarrow.Table", dict[int, int]]:
+        """Return up to `count` first rows of train, and how many of them are in each shard."""
+        tables, rows_by_shard, missing = [], {}, count
+        for shard in range(self.source.num_shards):
+            for table in self._read_shard(shard):
+                tables.append(table.slice(0, missing))
+                rows_by_shard[shard] = rows_by_shard.get(shard, 0) + len(tables[-1])
+                missing -= len(tables[-1])
+                if missing == 0:
+                    return _concatenate(tables), rows_by_shard
+        if not tables:
+            raise UserError(NO_ROWS)
+        return _concatenate(tables), rows_by_shard
 
-    def _seek(self, position: int, seed: int) -> None:
-        """Make the block that holds a position the one at hand. Going back means to begin anew."""
-        if self.block is None or position < self.start:
-            if self.sizes_file.exists():
-                self.sizes = {int(shard): rows for shard, rows in json.loads(self.sizes_file.read_text()).items()}
-            known = len(self.sizes) == self.source.num_shards
-            epoch = position // sum(self.sizes.values()) if known else 0
-            base = epoch * sum(self.sizes.values())
-            self.blocks = self._blocks(seed, epoch, base, (position - base) // self.buffer)
+    # The shuffled sequence
+
+    def _seek(self, position: int) -> None:
+        """Make the block that holds a position the current one."""
+        if self.block is None or position < self.start:  # going back starts anew
+            if self.shard_sizes_file.exists():
+                sizes = json.loads(self.shard_sizes_file.read_text())
+                self.shard_sizes = {int(shard): size for shard, size in sizes.items()}
+            epoch_size = sum(self.shard_sizes.values())
+            all_sizes_known = len(self.shard_sizes) == self.source.num_shards
+            epoch = position // epoch_size if all_sizes_known else 0
+            epoch_start = epoch * epoch_size
+            first_block = (position - epoch_start) // self.buffer_size
+            self.blocks = self._iterate_blocks(epoch, epoch_start, first_block)
             self.start, self.block = next(self.blocks)
         while position >= self.start + len(self.block):
             self.start, self.block = next(self.blocks)
 
-    def _blocks(self, seed: int, epoch: int, base: int, first: int) -> Iterator[tuple[int, "pyarrow.Table"]]:
-        """(position of its first row, shuffled rows) of each block from the `first` of an epoch on, without end; the
-        epoch begins at position `base`."""
+    def _iterate_blocks(
+        self, epoch: int, epoch_start: int, first_block: int
+    ) -> Iterator[tuple[int, "pyarrow.Table"]]:
+        """Yield (position of its first row, shuffled rows) of each block, without end.
+
+        The first block is number `first_block` of the epoch, which begins at `epoch_start`.
+        """
         while True:
-            waiting, index = [], first
-            for table in self._epoch(seed, epoch, first * self.buffer):
-                waiting.append(table)
-                while sum(map(len, waiting)) >= self.buffer:
-                    rows = self._joined(waiting)
-                    yield base + index * self.buffer, self._shuffled(rows.slice(0, self.buffer), seed, epoch, index)
-                    waiting, index = [rows.slice(self.buffer)], index + 1
-            if sum(map(len, waiting)):
-                yield base + index * self.buffer, self._shuffled(self._joined(waiting), seed, epoch, index)
-            if sum(self.sizes.values()) == 0:
-                raise UserError("--task.data: the split 'train' is empty: the stream has no rows")
-            base, epoch, first = base + sum(self.sizes.values()), epoch + 1, 0
+            index, buffer, num_buffered = first_block, [], 0
+            for table in self._read_epoch(epoch, num_skipped=first_block * self.buffer_size):
+                buffer.append(table)
+                num_buffered += len(table)
+                while num_buffered >= self.buffer_size:
+                    rows = _concatenate(buffer)
+                    block = rows.slice(0, self.buffer_size)
+                    yield epoch_start + index * self.buffer_size, self._shuffle(block, epoch, index)
+                    buffer, index = [rows.slice(self.buffer_size)], index + 1
+                    num_buffered -= self.buffer_size
+            if num_buffered:  # the last block of an epoch is smaller
+                block = _concatenate(buffer)
+                yield epoch_start + index * self.buffer_size, self._shuffle(block, epoch, index)
+            epoch_size = sum(self.shard_sizes.values())
+            if epoch_size == 0:
+                raise UserError(NO_ROWS)
+            epoch, epoch_start, first_block = epoch + 1, epoch_start + epoch_size, 0
 
-    @staticmethod
-    def _shuffled(rows: "pyarrow.Table", seed: int, epoch: int, index: int) -> "pyarrow.Table":
-        # The first block in the order of a table: a stream that fits the buffer trains as the table would at random.
-        seed = mix(seed, "block", index) if index else seed
-        return rows.take(rows_served(len(rows), seed, epoch, 0, len(rows)))
+    def _shuffle(self, block: "pyarrow.Table", epoch: int, index: int) -> "pyarrow.Table":
+        # The first block has the order of a table of its size: a stream that fits into the buffer
+        # trains on the same batches as a dataset in memory.
+        seed = fold_in(self.seed, "block", index) if index else self.seed
+        return block.take(RandomOrder(len(block), seed, epoch)[:])
 
-    def _epoch(self, seed: int, epoch: int, skipped: int) -> Iterator["pyarrow.Table"]:
-        """The rows of train in the order of the epoch's shards, from row `skipped` on."""
-        count = self.source.num_shards
-        for shard in rows_served(count, mix(seed, "shards"), epoch, 0, count):
-            if self.sizes.get(shard, UNBOUNDED) <= skipped:
-                skipped -= self.sizes[shard]
+    def _read_epoch(self, epoch: int, num_skipped: int) -> Iterator["pyarrow.Table"]:
+        """Yield the rows of train in an epoch's shard order, without the first `num_skipped`."""
+        num_shards = self.source.num_shards
+        for shard in RandomOrder(num_shards, fold_in(self.seed, "shards"), epoch)[:]:
+            if self.shard_sizes.get(shard, UNBOUNDED) <= num_skipped:
+                num_skipped -= self.shard_sizes[shard]
                 continue
-            rows = 0
-            if skipped and (get_worker_info() is None or get_worker_info().id == 0):
+            if num_skipped and (get_worker_info() is None or get_worker_info().id == 0):
                 logger.info(
-                    "stream: goes on in shard %d of %d, whose first rows (up to %d) are read again to be skipped",
-                    *(shard, count, skipped),
+                    "stream: resuming in shard %d of %d: its first rows (up to %d) are read again "
+                    "and skipped",
+                    shard,
+                    num_shards,
+                    num_skipped,
                 )
-            for table in self._shard(shard, self.held_out.get(shard, 0)):
-                rows += len(table)
-                if skipped < len(table):
-                    yield table.slice(skipped)
-                skipped = max(0, skipped - len(table))
-            self._learn(shard, rows)
+            size = 0
+            for table in self._read_shard(shard):
+                size += len(table)
+                if num_skipped < len(table):
+                    yield table.slice(num_skipped)
+                num_skipped = max(0, num_skipped - len(table))
+            self._remember_size(shard, size)
 
-    def _shard(self, shard: int, held_out: int) -> Iterator["pyarrow.Table"]:
-        """The usable rows of a shard, from row `held_out` on."""
+    def _read_shard(self, shard: int) -> Iterator["pyarrow.Table"]:
+        """Yield the rows of a shard that are usable and not held out."""
         from datasets import Dataset
 
-        tables = self.source.shard(self.source.num_shards, shard).with_format("arrow").iter(READ_AT_ONCE)
-        seen = left = 0
+        shard_source = self.source.shard(self.source.num_shards, shard)
+        num_held_out = self.held_out.get(shard, 0)
+        num_rows = num_usable = 0
         try:
-            for table in tables:
-                usable = self.usable(Dataset(table), shard, seen).with_format("arrow")[:]
-                seen, left = seen + len(table), left + len(usable)
-                if held_out < len(usable):
-                    yield usable.slice(held_out)
-                held_out = max(0, held_out - len(usable))
+            for table in shard_source.with_format("arrow").iter(ROWS_PER_READ):
+                usable = self.drop_unusable(Dataset(table), shard, num_rows)
+                usable = usable.with_format("arrow")[:]
+                num_rows, num_usable = num_rows + len(table), num_usable + len(usable)
+                if num_held_out < len(usable):
+                    yield usable.slice(num_held_out)
+                num_held_out = max(0, num_held_out - len(usable))
         except UserError:
             raise
-        except Exception as error:  # of the readers, the network and the functions that map and filter
-            raise UserError(f"--task.data: shard {shard} of the stream cannot be read: {root_cause(error)}") from error
-        if left < seen and shard not in self.sizes:
-            logger.warning("stream: %d of the %d rows of shard %d are unusable and left out", seen - left, seen, shard)
+        except Exception as error:  # of readers, the network, and functions that map and filter
+            raise UserError(
+                f"--data: shard {shard} of the stream cannot be read: {root_cause(error)}"
+            ) from error
+        if num_usable < num_rows and shard not in self.shard_sizes:
+            logger.warning(
+                "stream: dropped %d of the %d rows of shard %d, which are unusable",
+                num_rows - num_usable,
+                num_rows,
+                shard,
+            )
 
-    def _learn(self, shard: int, rows: int) -> None:
-        """Remember how many rows a shard has, also for later runs: a fact about the source, found by reading it."""
-        if self.sizes.get(shard) == rows:
+    def _remember_size(self, shard: int, size: int) -> None:
+        """Record the number of rows of a shard, also in the cache for later runs."""
+        if self.shard_sizes.get(shard) == size:
             return
-        self.sizes[shard] = rows
-        aside = self.sizes_file.with_suffix(f".{os.getpid()}.tmp")
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(self.sizes))
-        aside.replace(self.sizes_file)  # several processes write the same facts
-
-    def _first(self, count: int) -> tuple["pyarrow.Table", dict[int, int]]:
-        """The first rows that are train's, in the order of the source, and how many of each shard they are."""
-        tables, taken, missing = [], {}, count
-        for shard in range(self.source.num_shards):
-            for table in self._shard(shard, self.held_out.get(shard, 0)):
-                tables.append(table.slice(0, missing))
-                taken[shard] = taken.get(shard, 0) + len(tables[-1])
-                missing -= len(tables[-1])
-                if missing == 0:
-                    return self._joined(tables), taken
-        if not tables:
-            raise UserError("--task.data: the split 'train' is empty: the stream has no rows")
-        return self._joined(tables), taken
-
-    @staticmethod
-    def _joined(tables: list["pyarrow.Table"]) -> "pyarrow.Table":
-        """One table. Raises UserError if the columns of the parts are of different types."""
-        import pyarrow
-
-        try:
-            return pyarrow.concat_tables(tables, promote_options="default")  # all-null parts take the others' type
-        except pyarrow.ArrowInvalid as error:
-            raise UserError(f"--task.data: a column of the stream changes its type on the way: {error}") from error
-
-    @staticmethod
-    def _dataset(table: "pyarrow.Table") -> "Dataset":
-        from datasets import Dataset
-
-        return Dataset(table)
+        self.shard_sizes[shard] = size
+        temporary = self.shard_sizes_file.with_suffix(f".{os.getpid()}.tmp")
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(self.shard_sizes))
+        temporary.replace(self.shard_sizes_file)  # atomic: other processes write the same sizes
 
 
-def signature(source: "Data") -> tuple[Any, ...]:
-    """The local files of a source with their sizes and times: what is known of its shards holds for these alone."""
+def _to_dataset(table: "pyarrow.Table") -> "Dataset":
+    from datasets import Dataset
+
+    return Dataset(table)
+
+
+def _concatenate(tables: list["pyarrow.Table"]) -> "pyarrow.Table":
+    """Concatenate tables. Raises UserError if a column changes its type between them."""
+    import pyarrow
+
+    try:  # columns without any value take the type of the others
+        return pyarrow.concat_tables(tables, promote_options="default")
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(
+            f"--data: a column of the stream does not have the same type everywhere: {error}"
+        ) from error
+
+
+def file_stamps(source: "Data") -> tuple[Any, ...]:
+    """Return (path, size, modification time) of each local file of a source.
+
+    The sizes of shards are known for these files only. Other sources have no local files.
+    """
     if source.sources:
-        return tuple(map(signature, source.sources))
-    places = [
-        place for value in source.files.values() for place in (value if isinstance(value, list | tuple) else [value])
-    ]
-    found = [Path(name) for place in places or [source.path] for name in glob.glob(str(Path(place).expanduser()))]
-    files = sorted(file for place in found for file in ([place] if place.is_file() else place.rglob("*")))
-    return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+        return tuple(map(file_stamps, source.sources))
+    patterns: list[Any] = []
+    for names in source.files.values() if source.files else [source.path]:
+        patterns += names if isinstance(names, list | tuple) else [names]
+    stamps = []
+    for pattern in patterns:
+        for match in map(Path, glob.glob(str(Path(pattern).expanduser()))):
+            for file in [match] if match.is_file() else match.rglob("*"):
+                stamps.append((str(file), file.stat().st_size, file.stat().st_mtime_ns))
+    return tuple(sorted(stamps))
