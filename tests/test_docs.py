@@ -158,7 +158,7 @@ def test_the_python_lines_run(here):
     for line in code.splitlines():
         if line.startswith("Data"):
             data = eval(line, {"Data": Data, **names})
-            data.check()
+            data.validate()
             assert len(data.read()["train"]) > 20
         else:
             exec(line, names)

@@ -264,7 +264,7 @@ def test_relative_paths_start_where_their_table_is(tmp_path, monkeypatch):
     assert decoded(small_vit(data=Data(sources=(Data(path=one), Data(path=two))))) == [10, 20]
     assert decoded(small_vit(data=Data(path=grey_table(tmp_path / "30", 30, "parquet")))) == [30]
     monkeypatch.chdir(tmp_path / "10")
-    assert decoded(small_vit(data=Data.of(Dataset.from_dict({"image": ["a.png"], "label": ["x"]})))) == [10]
+    assert decoded(small_vit(data=Data.from_memory(Dataset.from_dict({"image": ["a.png"], "label": ["x"]})))) == [10]
     both = Data(files={"train": [one, two]})
     assert decoded(small_vit(data=both, image_folder=str(tmp_path / "20"))) == [20, 20]
     with pytest.raises(UserError, match=r"--task\.image-folder is needed: the files of train lie in"):
@@ -278,7 +278,7 @@ def test_paths_of_the_same_bytes_are_duplicates(tmp_path):
     (tmp_path / "rows.csv").write_text("image,label\na.png,x\nb.png,y\nc.png,x\n,x\n")
     data = Data(path=str(tmp_path / "rows.csv"), validation=0, drop_empty=True)
     task = small_vit(data=data)
-    (same,) = [found.text for found in checks.findings(task, full=True) if "different labels" in found.text]
+    (same,) = [found.text for found in checks.check_rows(task, full=True) if "different labels" in found.text]
     assert "a.png' (train 0 x, train 1 y)" in same
     assert len(task.rows["train"]) == 3  # the empty one is dropped as such
     assert len(small_vit(data=replace(data, drop_duplicates=True)).rows["train"]) == 2

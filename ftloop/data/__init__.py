@@ -1,4 +1,4 @@
-"""Where rows come from (source), what their labels are (labels), and in what order they are served (order, loader)."""
+"""Data: read files of any format, split them, encode labels, stream, and check for mistakes."""
 
 from ftloop.data.source import Data
 

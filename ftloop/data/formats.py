@@ -1,6 +1,7 @@
-"""Files of any format to tables, one per split: memory-mapped Arrow tables in the cache of `datasets`.
+"""Find the files behind a path, and read files of any format as one table per split.
 
-A reader is a builder of `datasets` where it has one that works, else a function of tables.py or images.py.
+Tables are memory-mapped Arrow files in the cache of `datasets`. Its builders read the formats for
+which it has one that works; tables.py and images.py read the others.
 """
 
 import contextlib
@@ -9,158 +10,247 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ftloop.data.shape import TEXTS, by_table
-from ftloop.data.splits import SPLIT_NAMES, SPLITS
+from ftloop.data.csv_types import (
+    find_zero_padded_columns,
+    restore_numeric_columns,
+    split_names,
+    warn_about_joined_rows,
+)
+from ftloop.data.splits import SPLIT_ALIASES, SPLITS
 from ftloop.errors import UserError, root_cause
 
 if TYPE_CHECKING:
-    import pyarrow
-    from datasets import Dataset, DatasetDict, IterableDatasetDict
+    from datasets import DatasetDict, IterableDatasetDict
 
 logger = logging.getLogger("ftloop")
 
-# For pandas. Without the first, the texts "NA", "null" and "None" would become missing values. With the second, 100 000
-# rows decide what a column holds, and not the first 10 000, as in datasets: a later row of another type is an error.
-CSV = {"keep_default_na": False, "chunksize": 100_000}
-# Rows with columns such as "type" and "message" would be taken for the log of an agent, and be rewritten.
-JSON = {"parse_agent_traces": False}
-# What `datasets` calls the reader of each ending, with options that keep it from changing the data.
+# Options of pandas. keep_default_na: the texts "NA", "null" and "None" would become missing values.
+# chunksize: `datasets` takes the type of a column from the first chunk, and fails at a later row of
+# another type; its own chunks have 10 000 rows.
+CSV_OPTIONS = {"keep_default_na": False, "chunksize": 100_000}
+# Rows with columns such as "type" and "message" would be taken for the log of an agent and changed.
+JSON_OPTIONS = {"parse_agent_traces": False}
+# By file extension, or kind of folder: the reader, and options that keep it from changing the data.
 READERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "csv": ("csv", CSV),
-    "tsv": ("csv", {**CSV, "sep": "\t"}),
-    "json": ("json", JSON),
-    "jsonl": ("json", JSON),
+    "csv": ("csv", CSV_OPTIONS),
+    "tsv": ("csv", {**CSV_OPTIONS, "sep": "\t"}),
+    "json": ("json", JSON_OPTIONS),
+    "jsonl": ("json", JSON_OPTIONS),
     "parquet": ("parquet", {}),
     "arrow": ("arrow", {}),
-    "txt": ("text", {}),  # a row a line, column "text"
+    "txt": ("text", {}),  # one row per line, in the column "text"
     "text": ("text", {}),
     "h5": ("hdf5", {}),
     "hdf5": ("hdf5", {}),
-    "xml": ("xml", {}),  # these and those below are read by tables.py and images.py
+    # Read by tables.py and images.py:
+    "xml": ("xml", {}),
     "sqlite": ("sqlite", {}),
     "db": ("sqlite", {}),
     "pkl": ("pickle", {}),
     "pickle": ("pickle", {}),
-    "save_to_disk": ("save_to_disk", {}),  # folders: what Dataset.save_to_disk wrote,
-    "imagefolder": ("imagefolder", {}),  # and CLASS/photo.jpg
+    "save_to_disk": ("save_to_disk", {}),  # a folder written by Dataset.save_to_disk
+    "imagefolder": ("imagefolder", {}),  # a folder with CLASS/photo.jpg
 }
-PACKED = ("gz", "zip", "zst", "xz", "bz2")  # endings behind those above
-PACKABLE = ("csv", "json", "text", "xml", "pickle")
-# What the cells of a column must all match to be more than texts: what pandas makes of them where none is empty. A code
-# such as 007 is a text.
-KINDS = {
-    "bool": "True|TRUE|true|False|FALSE|false",
-    "int64": r"[-+]?(0|[1-9]\d*)",
-    "float64": r"[-+]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][-+]?\d+)?",
-}
-OWN = ("xml", "sqlite", "pickle", "save_to_disk")
-# Parts of what the readers say of a file without rows, and of other complaints, with what helps against these.
-NO_ROWS = ("corresponds to no data", "No columns to parse", "at least one example", "StopIteration")
+TABLE_READERS = ("xml", "sqlite", "pickle", "save_to_disk")  # the readers in tables.py
+COMPRESSION_EXTENSIONS = ("gz", "zip", "zst", "xz", "bz2")  # may follow the extensions above
+DECOMPRESSING_READERS = ("csv", "json", "text", "xml", "pickle")
+
+# What readers raise for a file without rows.
+NO_ROWS_ERRORS = (
+    "corresponds to no data",
+    "No columns to parse",
+    "at least one example",
+    "StopIteration",
+)
+# What helps against other errors of the readers.
 HINTS = {
-    "UnicodeDecodeError": "--task.data.options encoding=latin-1 names another encoding",
-    "ParserError": "--task.data.options sep=';' names another separator, quoting=3 takes quotes as ordinary characters",
-    "as a scalar of type": "a column of numbers holds something else in a later row",
-    "No module named 'h5py'": "pip install h5py",
-    "unexpected keyword argument": "--task.data.options takes the options of pandas.read_csv, for other formats few",
+    "UnicodeDecodeError": "Another encoding is set by --data.options encoding=latin-1.",
+    "ParserError": (
+        "Another separator is set by --data.options sep=';', and quoting=3 reads quotes as "
+        "ordinary characters."
+    ),
+    "as a scalar of type": "A column of numbers holds something else in a later row.",
+    "No module named 'h5py'": "Install it: pip install h5py.",
+    "unexpected keyword argument": (
+        "For CSV and TSV, --data.options takes the options of pandas.read_csv; other formats take "
+        "few."
+    ),
 }
 
 
-def local_files(path: str) -> dict[str, str]:
-    """What is behind a path, by split: a file, glob, URL or folder; {} if nothing here has that name."""
-    place = Path(path).expanduser()
-    if "://" in path or place.is_file() or (glob.has_magic(path) and glob.glob(str(place), recursive=True)):
+# Finding files
+
+
+def find_files(path: str) -> dict[str, str]:
+    """Return what is behind a path by split: a file, glob, URL or folder.
+
+    The result is {} if nothing on this machine has that name: it may be the id of a Hub dataset.
+    Raises UserError if the path looks like a file that is missing, or a folder has no data.
+    """
+    root = Path(path).expanduser()
+    is_glob = glob.has_magic(path) and glob.glob(str(root), recursive=True)
+    if "://" in path or root.is_file() or is_glob:
         return {"train": path}
-    if not place.is_dir():
-        if place.suffix or path.startswith((".", "/", "~")):
-            raise UserError(f"--task.data.path {path!r}: no such file or folder")
+    if not root.is_dir():
+        if root.suffix or path.startswith((".", "/", "~")):
+            raise UserError(f"--data.path {path!r}: there is no such file or folder.")
         return {}
-    if (place / "dataset_dict.json").is_file():  # DatasetDict.save_to_disk
-        return {split: str(place / split) for split in json.loads((place / "dataset_dict.json").read_text())["splits"]}
-    if format_of(place) == "save_to_disk":
-        return {"train": str(place)}
-    found: dict[str, str] = {}
-    for entry in sorted(place.iterdir()):  # files or folders
+    if (root / "dataset_dict.json").is_file():  # written by DatasetDict.save_to_disk
+        splits = json.loads((root / "dataset_dict.json").read_text())["splits"]
+        return {split: str(root / split) for split in splits}
+    if detect_format(root) == "save_to_disk":
+        return {"train": str(root)}
+    return _find_files_in_folder(path, root)
+
+
+def _find_files_in_folder(path: str, folder: Path) -> dict[str, str]:
+    """Return the files or folders named train, validation or test, else the folder of images."""
+    entries = sorted(folder.iterdir())
+    files: dict[str, str] = {}
+    for entry in entries:
         name = entry.name.split(".")[0].lower()
-        split = SPLIT_NAMES.get(name, name)
-        if split in SPLITS and format_of(entry) in READERS:
-            if split in found:
+        split = SPLIT_ALIASES.get(name, name)
+        if split in SPLITS and detect_format(entry) in READERS:
+            if split in files:
                 raise UserError(
-                    f"--task.data.path {path!r} holds two files for {split!r}: name them by --task.data.files"
+                    f"--data.path {path!r} has two files for the split {split!r}; choose one with "
+                    "--data.files."
                 )
-            found[split] = str(entry)
-    if found:
-        say_left_out(place, [entry for entry in place.iterdir() if str(entry) not in found.values()])
-    elif format_of(place) == "imagefolder":
-        found = {"train": str(place)}
-    if not found:
-        held = sorted(entry.name + "/" * entry.is_dir() for entry in place.iterdir())
-        raise UserError(
-            f"--task.data.path {path!r} holds no train.csv, .tsv, .json, .jsonl, .parquet or another format, no "
-            f"save_to_disk and no CLASS/*.jpg or train/CLASS/*.jpg; it holds {', '.join(held[:10]) or 'nothing'}"
-            f"{', ...' if len(held) > 10 else ''} (a copy of a Hub data set: --task.data.name default)"
-        )
-    return found
+            files[split] = str(entry)
+    if files:
+        ignored = [entry for entry in entries if str(entry) not in files.values()]
+        log_ignored_entries(folder, ignored)
+        return files
+    if detect_format(folder) == "imagefolder":
+        return {"train": str(folder)}
+    names = [_entry_name(entry) for entry in entries]
+    content = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    raise UserError(
+        f"--data.path {path!r} has no train.csv, .tsv, .json, .jsonl, .parquet or other known "
+        "format, no dataset written by save_to_disk, and no images in CLASS/*.jpg or "
+        f"train/CLASS/*.jpg. It contains {content or 'nothing'}. To read a copy of a Hub dataset, "
+        "add --data.name default."
+    )
 
 
-def say_left_out(folder: Path, entries: list[Path]) -> None:
-    """One line that names what of a folder is not read, hidden files aside."""
-    names = sorted(entry.name + "/" * entry.is_dir() for entry in entries if not entry.name.startswith("."))
+def log_ignored_entries(folder: Path, entries: list[Path]) -> None:
+    """Log which entries of a folder are not read, except for hidden ones."""
+    names = [_entry_name(entry) for entry in entries if not entry.name.startswith(".")]
     if names:
-        shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-        logger.info("data: of the folder %s, %d are left out: %s", folder, len(names), shown)
+        shown = ", ".join(sorted(names)[:10]) + (", ..." if len(names) > 10 else "")
+        logger.info("data: %d entries of the folder %s are ignored: %s", len(names), folder, shown)
 
 
-def format_of(place: str | Path) -> str:
-    """The ending that decides on the reader: "csv" for reviews.CSV.gz; for a folder, what it holds; else ""."""
-    from ftloop.data.images import images
+def _entry_name(entry: Path) -> str:
+    return f"{entry.name}/" if entry.is_dir() else entry.name
 
-    place = Path(urlsplit(str(place)).path if "://" in str(place) else place).expanduser()
-    if place.is_dir():
-        if (place / "state.json").is_file():
+
+def detect_format(path: str | Path) -> str:
+    """Return the format of a file, URL or folder as in READERS: "csv" for reviews.CSV.gz.
+
+    Another extension is returned as it is, and "" if there is none.
+    """
+    from ftloop.data.images import iterate_images
+
+    is_url = "://" in str(path)
+    path = Path(urlsplit(str(path)).path if is_url else path).expanduser()
+    if path.is_dir():
+        if (path / "state.json").is_file():
             return "save_to_disk"
-        return "imagefolder" if next(images(place), None) else ""
-    endings = [ending.lower().lstrip(".") for ending in place.suffixes]
-    if endings and endings[-1] in PACKED:
-        endings.pop()
-    return endings[-1] if endings else ""
+        return "imagefolder" if next(iterate_images(path), None) else ""
+    extensions = [suffix.lower().lstrip(".") for suffix in path.suffixes]
+    if extensions and extensions[-1] in COMPRESSION_EXTENSIONS:
+        extensions.pop()
+    return extensions[-1] if extensions else ""
 
 
-def check_options(
-    kinds: set[str],
+def _expand_paths(split: str, names: str | Iterable[str]) -> list[str]:
+    """Return files, folders and URLs in the order of their names, with globs expanded."""
+    paths: list[str] = []
+    for name in [names] if isinstance(names, str | Path) else names:
+        path = str(name) if "://" in str(name) else str(Path(str(name)).expanduser())
+        is_literal = "://" in path or os.path.exists(path)
+        matches = [path] if is_literal else sorted(glob.glob(path, recursive=True))
+        if not matches:
+            raise UserError(f"--data.files: the {split} file {path!r} does not exist.")
+        paths += matches
+    return paths
+
+
+def _common_format(split: str, paths: list[str], format: str | None) -> str:
+    """Return the format of all files of a split. Raises UserError for files that cannot be read."""
+    formats = [format or detect_format(path) for path in paths]
+    for path, kind in zip(paths, formats, strict=True):
+        if kind not in READERS:
+            raise UserError(
+                f"--data.format: cannot tell the format of {path!r}. The formats are "
+                f"{', '.join(READERS)}."
+            )
+        if os.path.isfile(path) and os.path.getsize(path) == 0:
+            raise UserError(f"--data: the {split} file {path!r} is empty.")
+        is_compressed = Path(path).suffix.lower().lstrip(".") in COMPRESSION_EXTENSIONS
+        if is_compressed and READERS[kind][0] not in DECOMPRESSING_READERS:
+            advice = "Parquet is compressed already" if kind == "parquet" else f"it holds {kind}"
+            raise UserError(f"--data: decompress the {split} file {path!r} first: {advice}.")
+    if len(set(formats)) > 1:
+        raise UserError(
+            f"--data.files: the files of {split} must have one format, but have "
+            f"{', '.join(sorted(set(formats)))}."
+        )
+    return formats[0]
+
+
+# Reading files
+
+
+def validate_reader_options(
+    formats: set[str],
     options: dict[str, Any],
     field: tuple[str, ...] = (),
     query: str | None = None,
     trust_pickle: bool = False,
     streaming: bool = False,
 ) -> None:
-    """Raise UserError for options that files of these kinds cannot follow, and for a pickle without trust."""
-    for option, given, takers in (
-        ("--task.data.field", field, ("json", "pkl", "pickle")),
-        ("--task.data.query", query, ("sqlite", "db")),
-        ("--task.data.trust-pickle", trust_pickle, ("pkl", "pickle")),
+    """Raise UserError for options that have no effect on these formats.
+
+    A pickle needs `trust_pickle`, because reading it runs code.
+    """
+    for option, value, supported in (
+        ("--data.field", field, ("json", "pkl", "pickle")),
+        ("--data.query", query, ("sqlite", "db")),
+        ("--data.trust-pickle", trust_pickle, ("pkl", "pickle")),
     ):
-        if given and not kinds & set(takers):
-            raise UserError(f"{option} has no effect on {', '.join(sorted(kinds))}: it is for {', '.join(takers)}")
-    readers = {READERS[kind][0] for kind in kinds if kind in READERS}
+        if value and not formats & set(supported):
+            raise UserError(
+                f"{option} has no effect on {', '.join(sorted(formats))}: it is for "
+                f"{', '.join(supported)}."
+            )
+    readers = {READERS[kind][0] for kind in formats if kind in READERS}
     if "pickle" in readers and not trust_pickle:
         raise UserError(
-            "--task.data: a pickled file is not read unless you trust it, for it runs code of whoever wrote it: "
-            "--task.data.trust-pickle"
+            "--data: reading a pickle runs code of whoever wrote it. If you trust the file, add "
+            "--data.trust-pickle."
         )
-    if "json" in kinds and len(field) > 1:
-        raise UserError(f"--task.data.field {' '.join(field)}: of JSON, one key is read (data.rows)")
-    if options and readers & set(OWN):
-        raise UserError(f"--task.data.options {options}: {', '.join(sorted(kinds))} takes none")
-    if streaming and (field or readers & {*OWN, "imagefolder"}):
-        able = [kind for kind, (reader, _) in READERS.items() if reader not in (*OWN, "imagefolder")]
+    if "json" in formats and len(field) > 1:
         raise UserError(
-            f"--task.data.streaming: {', '.join(sorted(kinds))}{' with --task.data.field' if field else ''} cannot be "
-            f"streamed; {', '.join(able)} can"
+            f"--data.field {' '.join(field)}: JSON files take one key only, such as data.rows."
+        )
+    if options and readers & set(TABLE_READERS):
+        raise UserError(
+            f"--data.options {options} has no effect: {', '.join(sorted(formats))} takes no "
+            "options."
+        )
+    not_streamable = (*TABLE_READERS, "imagefolder")
+    if streaming and (field or readers & set(not_streamable)):
+        refused = ", ".join(sorted(formats)) + (" with --data.field" if field else "")
+        streamable = [kind for kind, (name, _) in READERS.items() if name not in not_streamable]
+        raise UserError(
+            f"--data.streaming: {refused} cannot be streamed. The formats that can are "
+            f"{', '.join(streamable)}."
         )
 
 
@@ -174,198 +264,122 @@ def read_files(
     trust_pickle: bool = False,
     streaming: bool = False,
 ) -> "DatasetDict | IterableDatasetDict":
-    """Read what is behind each split: a file, a glob, a URL, a folder, or a list of these. Raises UserError."""
+    """Read the files of each split: a file, glob, URL or folder, or a list of these.
+
+    `format` is a key of READERS, or None to detect it. `options` go to the reader. The others are
+    fields of `ftloop.data.Data`. Raises UserError for whatever cannot be read.
+    """
     import datasets
 
-    from ftloop.data.images import read_images
-    from ftloop.data.tables import read_table
+    from ftloop.data.tables import read_tables
 
-    places = {split: _places(split, names) for split, names in files.items()}
-    kinds = {split: _kind(split, names, format) for split, names in places.items()}
-    check_options(set(kinds.values()), options, field, query, trust_pickle, streaming)
-    if "imagefolder" in kinds.values():
-        if len(set(kinds.values())) > 1:
-            mixed = ", ".join(f"{split} {kind}" for split, kind in kinds.items())
-            raise UserError(f"--task.data.files: class folders cannot be mixed with other formats: {mixed}")
-        for folder in (Path(name) for names in places.values() for name in names):
-            unseen = [entry for entry in folder.iterdir() if not entry.is_dir() or not any(entry.iterdir())]
-            say_left_out(folder, unseen)
-        with _one_error(", ".join(places), [name for names in places.values() for name in names]):
-            return read_images(places, options)
-    tables = [split for split, kind in kinds.items() if kind in ("csv", "tsv")]
-    padded = set().union(*(zero_padded(places[split][0], {**READERS[kinds[split]][1], **options}) for split in tables))
-    if padded:
-        logger.info("data: numbers with leading zeros are kept as texts: %s", ", ".join(sorted(map(str, padded))))
+    paths = {split: _expand_paths(split, names) for split, names in files.items()}
+    formats = {split: _common_format(split, names, format) for split, names in paths.items()}
+    validate_reader_options(set(formats.values()), options, field, query, trust_pickle, streaming)
+    if "imagefolder" in formats.values():
+        return _read_image_folders(paths, formats, options)
+
+    # Codes such as 007 are read as texts, in all splits if they occur in one.
+    csv_splits = [split for split, kind in formats.items() if kind in ("csv", "tsv")]
+    code_columns: set[Any] = set()
+    for split in csv_splits:
+        reader_options = {**READERS[formats[split]][1], **options}
+        code_columns |= find_zero_padded_columns(paths[split][0], reader_options)
+    if code_columns:
+        names = ", ".join(sorted(map(str, code_columns)))
+        logger.info("data: numbers with leading zeros are kept as texts: %s", names)
+
+    # Read each split
     data: dict[str, Any] = {}
-    for split, names in places.items():
-        reader, defaults = READERS[kinds[split]]
-        with _one_error(split, names):
-            if reader in OWN or (field and kinds[split] == "json"):
-                rows = read_table(reader, split, names, field, query)
+    for split, names in paths.items():
+        reader = READERS[formats[split]][0]
+        with _raise_user_errors(split, names):
+            if reader in TABLE_READERS or (field and formats[split] == "json"):
+                rows = read_tables(reader, split, names, field, query)
             else:
-                arguments = {**defaults, **options, **({"streaming": True} if streaming else {})}
-                for option in ("names", "usecols"):  # lists for pandas; on the command line, words with commas
-                    if isinstance(arguments.get(option), str):
-                        arguments[option] = arguments[option].split(",")
-                if padded and split in tables:
-                    arguments["converters"] = dict.fromkeys(padded, str)
-                # Escaped, for data_files are patterns: a file may be named "rows[1].csv".
-                escaped = [name if "://" in name else glob.escape(name) for name in names]
-                rows = datasets.load_dataset(reader, data_files=escaped, split="train", **arguments)
+                converters = dict.fromkeys(code_columns, str) if split in csv_splits else {}
+                rows = _load_dataset(names, formats[split], options, converters, streaming)
         if isinstance(rows, dict):  # a pickled dictionary of splits
             if len(files) > 1:
-                raise UserError(f"--task.data.files: {split} {names[0]!r} holds several splits: {', '.join(rows)}")
+                raise UserError(
+                    f"--data.files: the file {names[0]!r} of {split} holds several splits "
+                    f"({', '.join(rows)}); give it alone."
+                )
             return datasets.DatasetDict(rows)
-        if kinds[split] == "tsv" and "quoting" not in options and not streaming:
-            warn_of_joined_rows(split, rows)
+        if formats[split] == "tsv" and "quoting" not in options and not streaming:
+            warn_about_joined_rows(split, rows)
         data[split] = rows
+
     if streaming:
         return datasets.IterableDatasetDict(data)
-    return datasets.DatasetDict({**data, **numbers_with_blanks({split: data[split] for split in tables})})
+    data |= restore_numeric_columns({split: data[split] for split in csv_splits})
+    return datasets.DatasetDict(data)
+
+
+def _load_dataset(
+    paths: list[str],
+    format: str,
+    options: dict[str, Any],
+    converters: dict[Any, type],
+    streaming: bool,
+) -> Any:
+    """Read files by the builder of `datasets` for their format."""
+    import datasets
+
+    reader, defaults = READERS[format]
+    arguments = split_names({**defaults, **options})
+    if converters:
+        arguments["converters"] = converters
+    if streaming:
+        arguments["streaming"] = True
+    # data_files are glob patterns, but a file may be named "rows[1].csv".
+    data_files = [path if "://" in path else glob.escape(path) for path in paths]
+    return datasets.load_dataset(reader, data_files=data_files, split="train", **arguments)
+
+
+def _read_image_folders(
+    paths: dict[str, list[str]], formats: dict[str, str], options: dict[str, Any]
+) -> "DatasetDict":
+    """Read class folders, of all splits at once."""
+    from ftloop.data.images import read_image_folders
+
+    if len(set(formats.values())) > 1:
+        mixture = ", ".join(f"{split} {kind}" for split, kind in formats.items())
+        raise UserError(
+            f"--data.files: class folders cannot be mixed with other formats: {mixture}."
+        )
+    folders = [path for names in paths.values() for path in names]
+    for folder in map(Path, folders):
+        entries = list(folder.iterdir())
+        ignored = [entry for entry in entries if not (entry.is_dir() and any(entry.iterdir()))]
+        log_ignored_entries(folder, ignored)
+    with _raise_user_errors(", ".join(paths), folders):
+        return read_image_folders(paths, options)
 
 
 @contextlib.contextmanager
-def _one_error(split: str, names: list[str]) -> Iterator[None]:
-    """Whatever the readers raise, as one UserError that names the files; `datasets` is silent meanwhile."""
+def _raise_user_errors(split: str, paths: list[str]) -> Iterator[None]:
+    """Turn any error of a reader into a UserError that names the files, and silence `datasets`."""
     import datasets
 
-    shown = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    names = ", ".join(map(repr, paths[:3])) + (
+        f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    )
     verbosity = datasets.logging.get_verbosity()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs each error before it raises it
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs errors before raising them
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # pandas, pyarrow and datasets each have their own
+    except Exception as error:  # pandas, pyarrow and datasets raise errors of many types
         cause = root_cause(error)
-        if any(sign in cause for sign in NO_ROWS):
-            raise UserError(f"--task.data: the split {split!r} is empty: no rows in {shown}") from error
-        hints = "".join(f" ({hint})" for sign, hint in HINTS.items() if sign in cause)
-        raise UserError(f"--task.data: cannot read {split} file {shown}: {cause}{hints}") from error
+        if any(text in cause for text in NO_ROWS_ERRORS):
+            raise UserError(
+                f"--data: the split {split!r} is empty: there are no rows in {names}."
+            ) from error
+        hints = "".join(f" {hint}" for text, hint in HINTS.items() if text in cause)
+        raise UserError(
+            f"--data: cannot read the {split} file {names}: {cause.rstrip('.')}.{hints}"
+        ) from error
     finally:
         datasets.logging.set_verbosity(verbosity)
-
-
-def zero_padded(name: str, options: dict[str, Any]) -> set[Any]:
-    """The columns of a CSV file that hold whole numbers with leading zeros (007) in the first thousand rows.
-
-    pandas would read 7. A second look at the beginning costs some milliseconds; a URL is not fetched a second time.
-    """
-    import pandas
-
-    if "://" in name or {"converters", "features"} & set(options):
-        return set()
-    names = {"names": options["names"].split(",")} if isinstance(options.get("names"), str) else {}
-    usecols = {"usecols": options["usecols"].split(",")} if isinstance(options.get("usecols"), str) else {}
-    try:
-        with pandas.read_csv(name, dtype=str, **{**options, "chunksize": 1000, **names, **usecols}) as reader:
-            head = next(reader).fillna("")
-    except Exception:  # the reader itself says what is wrong
-        return set()
-    return {
-        column
-        for column in head
-        if head[column].str.match(r"[-+]?0\d").any() and head[column].str.fullmatch(r"[-+]?\d+|").all()
-    }
-
-
-def numbers_with_blanks(data: "dict[str, Dataset]") -> "dict[str, Dataset]":
-    """CSV tables whose columns of numbers hold nulls where a cell is empty; pandas, told to keep the texts "NA" and
-    "null", reads a column of texts there. A column of texts in one split is one in all.
-
-    Of a column of texts, the first thousand rows are looked at; one of numbers is read whole: 0.2 s a million rows.
-    """
-    from datasets import Features, Value
-
-    kinds: dict[str, dict[str, str | None]] = {}
-    for split, rows in data.items():
-        for name, feature in rows.features.items():
-            text = feature.dtype in TEXTS[:2]
-            kinds.setdefault(name, {})[split] = kind_of(rows.data.column(name)) if text else feature.dtype
-    changed = {}
-    for split, rows in data.items():
-        new = {
-            name: Value(kinds[name][split])
-            for name, feature in rows.features.items()
-            if None not in kinds[name].values() and feature.dtype != kinds[name][split]
-        }
-        if new:
-            logger.info("data: %s: empty cells among numbers are missing values: %s", split, ", ".join(new))
-            features = Features({**rows.features, **new})
-            rows = by_table(rows, partial(_without_blanks, schema=features.arrow_schema), features)
-        changed[split] = rows
-    return changed
-
-
-def kind_of(column: "pyarrow.ChunkedArray") -> str | None:
-    """What a column of texts with empty cells holds besides these, by its name in KINDS; None for texts."""
-    import pyarrow.compute
-
-    kinds, blank, filled = list(KINDS), False, False
-    for chunk in column.chunks:
-        cells = pyarrow.compute.utf8_trim_whitespace(chunk.drop_null())
-        present = cells.filter(pyarrow.compute.not_equal(cells, ""))
-        blank, filled = blank or len(present) < len(chunk), filled or len(present) > 0
-        kinds = [
-            kind
-            for kind in kinds
-            if pyarrow.compute.all(
-                pyarrow.compute.match_substring_regex(present, f"^({KINDS[kind]})$"), min_count=0
-            ).as_py()
-        ]
-        if not kinds:
-            return None
-    return kinds[0] if blank and filled else None
-
-
-def _without_blanks(table: "pyarrow.Table", schema: "pyarrow.Schema") -> "pyarrow.Table":
-    import pyarrow.compute
-
-    for place, (old, new) in enumerate(zip(table.schema, schema, strict=True)):
-        if old.type != new.type:
-            cells = pyarrow.compute.utf8_trim_whitespace(table.column(place))
-            blank = pyarrow.compute.equal(cells, "")
-            cells = pyarrow.compute.if_else(blank, pyarrow.scalar(None, cells.type), cells)
-            table = table.set_column(place, new, cells.cast(new.type))
-    return table
-
-
-def _places(split: str, names: str | Iterable[str]) -> list[str]:
-    """The files, folders and URLs that are named: globs by what they match, in the order of the names."""
-    found: list[str] = []
-    for name in [names] if isinstance(names, str | Path) else names:
-        place = str(name) if "://" in str(name) else str(Path(str(name)).expanduser())
-        matches = [place] if "://" in place or os.path.exists(place) else sorted(glob.glob(place, recursive=True))
-        if not matches:
-            raise UserError(f"--task.data.files: {split} file {place!r} does not exist")
-        found += matches
-    return found
-
-
-def _kind(split: str, names: list[str], format: str | None) -> str:
-    """The one kind of a split's files, by its name in READERS. Raises UserError for those that cannot be read."""
-    kinds = [format or format_of(name) for name in names]
-    for name, kind in zip(names, kinds, strict=True):
-        if kind not in READERS:
-            raise UserError(
-                f"--task.data.format: cannot tell how to read {name!r}; the formats are {', '.join(READERS)}"
-            )
-        if "://" not in name and Path(name).is_file() and Path(name).stat().st_size == 0:
-            raise UserError(f"--task.data: {split} file {name!r} is empty")
-        if Path(name).suffix.lower().lstrip(".") in PACKED and READERS[kind][0] not in PACKABLE:
-            how = "Parquet is compressed inside; gunzip it first" if kind == "parquet" else f"unpack it first: {kind}"
-            raise UserError(f"--task.data: {split} file {name!r}: {how}")
-    if len(set(kinds)) > 1:
-        raise UserError(f"--task.data.files: {split} has files of several formats: {', '.join(sorted(set(kinds)))}")
-    return kinds[0]
-
-
-def warn_of_joined_rows(split: str, rows: "Dataset") -> None:
-    """TSV files often have quotes that are ordinary characters, as MRPC's: two of them swallow the rows between."""
-    joined = {row for name in rows.column_names for row, cell in enumerate(rows[name]) if "\n" in str(cell)}
-    if joined:
-        logger.warning(
-            "data: %s: %d row(s) hold a line break between quotes, the first is row %d; if quotes are ordinary "
-            "characters in this file, rows were joined: --task.data.options quoting=3",
-            *(split, len(joined), min(joined)),
-        )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ftloop")
 
 
-# ---- images in class folders
+# Images in class folders
 
 
 def iterate_images(folder: Path, pattern: str = "*/*") -> Iterator[Path]:
@@ -51,7 +51,7 @@ def list_images(folder: str) -> list[str]:
         images |= {str(file) for file in iterate_images(root, pattern) if file.is_file()}
         files |= {str(file) for file in root.glob(pattern) if file.is_file()}
     if not images:
-        raise UserError(f"the folder {folder!r} and its subfolders contain no images")
+        raise UserError(f"the folder {folder!r} and its subfolders contain no images.")
     ignored = len(files - images)
     if ignored or next(root.glob("*/*/*"), None):
         logger.info(
@@ -80,7 +80,7 @@ def read_image_folders(folders: dict[str, list[str]], options: dict[str, Any]) -
             counts = Counter(file.suffix for file in iterate_images(folder))
             if not counts:
                 raise UserError(
-                    f"--data: the {split} folder {str(folder)!r} has no images in class folders"
+                    f"--data: the {split} folder {str(folder)!r} has no images in class folders."
                 )
             # Pass one glob per extension, as it is spelled in the folder: for a list of a million
             # file names, `datasets` takes minutes.
@@ -103,12 +103,12 @@ def read_image_folders(folders: dict[str, list[str]], options: dict[str, Any]) -
     for split, expected in num_images.items():
         if len(data[split]) != expected:
             raise UserError(
-                f"--data: {split} has {expected} images, but only {len(data[split])} were read"
+                f"--data: {split} has {expected} images, but only {len(data[split])} were read."
             )
     return data.cast_column("image", datasets.Image(decode=False))
 
 
-# ---- pixels
+# Pixels
 
 
 class UnreadableImage(UserError):
@@ -184,7 +184,7 @@ def _scale_to_8_bits(image: "PILImage") -> "PILImage":
     return Image.fromarray((values * scale).round().astype(numpy.uint8))
 
 
-# ---- images in tables
+# Images in tables
 
 
 def keep_images_encoded(rows: "Dataset", column: str) -> "Dataset":
@@ -202,7 +202,7 @@ def keep_images_encoded(rows: "Dataset", column: str) -> "Dataset":
     if not (is_pair or castable or isinstance(feature, Image)):
         raise UserError(
             f"--image-column: the column {column!r} holds {feature}, but must hold paths or "
-            "encoded images"
+            "encoded images."
         )
     return rows.cast_column(column, Image(decode=False))
 

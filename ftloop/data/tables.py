@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from ftloop.data.splits import SPLIT_NAMES, SPLITS
+from ftloop.data.splits import SPLIT_ALIASES, SPLITS
 from ftloop.errors import UserError, did_you_mean, root_cause
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
-# ---- the cache, and rows in memory
+# The cache, and rows in memory
 
 
 def store_splits(splits: "dict[str, Dataset]") -> Path:
@@ -36,7 +36,7 @@ def store_splits(splits: "dict[str, Dataset]") -> Path:
 
     for split, rows in splits.items():
         if len(rows) == 0:
-            raise UserError(f"--data: the split {split!r} is empty")
+            raise UserError(f"--data: the split {split!r} is empty.")
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "ftloop"
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix="partial-") as temporary:
@@ -68,7 +68,7 @@ def to_dataset(value: Any, name: str = "column") -> "Dataset":
     if isinstance(value, datasets.Dataset):
         if value.format["type"] == "custom":
             raise UserError(
-                "data: rows with a transform cannot be stored; pass the function as Data(map=...)"
+                "data: rows with a transform cannot be stored; pass the function as Data(map=...)."
             )
         return value.with_format(None)
     if isinstance(value, pandas.Series):
@@ -84,7 +84,7 @@ def to_dataset(value: Any, name: str = "column") -> "Dataset":
     elif isinstance(value, list | tuple) or (isinstance(value, numpy.ndarray) and value.ndim == 1):
         columns = [(name, value)]
     else:
-        raise UserError(f"--data: {name!r} is {type(value).__name__}, which holds no rows")
+        raise UserError(f"--data: {name!r} is {type(value).__name__}, which holds no rows.")
     return columns_to_dataset(columns)
 
 
@@ -99,7 +99,7 @@ def columns_to_dataset(columns: list[tuple[str, Any]]) -> "Dataset":
     counts = Counter(name for name, _ in columns)
     repeated = [name for name, count in counts.items() if count > 1]
     if repeated:
-        raise UserError(f"--data: two columns are named {repeated[0]!r}")
+        raise UserError(f"--data: two columns are named {repeated[0]!r}.")
     arrays = {}
     for name, values in columns:
         try:
@@ -107,7 +107,7 @@ def columns_to_dataset(columns: list[tuple[str, Any]]) -> "Dataset":
         except (pyarrow.ArrowException, OverflowError, TypeError) as error:
             cause = root_cause(error)
             raise UserError(
-                f"--data: the values of column {name!r} have different types: {cause}"
+                f"--data: the values of column {name!r} have different types: {cause}."
             ) from error
         if pyarrow.types.is_dictionary(array.type):  # a Categorical of pandas
             array = array.dictionary_decode()
@@ -117,7 +117,7 @@ def columns_to_dataset(columns: list[tuple[str, Any]]) -> "Dataset":
     return datasets.Dataset(pyarrow.table(arrays))
 
 
-# ---- files
+# Files
 
 
 def read_tables(
@@ -146,8 +146,8 @@ def read_tables(
         return load_from_disk(store_splits(tables[0]))
     if not all(isinstance(rows, Dataset) for rows in tables):
         raise UserError(
-            f"--data.files: {names[0]!r} holds several splits, so it cannot be one of several files "
-            f"of {split}"
+            f"--data.files: {names[0]!r} holds several splits, so it cannot be one of the files of "
+            f"{split}."
         )
     return load_from_disk(store_splits({split: concatenate_datasets(tables)}))[split]
 
@@ -166,7 +166,7 @@ def read_sqlite(name: str, query: str | None) -> "Dataset":
             names = ", ".join(table for (table,) in tables)
             raise UserError(
                 f"--data.query is missing: {name!r} needs a query, SELECT ... FROM one of its "
-                f"tables: {names}"
+                f"tables: {names}."
             )
         cursor = connection.execute(query)
         rows = cursor.fetchall()
@@ -193,11 +193,11 @@ def read_xml(name: str) -> "Dataset":
         if len(dict(cells)) < len(cells):
             raise UserError(
                 f"--data: {name!r}: row {number} (counted from 0) has two elements of the same "
-                f"name: {cells[:5]}"
+                f"name: {cells[:5]}."
             )
         rows.append(dict(cells))
     if not rows:
-        raise UserError(f"--data: {name!r} has no rows: there are no elements below its root")
+        raise UserError(f"--data: {name!r} has no rows: there are no elements below its root.")
     return to_dataset(rows)
 
 
@@ -219,7 +219,7 @@ def read_pickle(name: str, field: tuple[str, ...]) -> "Dataset | dict[str, Datas
     with _open(name) as stream:
         value = pandas.read_pickle(stream, compression=None)
     if not field and isinstance(value, dict):
-        if value and set(value) <= {*SPLITS, *SPLIT_NAMES}:
+        if value and set(value) <= {*SPLITS, *SPLIT_ALIASES}:
             return {split: to_dataset(rows, split) for split, rows in value.items()}
         _look_up(value, "", name)  # raises an error that lists the keys
     if not field:
@@ -229,7 +229,7 @@ def read_pickle(name: str, field: tuple[str, ...]) -> "Dataset | dict[str, Datas
     }
     if len({len(rows) for rows in tables.values()}) > 1:
         lengths = ", ".join(f"{key} has {len(rows)} rows" for key, rows in tables.items())
-        raise UserError(f"--data.field: tables side by side need equally many rows: {lengths}")
+        raise UserError(f"--data.field: tables side by side need equally many rows: {lengths}.")
     return concatenate_datasets(
         list(tables.values()), axis=1
     )  # raises for columns of the same name
@@ -256,10 +256,10 @@ def _look_up(value: Any, key: str, name: str) -> Any:
     ]
     content = ", ".join(sizes[:10]) + (", ..." if len(sizes) > 10 else "")
     if not key:
-        raise UserError(f"--data.field is missing: {name!r} holds {content}")
+        raise UserError(f"--data.field is missing: {name!r} holds {content}.")
     raise UserError(
         f"--data.field {key!r}: {name!r} has no such key{did_you_mean(key, leaves)}; it holds "
-        f"{content}"
+        f"{content}."
     )
 
 

@@ -17,8 +17,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ftloop.tasks import metrics
 from ftloop.data import Data, checks, labels
 from ftloop.data.labels import Labels, ProblemType
-from ftloop.data.shape import TEXTS, code_of, drop_duplicates, require_columns, shape
-from ftloop.data.splits import cut_splits, limit_rows, warn_of_no_effect
+from ftloop.data.relabel import relabel_rows
+from ftloop.data.shape import (
+    TEXT_TYPES,
+    code_digest,
+    drop_duplicates,
+    parse_join,
+    require_columns,
+    shape_rows,
+)
+from ftloop.data.splits import cut_splits, limit_rows, warn_about_unused_options
 from ftloop.errors import UserError, nearest, root_cause
 
 if TYPE_CHECKING:
@@ -171,7 +179,7 @@ class Classification(Task):
                 raise UserError("--task.data.streaming: labels are changed row by row, by --task.data.map")
             if self.problem_type == "regression" and getattr(self, name):
                 raise UserError(f"--task.{name.replace('_', '-')} has no effect with --task.problem-type regression")
-        self.data.check()
+        self.data.validate()
 
     def of_run(self, model: str) -> "Classification":
         """With the labels of the run's model: what its logits mean is not decided a second time."""
@@ -201,7 +209,7 @@ class Classification(Task):
     @cached_property
     def source(self) -> "DatasetDict":
         """What the source holds, in the shape that the options of `data` give it."""
-        data = shape(self.data.read(), self.data)
+        data = shape_rows(self.data.read(), self.data)
         require_columns(data, self.input_columns, self.input_option)
         return data
 
@@ -209,7 +217,7 @@ class Classification(Task):
     def label_columns(self) -> tuple[str, ...]:
         """`label_column` with its patterns resolved: `code_*`, or `*` for all columns that the model does not read."""
         aside = (*self.input_columns, self.data.split_group, *self.data.split_hash)
-        return labels.matching(self.label_column, self.source["train"].column_names, aside)
+        return labels.resolve_columns(self.label_column, self.source["train"].column_names, aside)
 
     @cached_property
     def rows(self) -> "DatasetDict":
@@ -221,14 +229,19 @@ class Classification(Task):
         require_columns(learned, columns, "--task.label-column")
         data = type(data)({split: rows for split, rows in data.items() if split != "test" or self._labelled(rows)})
         data = type(data)({split: self._without_faults(split, rows) for split, rows in data.items()})
-        data = labels.shape_labels(
-            *(data, columns, self.label_separator),
-            *(self.label_lower, self.label_merge, self.label_min_rows, self.label_rare),
+        data = relabel_rows(
+            data,
+            columns,
+            self.label_separator,
+            lower=self.label_lower,
+            merge=self.label_merge,
+            min_rows=self.label_min_rows,
+            rare=self.label_rare,
         )
         if self.data.drop_duplicates:
             data = drop_duplicates(data, self.input_columns, columns)
         single = len(columns) == 1 and self.label_separator is None
-        classes = labels.cells(data["train"], columns, None) if single else None
+        classes = labels.read_label_cells(data["train"], columns, None) if single else None
         kind = self.problem_type or ("regression" if classes and isinstance(classes[0], float) else None)
         if classes and (isinstance(classes[0], list) or kind == "regression"):
             classes = None
@@ -241,19 +254,20 @@ class Classification(Task):
         """As `rows`, with train as a stream; a split that the source lacks is the first rows of train."""
         from datasets.fingerprint import Hasher
 
-        from ftloop.data.stream import Stream, signature
+        from ftloop.data.stream import Stream, file_stamps
 
         learned = {split: rows for split, rows in data.items() if split != "test"}
         require_columns(learned, self.label_columns, "--task.label-column")
         data = {split: rows for split, rows in data.items() if split != "test" or self._labelled(rows)}
-        warn_of_no_effect(data, self.data)
-        code = (code_of(self.data.map), code_of(self.data.filter))
-        decides = (self.data, signature(self.data), code, self.input_columns, self.label_columns, self.label_separator)
+        warn_about_unused_options(data, self.data)
+        code = (code_digest(self.data.map), code_digest(self.data.filter))
+        decides = (self.data, file_stamps(self.data), code, self.input_columns, self.label_columns, self.label_separator)
         stream = Stream(
-            *(data.pop("train"), self.data.shuffle_buffer),
-            usable=partial(self._without_faults, "train"),
+            data.pop("train"),
+            buffer_size=self.data.shuffle_buffer,
+            drop_unusable=partial(self._without_faults, "train"),
             prepare=self.prepare_some,
-            identity=Hasher.hash(decides),
+            fingerprint=Hasher.hash(decides),
         )
         data = {split: self._without_faults(split, rows) for split, rows in data.items()}
         for split, count in (("test", self.data.test), ("validation", self.data.validation)):
@@ -277,8 +291,8 @@ class Classification(Task):
             train = train.head(self.data.shuffle_buffer)
             if not names:
                 logger.info("data: the labels are those of the first %d rows of the stream", len(train))
-        decided = labels.decide(train, self.label_columns, self.label_separator, self.problem_type, names)
-        if not decided.multi and self.threshold != type(self).threshold:
+        decided = labels.infer_labels(train, self.label_columns, self.label_separator, self.problem_type, names)
+        if not decided.is_multi_label and self.threshold != type(self).threshold:
             logger.warning("--task.threshold %g has no effect: a row has one label", self.threshold)
         return decided
 
@@ -291,7 +305,7 @@ class Classification(Task):
         if stream is not None:  # its first rows stand for it in what is said of the data
             data["train"] = stream.head(self.data.shuffle_buffer)
         encoded = {split: self.encoded(rows, split) for split, rows in data.items()}
-        labels.log_labels(self.labels, encoded)
+        labels.log_labels(self.labels, encoded["train"])
         self.check_data(full=False)
         # Labels are joined after the cached preparation: another label option does not prepare the inputs again.
         prepared = {split: self.prepare(rows).add_column("labels", encoded[split]) for split, rows in data.items()}
@@ -303,10 +317,10 @@ class Classification(Task):
 
     def encoded(self, rows: "Dataset", split: str) -> list[Any]:
         """The labels of rows of the source, as `ftloop/data/labels.py` encodes them."""
-        return labels.encode(rows, self.label_columns, self.label_separator, self.labels, split)
+        return labels.encode_labels(rows, self.label_columns, self.label_separator, self.labels, split)
 
     def check_data(self, full: bool) -> int:
-        return checks.report(checks.all_findings(self) if full else checks.findings(self))
+        return checks.log_findings(checks.check_everything(self) if full else checks.check_rows(self))
 
     def place(self, rows: "Dataset", folder: Path) -> "Dataset":
         """New rows of a file as `source` has those of training: columns renamed, map, join; no row is filtered out.
@@ -323,28 +337,28 @@ class Classification(Task):
         """New rows by the options of one source."""
         names, wanted = rows.column_names, {our: str(their) for our, their in source.columns.items()}.items()
         columns = {our: their if their in names else our for our, their in wanted if {our, their} & set(names)}
-        rows = shape({"train": rows}, Data(columns=columns))["train"]
+        rows = shape_rows({"train": rows}, Data(columns=columns))["train"]
         lacking = sorted(set(self.label_column) - set(rows.column_names))
         try:
-            rows = shape({"train": rows}, Data(map=source.map))["train"]
+            rows = shape_rows({"train": rows}, Data(map=source.map))["train"]
         except UserError as error:
             if not lacking:
                 raise
             text = f"{error}; the file has no column {', '.join(lacking)}: map must do without labels there"
             raise UserError(text) from error
-        texts = {name for name, kind in rows.features.items() if getattr(kind, "dtype", None) in TEXTS}
+        texts = {name for name, kind in rows.features.items() if getattr(kind, "dtype", None) in TEXT_TYPES}
         join = {}
         for name, parts in source.join.items():
-            found = (texts if "*" in _parts(parts) else set()) | (set(_parts(parts)) & set(rows.column_names))
+            found = (texts if "*" in parse_join(parts) else set()) | (set(parse_join(parts)) & set(rows.column_names))
             if name not in rows.column_names or found - {name}:
                 join[name] = parts
-        return shape({"train": rows}, replace(source, columns={}, map=None, join=join, filter=None))["train"]
+        return shape_rows({"train": rows}, replace(source, columns={}, map=None, join=join, filter=None))["train"]
 
     def _fitting(self, rows: "Dataset") -> list[Data]:
         """The source of several whose options fit the columns of new rows, in a list; an empty one if none, or more."""
         found: list[Data] = []
         for source in self.data.sources:
-            parts = [part for name in self.input_columns for part in _parts(source.join.get(name, name)) if part != "*"]
+            parts = [part for name in self.input_columns for part in parse_join(source.join.get(name, name)) if part != "*"]
             options = Data(columns=source.columns, map=source.map, join=source.join)
             theirs = {str(source.columns.get(part, part)) for part in parts}
             if theirs <= set(rows.column_names) and options not in found:
@@ -367,7 +381,7 @@ class Classification(Task):
         """False for a test split without labels (no column, or no row with one), as the Hub's benchmarks have."""
         columns = self.label_columns
         known = set(columns) <= set(rows.column_names) and not all(
-            labels.missing(cell) or cell == -1 for cell in labels.cells(rows, columns, self.label_separator)
+            labels.is_missing(cell) or cell == -1 for cell in labels.read_label_cells(rows, columns, self.label_separator)
         )
         if not known:
             logger.info("data: test has no labels, so it is not scored (%d rows)", len(rows))
@@ -381,8 +395,8 @@ class Classification(Task):
             for row, cell in enumerate(rows[column])
             if cell is None or (isinstance(cell, str) and not cell.strip())
         }
-        found = labels.cells(rows, self.label_columns, self.label_separator)
-        unlabelled = {row for row, cell in enumerate(found) if labels.missing(cell)} - empty
+        found = labels.read_label_cells(rows, self.label_columns, self.label_separator)
+        unlabelled = {row for row, cell in enumerate(found) if labels.is_missing(cell)} - empty
         return [
             (f"empty {' or '.join(self.input_columns)}", empty, "drop_empty"),
             ("missing label", unlabelled, "drop_empty"),
@@ -454,7 +468,7 @@ class Classification(Task):
         """Change the model's configuration before it is built."""
         names = self.labels.names
         config.problem_type = self.labels.problem_type
-        config.num_labels = self.labels.outputs
+        config.num_labels = self.labels.num_outputs
         if names:
             config.id2label = dict(enumerate(names))
             config.label2id = {name: number for number, name in enumerate(names)}
@@ -511,7 +525,7 @@ class Classification(Task):
         import torch.nn.functional as F
 
         logits = outputs.logits  # in float32, whatever the precision: accelerate converts what a model returns
-        if self.labels.multi:
+        if self.labels.is_multi_label:
             return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none").mean(dim=-1)
         if self.labels.problem_type == "regression":
             return F.mse_loss(logits.squeeze(-1), targets.to(logits.dtype), reduction="none")
@@ -525,7 +539,7 @@ class Classification(Task):
         logits = outputs.logits
         if self.labels.problem_type == "regression":
             return {"predictions": logits.squeeze(-1)}
-        if self.labels.multi:
+        if self.labels.is_multi_label:
             scores = probabilities = logits.sigmoid()
             predictions = (probabilities >= self.threshold).long()
         else:
@@ -540,7 +554,7 @@ class Classification(Task):
             return [{"value": value} for value in values["predictions"].tolist()]
         names, described = self.labels.names, []
         for found, scores in zip(values["predictions"].tolist(), values["probabilities"].tolist(), strict=True):
-            if self.labels.multi:
+            if self.labels.is_multi_label:
                 answer = {"labels": [name for name, present in zip(names, found, strict=True) if present]}
             else:
                 answer = {"label": names[found], "probability": scores[found]}
@@ -566,8 +580,3 @@ class Classification(Task):
 
     def build_metrics(self) -> list[Any]:
         return [metrics.build(name, self.labels.problem_type, self.labels.names) for name in self.metric_names]
-
-
-def _parts(parts: Any) -> list[str]:
-    """What `join` puts together, as ftloop/data/shape.py reads it: a list, or text with commas."""
-    return [str(part).strip() for part in (parts if isinstance(parts, list | tuple) else str(parts).split(","))]

@@ -25,8 +25,8 @@ from ftloop.data.images import (
     list_relative_paths,
     resolve_relative_paths,
 )
-from ftloop.data.shape import shape
-from ftloop.data.splits import SPLIT_NAMES
+from ftloop.data.shape import shape_rows
+from ftloop.data.splits import SPLIT_ALIASES
 from ftloop.errors import UserError, nearest, root_cause
 from ftloop.tasks.classification import Batch, Classification
 
@@ -96,7 +96,7 @@ class ImageClassification(Classification):
     def source(self) -> "DatasetDict":
         if self.data.sources and self.image_folder is None:  # each has a folder of its own
             column = str(self.data.columns.get(self.image_column, self.image_column))
-            located = tuple(Shaped(rows=self._located(shape(of.read(), of), of, column)) for of in self.data.sources)
+            located = tuple(Shaped(rows=self._located(shape_rows(of.read(), of), of, column)) for of in self.data.sources)
             data = Classification.source.func(replace(self, data=replace(self.data, sources=located)))
         else:
             data = super().source
@@ -120,7 +120,7 @@ class ImageClassification(Classification):
         if self.image_folder is not None:
             return Path(self.image_folder).expanduser()
         files = (
-            source.files if source.splits else {SPLIT_NAMES.get(name, name): of for name, of in source.files.items()}
+            source.files if source.splits else {SPLIT_ALIASES.get(name, name): of for name, of in source.files.items()}
         )
         names = files.get(source.splits.get(split, split), source.path) or ""
         folders = set()
@@ -134,7 +134,7 @@ class ImageClassification(Classification):
                 "and where their relative paths start is not clear"
             )
         folder = next(iter(folders))
-        stored = folder.resolve().is_relative_to(Path(datasets.config.HF_DATASETS_CACHE).resolve())  # by Data.of
+        stored = folder.resolve().is_relative_to(Path(datasets.config.HF_DATASETS_CACHE).resolve())  # by Data.from_memory
         return folder if folder.is_dir() and not stored else Path()
 
     def faults(self, rows: "Dataset") -> list[tuple[str, set[int], str]]:
@@ -155,7 +155,7 @@ class ImageClassification(Classification):
             raise UserError(f"--task.augment {' '.join(mixing)}: numbers are not mixed; it is for classes and labels")
         view = View(self.image_column, self._pixels())
         views = {
-            "train": View(self.image_column, self._pixels(strengths), data["train"], self.labels.outputs, mixing)
+            "train": View(self.image_column, self._pixels(strengths), data["train"], self.labels.num_outputs, mixing)
             if mixing
             else View(self.image_column, self._pixels(strengths))
         }
