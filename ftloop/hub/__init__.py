@@ -1,1 +1,1 @@
-"""What is shared of a run: its model card, and pushing it to the Hub. Delete it, and training works without."""
+"""Share a run: its model card, and uploading it to the Hugging Face Hub."""

@@ -72,13 +72,14 @@ def prepare_for_inference(
 ) -> Iterator[tuple["Accelerator", "torch.nn.Module"]]:
     """Prepare the model of a finished run to compute as it did in training, within the block.
 
-    Yields the accelerator and the prepared model. The setups of the run are told the environment
-    of its newest checkpoint, for example the matrix backend, and are undone after the block.
-    `precision` defaults to that of the run.
+    Yields the accelerator and the prepared model. The setups of the run that apply to inference are
+    told the environment of its newest checkpoint, for example the matrix backend, and are undone
+    after the block. `precision` defaults to that of the run.
     """
+    from ftloop.devices.inference import inference_setups
     from ftloop.distributed import build_accelerator
 
-    setups = config.setups()
+    setups = inference_setups(config.setups())
     environment = recorded_environment(config.run_dir)
     try:
         for setup in setups:

@@ -94,7 +94,7 @@ def _import_recorded(name: str) -> Any:
     module = getattr(value, "__module__", None) or "builtins"
     if module.partition(".")[0] in sys.stdlib_module_names:
         raise UserError(
-            f"the record names {name}, which belongs to Python's standard library. Records may name "
+            f"the record names {name} of Python's standard library. Records may name "
             "only code of ftloop, of installed packages and of your own modules."
         )
     return value

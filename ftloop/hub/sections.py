@@ -1,0 +1,300 @@
+"""The sections of a model card: what the model is, how to use it, its data and its training."""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import math
+import platform
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from ftloop import __version__
+from ftloop.config import Config
+from ftloop.errors import UserError
+from ftloop.hub.markdown import fold, format_option, option_rows, table
+from ftloop.hub.metadata import Intervals, Scores, describe_source, hub_id, pipeline_task
+from ftloop.sampler import UNBOUNDED
+
+BLOCK_SIZE = 65_536  # rows whose labels are counted at once
+LOCAL_MODEL = 'model = "."  # this folder'  # a push puts the name of the repository in its place
+INTENDED_USES = """\
+- Intended for: [to be filled: who should use it, for what]
+- Not for: [to be filled: uses it was not made for, or would do harm in]
+- Known limits: [to be filled: groups, languages, kinds of input on which it is worse, or untested]
+- License: [to be filled: also in the metadata above, with the language]"""
+# Options of the data that select, change or split rows
+DATA_OPTIONS = ("columns", "map", "join", "filter", "validation", "test", "stratify")
+DATA_OPTIONS += ("split_group", "split_hash", "split_seed", "limit")
+DATA_OPTIONS += ("drop_empty", "drop_duplicates", "drop_unreadable")
+OUTPUTS = {
+    "single_label_classification": "assigns one of {count} classes to",
+    "multi_label_classification": "assigns any of {count} labels to",
+    "regression": "predicts a number for",
+}
+INPUTS = {"image-classification": "an image"}
+
+
+# The model
+
+
+def describe_model(task: Any, model_config: dict[str, Any], step: int | None) -> str:
+    """Return the first paragraphs: architecture, origin, what it predicts, and its labels.
+
+    `step` is given for weights that are pushed before training has ended.
+    """
+    architecture = (model_config.get("architectures") or [type(task).__name__])[0]
+    names = list(model_config.get("id2label", {}).values())
+    problem_type = model_config.get("problem_type")
+    inputs = INPUTS.get(pipeline_task(model_config) or "", "a text")
+    if len(getattr(task, "input_columns", ())) == 2:
+        inputs = "a pair of texts"
+    paragraphs = [f"`{architecture}`, {describe_origin(task)}."]
+    if problem_type in OUTPUTS:
+        paragraphs[0] += f" It {OUTPUTS[problem_type].format(count=len(names))} {inputs}."
+    if names and problem_type != "regression":
+        labels = ", ".join(f"`{name}`" for name in names)
+        paragraphs.append(fold(f"The {len(names)} labels", labels, len(names)))
+    if step is not None:
+        paragraphs.append(f"Training has not ended: these are the weights after step {step}.")
+    return "\n\n".join(paragraphs)
+
+
+def describe_origin(task: Any) -> str:
+    """Tell from which weights training started. `task` is the one of the config."""
+    base = getattr(task, "model", None)
+    if base is None:
+        return "trained from the weights that its task builds"
+    if getattr(task, "init", "pretrained") == "random":
+        return f"trained from random weights ({Path(base).name})"
+    if hub_id(base):
+        return f"fine-tuned from [{base}](https://huggingface.co/{base})"
+    return f"fine-tuned from weights in a local folder ({Path(base).name})"
+
+
+def usage_example(task: Any, model_config: dict[str, Any]) -> str:
+    """Return code that runs in the folder of the model."""
+    pipeline = pipeline_task(model_config)
+    if pipeline is None:
+        name = (model_config.get("architectures") or ["a module of its task"])[0]
+        return (
+            f"The model is `{name}`, which is not a class of transformers. "
+            f"`{name}.from_pretrained` of the code that trained it loads it, and "
+            "`python predict.py RUN` predicts new rows."
+        )
+    is_multi_label = model_config.get("problem_type") == "multi_label_classification"
+    arguments = ['"photo.jpg"'] if pipeline == "image-classification" else ['"a new text"']
+    if len(getattr(task, "input_columns", ())) == 2:
+        arguments = ['{"text": "a new text", "text_pair": "its second text"}']
+    if pipeline == "text-classification":
+        max_length = getattr(task, "max_length", None) or 512
+        arguments += ["truncation=True", f"max_length={max_length}"]
+    if is_multi_label:
+        arguments.append("top_k=None")
+    code = (
+        f"from transformers import pipeline\n\n{LOCAL_MODEL}\n"
+        f'classify = pipeline("{pipeline}", model=model)\n'
+        f"print(classify({', '.join(arguments)}))"
+    )
+    paragraphs = [f"```python\n{code}\n```"]
+    if is_multi_label:
+        threshold = getattr(task, "threshold", 0.5)
+        paragraphs.append(f"A label is predicted if its score is at least {threshold:g}.")
+    if getattr(task, "long_text", "truncate") != "truncate":
+        paragraphs.append(describe_long_text(task))
+    return "\n\n".join(paragraphs)
+
+
+def describe_long_text(task: Any) -> str:
+    """Tell that a pipeline reads less of a long text than the model did in training."""
+    if task.long_text == "windows":
+        parts = "all of a long text, in overlapping windows whose logits are averaged"
+    else:
+        parts = "the beginning and the end of a long text"
+    return (
+        f"In training, the model read {parts}. A pipeline reads only the first {task.max_length} "
+        "tokens, and the scores below do not hold for it; ftloop's predict.py reads long texts as "
+        "training did."
+    )
+
+
+# The data
+
+
+def describe_data(data: Any, task: Any) -> str:
+    """Return the source, the rows of each split, the options of the data, and rows by label."""
+    source = describe_source(data)[1]
+    paragraphs = [
+        f"Source: {source}. [to be filled: where the rows come from, who labelled them, how]"
+    ]
+    # Ask the class: the properties `rows` and `labels` read the data.
+    if not (hasattr(type(task), "rows") and hasattr(type(task), "labels")):
+        return paragraphs[0]
+    try:
+        splits, original_splits = task.rows, task.source
+    except UserError as error:
+        paragraphs.append(f"The rows could not be read when this card was written: {error}")
+        return "\n\n".join(paragraphs)
+    rows: list[list[Any]] = [["split", "rows", "in the source"]]
+    for split, dataset in splits.items():
+        if len(dataset) == UNBOUNDED:
+            rows.append([split, "a stream", ""])
+        elif split in original_splits:
+            rows.append([split, len(dataset), len(original_splits[split])])
+        else:
+            rows.append([split, len(dataset), "split off train"])
+    paragraphs.append(table(rows))
+    options = changed_options(data)
+    if options:
+        paragraphs.append(f"Options that select or change rows: {', '.join(options)}.")
+    finite = {split: dataset for split, dataset in splits.items() if len(dataset) != UNBOUNDED}
+    paragraphs.append(label_table(task, finite))
+    return "\n\n".join(paragraphs)
+
+
+def changed_options(data: Any) -> list[str]:
+    """Return the options of the data that do not have their default: "`limit 30`"."""
+    options = []
+    for field in dataclasses.fields(data):
+        if field.name in DATA_OPTIONS:
+            value, default = getattr(data, field.name), field.default
+            if field.default_factory is not dataclasses.MISSING:
+                default = field.default_factory()
+            if value != default:
+                options.append(f"`{field.name} {format_option(value)}`")
+    return options
+
+
+def label_table(task: Any, splits: dict[str, Any]) -> str:
+    """Return the rows of each split by label; for regression, the range of the values."""
+    if not task.labels.names:
+        rows: list[list[Any]] = [["split", "minimum", "mean", "maximum"]]
+        for split, dataset in splits.items():
+            values = task.encoded(dataset, split)
+            rows.append([split, min(values), sum(values) / len(values), max(values)])
+        return table(rows)
+    counts = {split: count_labels(task, dataset, split) for split, dataset in splits.items()}
+    rows = [["label", *splits]]
+    for label, name in enumerate(task.labels.names):
+        rows.append([name, *(counts[split][label] for split in splits)])
+    return fold("Rows by label", table(rows), len(task.labels.names))
+
+
+def count_labels(task: Any, dataset: Any, split: str) -> Counter:
+    """Count the rows of each label id, block by block: a million labels at once take 60 MB."""
+    counts: Counter = Counter()
+    for start in range(0, len(dataset), BLOCK_SIZE):
+        block = dataset.select(range(start, min(start + BLOCK_SIZE, len(dataset))))
+        encoded = task.encoded(block, split)
+        if task.labels.is_multi_label:
+            for row in encoded:
+                counts.update(label for label, is_present in enumerate(row) if is_present)
+        else:
+            counts.update(int(label) for label in encoded)
+    return counts
+
+
+def describe_preprocessing(config_task: Any, task: Any) -> str:
+    """Return the options of the task that decide what the model sees."""
+    name = type(config_task).__name__
+    if not dataclasses.is_dataclass(config_task):
+        return f"By `{name}`."
+    described_elsewhere = ("model", "init", "data", "metrics", "image_folder")
+    options = {}
+    for field in dataclasses.fields(config_task):
+        if field.name not in described_elsewhere:
+            options[field.name] = getattr(config_task, field.name)
+    processor = getattr(task, "processor", None)
+    by = f"`{name}` with a `{type(processor).__name__}`" if processor is not None else f"`{name}`"
+    return f"By {by}.\n\n" + table([["option", "value"], *option_rows(options)])
+
+
+# Training and scores
+
+
+def describe_hyperparameters(config: Config, environment: dict[str, Any]) -> str:
+    """Return the options that decide the result, and the devices that computed it."""
+    excluded = {"task", *config.may_change} - {"micro_batch_size", "max_tokens"}
+    options = {}
+    for field in dataclasses.fields(config):
+        if field.name not in excluded:
+            options[field.name] = getattr(config, field.name)
+    rows = option_rows(options)
+    for name in ("device", "num_processes", "matmul_backend"):
+        if name in environment:
+            rows.append([name, environment[name]])
+    return table([["hyperparameter", "value"], *rows])
+
+
+def read_metric_log(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the lines of metrics.jsonl."""
+    file = run_dir / "metrics.jsonl"
+    if not file.is_file():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def training_table(log: list[dict[str, Any]], exported: dict[str, Any] | None) -> str:
+    """Return a table with a row per evaluation, as in the Hugging Face course.
+
+    The training loss is the mean over the steps since the row before. The row whose scores on
+    validation are `exported` is marked.
+    """
+    evaluations: list[dict[str, Any]] = []
+    names: dict[str, None] = {}
+    losses: list[float] = []
+    for line in log:
+        if line["split"] == "train" and line["name"] == "loss" and line["value"] is not None:
+            losses.append(line["value"])
+        elif line["split"] == "validation":
+            if line["name"] == "loss":  # the first score of an evaluation
+                loss = sum(losses) / len(losses) if losses else ""
+                evaluations.append(
+                    {"loss": loss, "epoch": line["epoch"], "step": line["step"], "scores": {}}
+                )
+                losses = []
+            evaluations[-1]["scores"][line["name"]] = line["value"]
+            if "[" not in line["name"]:  # scores of single classes would make it too wide
+                names[line["name"]] = None
+    if not evaluations:
+        return ""
+    best = next((each for each in evaluations if each["scores"] == exported), None)
+    columns = ["Validation Loss" if name == "loss" else name for name in names]
+    rows = [["Training Loss", "Epoch", "Step", *columns, ""]]
+    for each in evaluations:
+        scores = [each["scores"].get(name) for name in names]
+        mark = "this model" if each is best else ""
+        rows.append([each["loss"], f"{each['epoch']:.2f}", each["step"], *scores, mark])
+    return table(rows)
+
+
+def results_table(scores: Scores, intervals: Intervals) -> str:
+    """Return the scores of the weights in this folder, with their intervals if these are known."""
+    if not scores:
+        return "The data has no split for evaluation."
+    rows: list[list[Any]] = []
+    for split, values in scores.items():
+        for name, value in values.items():
+            interval = intervals.get(split, {}).get(name)
+            is_known = interval is not None and math.isfinite(interval.low)
+            bounds = f"{interval.low:.4f} to {interval.high:.4f}" if is_known else ""
+            rows.append([split, name, value, bounds])
+    header = ["split", "score", "value", "95 % interval"]
+    if not intervals:
+        return table([header[:3], *(row[:3] for row in rows)])
+    resamples = max(each.resamples for split in intervals.values() for each in split.values())
+    return fold("Scores", table([header, *rows]), len(rows) // 2) + (
+        f"\n\nIntervals: percentile bootstrap over the rows of the split, {resamples} resamples. "
+        "They tell how much the score would change with another sample of rows, not with another "
+        "training run."
+    )
+
+
+def library_versions(environment: dict[str, Any]) -> dict[str, str]:
+    """Return the versions that the newest checkpoint records, else those installed."""
+    versions = {"ftloop": __version__, "python": platform.python_version()}
+    for name in ("transformers", "torch", "datasets", "tokenizers", "accelerate"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions | {name: environment[name] for name in versions if name in environment}
