@@ -146,11 +146,22 @@ class Job(Config):
                 from ftloop.report.reporter import Reporter
 
                 observers.append(Reporter(at_end=self.report, every=self.report_every))
+            with part_needed_by("report_every", is_explicit=False):
+                from ftloop.hub.card import CardWriter
+
+                observers.append(CardWriter())  # again: the report computes its intervals
         if self.push_to_hub is not None:
             with part_needed_by("push_to_hub"):
                 from ftloop.hub.push import Pusher
 
-                observers.append(Pusher(self.push_to_hub))
+                pusher = Pusher(
+                    run_dir=self.run_dir,
+                    repository=self.push_to_hub,
+                    private=self.push_private,
+                    revision=self.push_revision,
+                    every=self.push_every,
+                )
+                observers.append(pusher)
         return observers
 
 
