@@ -126,7 +126,7 @@ def upload_folder(
         if keep_card and not overwrite_card:
             del files[CARD]
             lines.append(
-                "the model card was edited on the Hub and is not changed (--overwrite-card does that)"
+                "the model card on the Hub was edited and is not changed (use --overwrite-card)"
             )
         else:
             files[CARD] = card.encode()

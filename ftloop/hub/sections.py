@@ -171,7 +171,7 @@ def label_table(task: Any, splits: dict[str, Any]) -> str:
     if not task.labels.names:
         rows: list[list[Any]] = [["split", "minimum", "mean", "maximum"]]
         for split, dataset in splits.items():
-            values = task.encoded(dataset, split)
+            values = task.encode_labels(dataset, split)
             rows.append([split, min(values), sum(values) / len(values), max(values)])
         return table(rows)
     counts = {split: count_labels(task, dataset, split) for split, dataset in splits.items()}
@@ -186,7 +186,7 @@ def count_labels(task: Any, dataset: Any, split: str) -> Counter:
     counts: Counter = Counter()
     for start in range(0, len(dataset), BLOCK_SIZE):
         block = dataset.select(range(start, min(start + BLOCK_SIZE, len(dataset))))
-        encoded = task.encoded(block, split)
+        encoded = task.encode_labels(block, split)
         if task.labels.is_multi_label:
             for row in encoded:
                 counts.update(label for label, is_present in enumerate(row) if is_present)
