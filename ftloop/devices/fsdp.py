@@ -1,0 +1,134 @@
+"""FSDP2, by accelerate's own plugin: each rank holds a shard of every weight, gradient and moment.
+
+Checkpoints and model/ hold full tensors under plain names (ftloop/distributed.py), so a run resumes
+with or without shards. The price: a save gathers one tensor after another, and the main process
+holds all of them in CPU memory.
+"""
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import FullyShardedDataParallelPlugin, convert_to_fp32
+
+from ftloop.errors import UserError
+from ftloop.extensions import Setup
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+# Environment variables by which `accelerate launch` asks for what ftloop does not support, and why.
+UNSUPPORTED_SETTINGS = {
+    ("ACCELERATE_USE_DEEPSPEED", "true"): (
+        "DeepSpeed is not supported: its engine takes the optimizer step inside the backward pass "
+        "of each micro-batch, but a step may have several. To shard, use FSDP2: --use_fsdp "
+        "--fsdp_version 2."
+    ),
+    ("ACCELERATE_USE_PARALLELISM_CONFIG", "true"): (
+        "a parallelism config is not supported: it divides more than rows between the ranks. Use "
+        "--use_fsdp --fsdp_version 2 alone."
+    ),
+    ("FSDP_VERSION", "1"): (
+        "FSDP 1 is not supported: it flattens parameters, which then have no weight decay and no "
+        "checkpoint of their own. Use --fsdp_version 2."
+    ),
+    ("FSDP_ACTIVATION_CHECKPOINTING", "true"): (
+        "fsdp_activation_checkpointing is not supported: it draws another dropout when it computes "
+        "activations again. Turn it off, and use ftloop's --gradient-checkpointing."
+    ),
+    ("FSDP_OFFLOAD_PARAMS", "true"): (
+        "fsdp_offload_params is not supported: it was never tested with ftloop. Turn it off."
+    ),
+}
+
+
+class FSDP2(Setup):
+    """Shard the model if `accelerate launch` asks for it (--use_fsdp --fsdp_version 2)."""
+
+    def __init__(self) -> None:
+        self._previous_environment: dict[str, str | None] = {}
+
+    def accelerator_options(self) -> dict[str, Any]:
+        """Return the plugin, if the launcher asks for shards.
+
+        Raises UserError for settings of the launcher under which a law of the loop would not hold.
+        """
+        for (name, value), reason in UNSUPPORTED_SETTINGS.items():
+            applies = shards_are_requested() or not name.startswith("FSDP")
+            if applies and _environment_value(name) == value:
+                raise UserError(f"accelerate launch: {reason}")
+        if not shards_are_requested():
+            return {}
+        # With CPU_RAM_EFFICIENT_LOADING, all ranks but one load empty weights and rely on
+        # `accelerator.prepare` to fill them, which an evaluation does not call.
+        self._set_environment("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")
+        if "FSDP_AUTO_WRAP_POLICY" not in os.environ:
+            self._set_environment("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP")
+        return {"fsdp_plugin": FSDP2Plugin(fsdp_version=2)}
+
+    def prepare_model(self, model: "torch.nn.Module", accelerator: "Accelerator") -> None:
+        """Raise UserError if shards were requested, but are not possible here."""
+        if not shards_are_requested():
+            return
+        if not accelerator.is_fsdp2:
+            raise UserError(
+                "accelerate launch --use_fsdp needs GPUs, but the device is "
+                f"{accelerator.device.type!r} ({accelerator.distributed_type}). Without --use_fsdp "
+                "(--multi_gpu, torchrun) each rank has a full copy of the model."
+            )
+        if accelerator.mixed_precision == "fp16":
+            raise UserError(
+                "--precision fp16 was never tested with FSDP2. Use --precision bf16 or fp32."
+            )
+
+    def undo(self) -> None:
+        """Restore the environment variables."""
+        for name, value in self._previous_environment.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        self._previous_environment = {}
+
+    def _set_environment(self, name: str, value: str) -> None:
+        self._previous_environment.setdefault(name, os.environ.get(name))
+        os.environ[name] = value
+
+
+def shards_are_requested() -> bool:
+    """Tell whether `accelerate launch` was called with --use_fsdp."""
+    return _environment_value("ACCELERATE_USE_FSDP") == "true"
+
+
+def _environment_value(name: str) -> str:
+    return os.environ.get(name, "").lower()
+
+
+class FSDP2Plugin(FullyShardedDataParallelPlugin):
+    """accelerate's plugin with two other choices, for which it has no options."""
+
+    def set_auto_wrap_policy(self, model: torch.nn.Module) -> None:
+        """Choose the modules that are gathered one at a time: by default the model's layers.
+
+        The layers are the longest ModuleList. The `_no_split_modules` of a model may be empty, or
+        name the embeddings, which accelerate has sharded already (an error).
+        """
+        if self.transformer_cls_names_to_wrap is None:
+            lists = [
+                module for module in model.modules() if isinstance(module, torch.nn.ModuleList)
+            ]
+            layers = max(lists, key=len, default=[])
+            self.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in layers})
+        if self.mixed_precision_policy is not None:
+            # accelerate calls this twice; outputs that are float32 already stay as they are.
+            model.register_forward_hook(lambda _model, _inputs, outputs: convert_to_fp32(outputs))
+        super().set_auto_wrap_policy(model)
+
+    def set_mixed_precision(
+        self, mixed_precision: Any, buffer_autocast: bool = False, override: bool = False
+    ) -> None:
+        """Sum gradients in float32, as without shards. The hook above makes outputs float32."""
+        super().set_mixed_precision(mixed_precision, buffer_autocast, override)
+        policy = self.mixed_precision_policy
+        self.mixed_precision_policy = replace(policy, reduce_dtype=torch.float32, output_dtype=None)
