@@ -1,32 +1,39 @@
-"""What a drug was taken for, from its review: a table brought into shape by options and two functions of a row.
+"""Drug reviews: for which condition was the drug taken? A table cleaned by options and two functions.
 
     python train.py configs/drug_reviews.py
-    python train.py configs/drug_reviews.py --task.data.limit 2000 --epochs 1
-    python train.py configs/drug_reviews.py --task.label-min-rows 500 --task.label-rare None
+    python train.py configs/drug_reviews.py --data.limit 2000 --epochs 1
+    python train.py configs/drug_reviews.py --label-min-rows 500 --label-rare None
 
-The table of chapter 5 of the Hugging Face course, UCI's Drug Review Dataset (Drugs.com): put drugsComTrain_raw.tsv and
-drugsComTest_raw.tsv here, or name them by --task.data.files. Its first column, the patient's id, has no name. Left out
-are rows without a condition, and reviews of fewer than 30 words; HTML is unescaped, a review that occurs under two
-names of a drug is kept once, and conditions with fewer than 100 rows become "other". The score was not measured.
+This is the table of chapter 5 of the Hugging Face course, UCI's Drug Review Dataset (Drugs.com). Put
+drugsComTrain_raw.tsv and drugsComTest_raw.tsv into this folder, or give their paths by --data.files.
+The first column of the table, the id of the patient, has no name. Rows without a condition and reviews
+with fewer than 30 words are removed. HTML is unescaped. A review that occurs under two names of a drug
+is kept once. Conditions with fewer than 100 rows become "other". The score was not measured.
 """
 
 import html
 from typing import Any
 
-from ftloop import Config, Data, TextClassification
+from ftloop.cli import Job
+from ftloop.data import Data
+from ftloop.tasks import TextClassification
 
 
 def unescape(row: dict[str, Any]) -> dict[str, Any]:
-    """The texts of a row without HTML: `I&#039;ve` becomes `I've`."""
+    """Return the text of a row without HTML escapes: `I&#039;ve` becomes `I've`."""
     return {"text": html.unescape(row["text"] or "")}
 
 
 def long_enough(row: dict[str, Any], words: int = 30) -> bool:
-    """Whether a row has a condition and a review of so many words. Some conditions hold the site's HTML instead."""
-    return bool(row["label"]) and "</span>" not in row["label"] and len(row["text"].split()) >= words
+    """Return whether a row has a condition and a review with at least this many words.
+
+    Some conditions in the table are HTML from the site; such rows are removed too.
+    """
+    has_condition = bool(row["label"]) and "</span>" not in row["label"]
+    return has_condition and len(row["text"].split()) >= words
 
 
-config = Config(
+config = Job(
     task=TextClassification(
         model="distilbert/distilbert-base-uncased",
         data=Data(

@@ -1,13 +1,15 @@
-"""DistilBERT on emotion tweets: sadness, joy, love, anger, fear, surprise.
+"""DistilBERT on emotion tweets: sadness, joy, love, anger, fear or surprise?
 
     python train.py configs/emotion.py
 
 Expected on validation: accuracy 0.936, weighted F1 0.936. 2 epochs of 16 000 tweets. Needs the Hub.
 """
 
-from ftloop import Config, Data, TextClassification
+from ftloop.cli import Job
+from ftloop.data import Data
+from ftloop.tasks import TextClassification
 
-config = Config(
+config = Job(
     task=TextClassification(
         model="distilbert/distilbert-base-uncased",
         data=Data(path="dair-ai/emotion", name="split"),

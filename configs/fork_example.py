@@ -1,6 +1,6 @@
-"""A fork in one file: its own loss, optimizer and model head, and nothing in ftloop/ touched.
+"""A fork in one file: its own loss, optimizer and model head, without a change in ftloop/.
 
-python train.py configs/fork_example.py --task.gamma 1.5
+python train.py configs/fork_example.py --gamma 1.5
 """
 
 from dataclasses import dataclass
@@ -9,13 +9,14 @@ import torch
 from transformers import BertForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from ftloop import Config, TextClassification
-from ftloop.optim import parameter_groups
+from ftloop.cli import Job
 from ftloop.data.samples import Docstrings, minilm
+from ftloop.optim import parameter_groups
+from ftloop.tasks import TextClassification
 
 
 class MeanPooled(BertForSequenceClassification):
-    """A head on the mean of the tokens, instead of on the first."""
+    """BERT with a classifier on the mean of the token states instead of the state of [CLS]."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -23,23 +24,29 @@ class MeanPooled(BertForSequenceClassification):
 
     def forward(self, input_ids, attention_mask, **inputs):
         hidden = self.bert(input_ids, attention_mask, **inputs).last_hidden_state
-        kept = attention_mask.unsqueeze(-1)
-        return SequenceClassifierOutput(logits=self.classifier((hidden * kept).sum(1) / kept.sum(1)))
+        mask = attention_mask.unsqueeze(-1)
+        return SequenceClassifierOutput(
+            logits=self.classifier((hidden * mask).sum(1) / mask.sum(1))
+        )
 
 
 @dataclass(frozen=True)
 class FocalTask(TextClassification):
-    gamma: float = 2.0  # how much the loss looks at hard rows (Lin et al., 2017); 0 is cross-entropy
+    """Text classification with the focal loss (Lin et al., 2017)."""
+
+    gamma: float = 2.0  # Down-weighting of easy rows. 0 is cross-entropy.
     model_class = MeanPooled
 
-    def losses(self, outputs, targets):
-        cross_entropy = super().losses(outputs, targets)
+    def losses(self, outputs, batch):
+        cross_entropy = super().losses(outputs, batch)
         return (1 - torch.exp(-cross_entropy)) ** self.gamma * cross_entropy
 
 
 def sgd(model, config):
-    return torch.optim.SGD(parameter_groups(model, config.weight_decay), config.learning_rate, momentum=0.9)
+    """Return SGD with momentum."""
+    groups = parameter_groups(model, config.weight_decay)
+    return torch.optim.SGD(groups, config.learning_rate, momentum=0.9)
 
 
 task = FocalTask(model=minilm(), data=Docstrings(), label_column=("library",), max_length=64)
-config = Config(task=task, run_dir="runs/fork", epochs=1, learning_rate=0.05, optimizer=sgd)
+config = Job(task=task, run_dir="runs/fork", epochs=1, learning_rate=0.05, optimizer=sgd)

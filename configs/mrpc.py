@@ -1,13 +1,16 @@
-"""BERT on MRPC: does one sentence say what the other says? As in the Hugging Face course.
+"""BERT on MRPC: do two sentences say the same? As in the Hugging Face course.
 
     python train.py configs/mrpc.py
 
-Expected on validation: accuracy 0.858, F1 0.900. 3 epochs of 3 668 pairs: about two minutes on a GPU. Needs the Hub.
+Expected on validation: accuracy 0.858, F1 0.900. 3 epochs of 3 668 pairs, about two minutes on a GPU.
+Needs the Hub.
 """
 
-from ftloop import Config, Data, TextClassification
+from ftloop.cli import Job
+from ftloop.data import Data
+from ftloop.tasks import TextClassification
 
-config = Config(
+config = Job(
     task=TextClassification(
         model="google-bert/bert-base-uncased",
         data=Data(path="nyu-mll/glue", name="mrpc"),

