@@ -54,14 +54,14 @@ def run(options: Options, folder: Path) -> list[str]:
     from ftloop.report.features import features_of, plain
     from ftloop.report.label_errors import label_errors, out_of_fold
     from ftloop.report.scored import score
-    from ftloop.data.samples import minilm
+    from ftloop.data.samples import find_minilm
 
     folder.mkdir(parents=True, exist_ok=True)
     file, run_dir = folder / "train.csv", folder / "run"
     if not file.exists():
         plant(options.data / "train.csv", file, options.share, options.seed)
     data = Data(files={"train": str(file)})
-    task = TextClassification(model=minilm(), data=data, label_column=("category",), max_length=64)
+    task = TextClassification(model=find_minilm(), data=data, label_column=("category",), max_length=64)
     train(Config(task, str(run_dir), epochs=options.epochs, learning_rate=options.learning_rate, report=False))
     kept, model = load_run(run_dir)
     scored = score(run_dir, "train", kept, model)

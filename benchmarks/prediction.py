@@ -70,10 +70,10 @@ def main() -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     run = given.folder / "run"
     if not (run / "model").exists():
-        from ftloop.data.samples import minilm
+        from ftloop.data.samples import find_minilm
 
         write(given.folder / "train.jsonl", 200)
-        model = make_bert(minilm(), TINY, given.folder / "tiny")
+        model = make_bert(find_minilm(), TINY, given.folder / "tiny")
         source = ["--task.model", model, "--task.data.path", str(given.folder / "train.jsonl")]
         command = ["train.py", "configs/text.py", *source, "--max-steps", "2", "--run-dir", str(run)]
         subprocess.run([sys.executable, *command], check=True)

@@ -148,9 +148,9 @@ def prepare(name: str, given: Common, folder: Path, work: Work | None = None, va
         return Job(model=work.image_model, train=str(place / "images"), text_columns=[], shape=work.shape, **common)
     model = given.model
     if model is None:
-        from ftloop.data.samples import minilm
+        from ftloop.data.samples import find_minilm
 
-        model = minilm()
+        model = find_minilm()
     if work.shape:
         model = make_bert(model, work.shape, place / "model")
     source = texts_of(work.source, given.data, rows, validation)
@@ -174,9 +174,9 @@ def prepare(name: str, given: Common, folder: Path, work: Work | None = None, va
 def texts_of(source: str, data: Path | None, rows: int, validation: int) -> dict[str, Any]:
     """So many rows of "train" and "validation", drawn at random, as dictionaries of texts; of tweets, "labels" too."""
     if source == "docstrings":
-        from ftloop.data.samples import docstrings
+        from ftloop.data.samples import build_docstrings
 
-        found = {split: _json_lines(docstrings() / f"{split}.jsonl") for split in ("train", "validation")}
+        found = {split: _json_lines(build_docstrings() / f"{split}.jsonl") for split in ("train", "validation")}
         found = {
             split: [{"text": row["text"], "label": row["library"]} for row in part] for split, part in found.items()
         }

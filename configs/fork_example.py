@@ -10,7 +10,7 @@ from transformers import BertForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ftloop.cli import Job
-from ftloop.data.samples import Docstrings, minilm
+from ftloop.data.samples import Docstrings, find_minilm
 from ftloop.optim import parameter_groups
 from ftloop.tasks import TextClassification
 
@@ -48,5 +48,5 @@ def sgd(model, config):
     return torch.optim.SGD(groups, config.learning_rate, momentum=0.9)
 
 
-task = FocalTask(model=minilm(), data=Docstrings(), label_column=("library",), max_length=64)
+task = FocalTask(model=find_minilm(), data=Docstrings(), label_column=("library",), max_length=64)
 config = Job(task=task, run_dir="runs/fork", epochs=1, learning_rate=0.05, optimizer=sgd)
