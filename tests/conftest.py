@@ -59,13 +59,12 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(autouse=True)
-def products() -> Iterator[None]:
-    """What a run in this process chose for its matrix products (on some chips: oneDNN) and its dropout ends with the
-    test."""
+def unchanged_torch() -> Iterator[None]:
+    """What a run in this process changes in torch ends with the run: its setups undo it."""
     yield
-    if kernels := sys.modules.get("ftloop.devices.kernels"):
-        kernels.use("default")
-        kernels.choose_dropout(cheaper=False)
+    if torch := sys.modules.get("torch"):
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_deterministic_debug_mode() == 0
 
 
 @pytest.fixture(scope="session")
