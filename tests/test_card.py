@@ -1,4 +1,4 @@
-"""The model card: its numbers are those of the run, its code runs, and what a person wrote in it stays."""
+"""The model card: it has the numbers of the run, its code runs, and edits of a person are kept."""
 
 import contextlib
 import io
@@ -12,30 +12,31 @@ import yaml
 from conftest import run_command, run_script, run_script_of_ftloop, sentences, write_csv
 from PIL import Image
 
-from ftloop.evaluation import load_run
-from ftloop.hub import card
+from ftloop.hub import card, sections
+from ftloop.hub.markdown import table
+from ftloop.hub.metadata import hub_id, pipeline_task
+from ftloop.runs.finished import load_run
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory) -> list[str]:
     """Options for 40 + 10 + 12 rows in files."""
     folder = tmp_path_factory.mktemp("rows")
-    files = [
-        word
-        for seed, (split, count) in enumerate({"train": 40, "validation": 10, "test": 12}.items())
-        for word in (split, write_csv(folder / f"{split}.csv", sentences(count, seed)))
-    ]
-    return ["--task.data.files", *files]
+    options = ["--data.files"]
+    for seed, (split, count) in enumerate({"train": 40, "validation": 10, "test": 12}.items()):
+        options += [split, write_csv(folder / f"{split}.csv", sentences(count, seed))]
+    return options
 
 
 @pytest.fixture(scope="module")
 def train(tiny, rows, tmp_path_factory):
-    """`train(*options)`: the folder of a finished run of a few steps on texts."""
+    """`train(*options)` returns the folder of a finished run of a few steps on texts."""
 
     def train(*options: str) -> Path:
         run = tmp_path_factory.mktemp("runs") / "colours"
-        sizes = ["--batch-size", "8", "--epochs", "2", "--learning-rate", "5e-3", "--run-dir", run]
-        result = run_script("train.py", "configs/text.py", "--task.model", tiny("bert"), *rows, *sizes, *options)
+        command = ["train.py", "configs/text.py", "--model", tiny("bert"), *rows, "--run-dir", run]
+        command += ["--batch-size", "8", "--epochs", "2", "--learning-rate", "5e-3"]
+        result = run_script(*command, *options)
         assert result.code == 0, result.err
         return run
 
@@ -44,18 +45,18 @@ def train(tiny, rows, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(train):
-    return train("--task.label-column", "colour", "--task.max-length", "16", "--task.data.limit", "30")
+    return train("--label-column", "colour", "--max-length", "16", "--data.limit", "30")
 
 
 @pytest.fixture(scope="module")
 def first_card(run) -> str:
-    """The card as the training left it."""
+    """The card that training wrote."""
     return (run / "model" / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
-def whole_card(run, first_card) -> str:
-    """The card after `python -m ftloop card`."""
+def full_card(run, first_card) -> str:
+    """The card that `python -m ftloop.cli card` wrote."""
     result = run_script_of_ftloop("card", run)
     assert result.code == 0, result.err
     assert result.out == f"{run}/model/README.md\n"
@@ -67,7 +68,7 @@ def metadata(text: str) -> dict:
 
 
 def execute(folder: Path, monkeypatch) -> list:
-    """What the card's example prints, run in its folder as it stands there."""
+    """Run the example of a card in its folder, unchanged, and return what it prints."""
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
     monkeypatch.chdir(folder)
     printed = io.StringIO()
@@ -77,47 +78,48 @@ def execute(folder: Path, monkeypatch) -> list:
 
 
 def cells(text: str, heading: str) -> list[list[str]]:
-    """The first table under a heading."""
+    """Return the first tables under a heading, row by row."""
     part = text.partition(f"## {heading}\n")[2].partition("\n## ")[0]
     lines = [line for line in part.splitlines() if line.startswith("| ")]
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
 
 
-def test_the_scores_are_those_of_the_run_in_the_metadata_and_in_the_text(run, whole_card):
+def test_metadata_and_text_have_the_scores_of_the_run(run, full_card):
     scores = json.loads((run / "scores.json").read_text())
-    (model,) = metadata(whole_card)["model-index"]
-    results = {
-        (of["dataset"]["split"], one["name"]): (one["value"], one["args"])
-        for of in model["results"]
-        for one in of["metrics"]
-    }
-    assert {key: value for key, (value, _) in results.items()} == {
-        (split, name): value for split, values in scores.items() for name, value in values.items()
-    }
+    (model,) = metadata(full_card)["model-index"]
+    results, expected = {}, {}
+    for result in model["results"]:
+        for metric in result["metrics"]:
+            key = (result["dataset"]["split"], metric["name"])
+            results[key] = (metric["value"], metric["args"])
+    for split, values in scores.items():
+        expected |= {(split, name): value for name, value in values.items()}
+    assert {key: value for key, (value, _) in results.items()} == expected
     for (_, name), (value, arguments) in results.items():
         low, high = arguments["bootstrap_95"]
         assert low - 1e-6 <= value <= high + 1e-6
         assert (arguments.get("average") == "macro") == (name == "f1_macro")
-    lines = {
-        (split, name): (float(value), interval) for split, name, value, interval in cells(whole_card, "Evaluation")[2:]
-    }
-    assert set(lines) == set(results)
-    for key, (value, interval) in lines.items():
-        assert value == pytest.approx(results[key][0], abs=5e-5)
-        assert interval == "{:.4f} to {:.4f}".format(*results[key][1]["bootstrap_95"])
+    rows = cells(full_card, "Evaluation")[2:]
+    assert {(split, name) for split, name, *_ in rows} == set(results)
+    for split, name, value, interval in rows:
+        expected_value, arguments = results[split, name]
+        low, high = arguments["bootstrap_95"]
+        assert float(value) == pytest.approx(expected_value, abs=5e-5)
+        assert interval == f"{low:.4f} to {high:.4f}"
 
 
-def test_the_metadata_names_what_is_known_and_leaves_the_rest_to_a_person(whole_card):
-    found = metadata(whole_card)
-    assert found["library_name"] == "transformers"
-    assert found["pipeline_tag"] == "text-classification"
-    assert found["metrics"] == ["accuracy", "f1"]
-    assert not found.keys() & {"license", "language", "base_model", "datasets"}  # the model and the rows are local
-    assert "# license: [to be filled" in whole_card
-    assert whole_card.count("[to be filled") >= 7
+def test_metadata_that_is_not_known_is_left_to_a_person(full_card):
+    known = metadata(full_card)
+    assert known["library_name"] == "transformers"
+    assert known["pipeline_tag"] == "text-classification"
+    assert known["metrics"] == ["accuracy", "f1"]
+    # The model and the rows are local.
+    assert not known.keys() & {"license", "language", "base_model", "datasets"}
+    assert "# license: [to be filled" in full_card
+    assert full_card.count("[to be filled") >= 7
 
 
-def test_a_card_without_outputs_has_all_but_intervals_and_picture(first_card):
+def test_a_card_without_outputs_lacks_only_intervals_and_confusion_matrix(first_card):
     assert "95 %" not in first_card
     assert "confusion_matrix" not in first_card
     assert not card.is_edited(first_card)
@@ -127,83 +129,101 @@ def test_a_card_without_outputs_has_all_but_intervals_and_picture(first_card):
     ]
 
 
-def test_the_table_of_evaluations_is_that_of_the_course(run, whole_card):
+def test_the_training_table_is_like_that_of_the_course(run, full_card):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    part = whole_card.partition("| Training Loss |")[2].partition("\n\n")[0].splitlines()
+    part = full_card.partition("| Training Loss |")[2].partition("\n\n")[0].splitlines()
     header = [cell.strip() for cell in part[0].split("|")]
     assert header[:5] == ["Epoch", "Step", "Validation Loss", "accuracy", "f1_macro"]
-    shown = [[cell.strip() for cell in line.split("|")[1:-1]] for line in part[2:]]
-    assert [line[1:3] for line in shown] == [["1.00", "4"], ["2.00", "8"]]
-    for first, last, line in ((1, 4, shown[0]), (5, 8, shown[1])):
-        losses = [of["value"] for of in lines if of["split"] == "train" and of["name"] == "loss"][first - 1 : last]
-        assert float(line[0]) == pytest.approx(sum(losses) / 4, abs=5e-5)
-        validated = {of["name"]: of["value"] for of in lines if of["split"] == "validation" and of["step"] == last}
-        assert [float(cell) for cell in line[3:6]] == pytest.approx(list(validated.values()), abs=5e-5)
-    assert [line[6] for line in shown].count("kept") == 1
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in part[2:]]
+    assert [row[1:3] for row in rows] == [["1.00", "4"], ["2.00", "8"]]
+    train_losses, validation_scores = [], {4: [], 8: []}
+    for line in lines:
+        if line["split"] == "train" and line["name"] == "loss":
+            train_losses.append(line["value"])
+        elif line["split"] == "validation":
+            validation_scores[line["step"]].append(line["value"])
+    for row, last_step in zip(rows, (4, 8), strict=True):
+        losses = train_losses[last_step - 4 : last_step]
+        assert float(row[0]) == pytest.approx(sum(losses) / 4, abs=5e-5)
+        scores = [float(cell) for cell in row[3:6]]
+        assert scores == pytest.approx(validation_scores[last_step], abs=5e-5)
+    assert [row[6] for row in rows].count("this model") == 1
 
 
-def test_rows_classes_and_options_are_those_of_the_training(run, whole_card, tmp_path):
-    assert cells(whole_card, "Data")[2:5] == [["train", "30", "40"], ["validation", "10", "10"], ["test", "12", "12"]]
-    labels = cells(whole_card, "Data")[5:]
+def test_rows_labels_and_options_are_those_of_training(run, full_card, tmp_path):
+    assert cells(full_card, "Data")[2:5] == [
+        ["train", "30", "40"],
+        ["validation", "10", "10"],
+        ["test", "12", "12"],
+    ]
+    labels = cells(full_card, "Data")[5:]
     assert sum(int(line[1]) for line in labels[2:]) == 30
-    assert "`limit 30`" in whole_card
-    assert ["max_length", "16"] in cells(whole_card, "Preprocessing")
-    assert ["learning_rate", "0.005"] in cells(whole_card, "Training")
-    assert "train.csv" in whole_card
-    assert str(run.parent) not in whole_card  # paths of this machine are nobody else's business
-    assert str(tmp_path.parent) not in whole_card
+    assert "`limit 30`" in full_card
+    assert ["max_length", "16"] in cells(full_card, "Preprocessing")
+    assert ["learning_rate", "0.005"] in cells(full_card, "Training")
+    assert "train.csv" in full_card
+    assert str(run.parent) not in full_card  # paths of this machine are private
+    assert str(tmp_path.parent) not in full_card
 
 
 def test_labels_are_counted_block_by_block(run, monkeypatch):
-    task, _ = load_run(run)
+    task = load_run(run)[1]
     rows = task.rows["train"]
-    monkeypatch.setattr(card, "BLOCK", 7)
-    assert card.label_counts(task, rows, "train") == Counter(task.encoded(rows, "train"))
+    monkeypatch.setattr(sections, "BLOCK_SIZE", 7)
+    counts = sections.count_labels(task, rows, "train")
+    assert counts == Counter(task.encode_labels(rows, "train"))
 
 
-def test_the_picture_is_the_confusion_matrix(run, whole_card):
-    assert "![Confusion matrix on test](confusion_matrix.png)" in whole_card
+def test_the_picture_is_the_confusion_matrix(run, full_card):
+    assert "![Confusion matrix on test](confusion_matrix.png)" in full_card
     with Image.open(run / "model" / "confusion_matrix.png") as picture:
         assert min(picture.size) > 300
-        assert picture.convert("L").getextrema()[0] < 50  # something is drawn
+        assert picture.convert("L").getextrema()[0] < 50  # it is not blank
 
 
-def test_the_code_of_the_card_runs(run, whole_card, monkeypatch):
+def test_the_code_of_the_card_runs(run, full_card, monkeypatch):
     (answer,) = execute(run / "model", monkeypatch)
     assert answer["label"] in ("red", "green", "blue")
 
 
-def test_a_card_that_was_edited_stays(run, whole_card):
+def test_an_edited_card_is_kept(run, full_card):
     file = run / "model" / "README.md"
-    assert not card.is_edited(whole_card)
-    assert not card.is_edited(whole_card.replace("\n", "\r\n"))  # as some editors and git on Windows have it
-    mine = re.sub(r"\[to be filled: who[^]]*\]", "everybody", whole_card)
-    assert card.is_edited(mine)
-    file.write_text(mine)
+    assert not card.is_edited(full_card)
+    assert not card.is_edited(full_card.replace("\n", "\r\n"))  # some editors, git on Windows
+    edited = re.sub(r"\[to be filled: who[^]]*\]", "everybody", full_card)
+    assert card.is_edited(edited)
+    file.write_text(edited)
     try:
-        assert "was edited, and stays" in card.write(run, compute=True)
-        assert file.read_text() == mine
+        assert "was edited and is not changed" in card.write_card(run, compute=True)
+        assert file.read_text() == edited
         assert run_script_of_ftloop("card", run, "--overwrite").code == 0
-        assert file.read_text() == whole_card
+        assert file.read_text() == full_card
     finally:
-        file.write_text(whole_card)
+        file.write_text(full_card)
 
 
 def test_several_labels_in_windows(train, tmp_path, monkeypatch):
-    lines = [{"text": row["text"], "tags": [row["colour"], "any"][: 1 + n % 2]} for n, row in enumerate(sentences(30))]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    data = ["--task.data.files", "train", str(tmp_path / "rows.jsonl"), "--task.label-column", "tags"]
-    run = train(
-        *data, "--max-steps", "1", "--task.long-text", "windows", "--task.max-length", "8", "--task.threshold", "0.4"
-    )
+    lines = []
+    for number, row in enumerate(sentences(30)):
+        tags = [row["colour"], "any"] if number % 2 else [row["colour"]]
+        lines.append(json.dumps({"text": row["text"], "tags": tags}) + "\n")
+    (tmp_path / "rows.jsonl").write_text("".join(lines))
+    options = ["--data.files", "train", str(tmp_path / "rows.jsonl"), "--label-column", "tags"]
+    options += ["--long-text", "windows", "--max-length", "8", "--threshold", "0.4"]
+    run = train(*options, "--max-steps", "1")
     text = (run / "model" / "README.md").read_text()
-    assert {one["label"] for one in execute(run / "model", monkeypatch)} == {"any", "red", "green", "blue"}
-    assert "A label is predicted from a score of 0.4 on" in text
+    assert {answer["label"] for answer in execute(run / "model", monkeypatch)} == {
+        "any",
+        "red",
+        "green",
+        "blue",
+    }
+    assert "A label is predicted if its score is at least 0.4" in text
     assert "overlapping windows" in text
     assert cells(text, "Data")[-4] == ["any", "12", "3"]
     assert metadata(text)["tags"] == ["ftloop", "multi-label-classification"]
-    monkeypatch.setattr(card, "BLOCK", 7)
-    card.write(run, compute=True)
+    monkeypatch.setattr(sections, "BLOCK_SIZE", 7)
+    card.write_card(run, compute=True)
     text = (run / "model" / "README.md").read_text()
     assert cells(text, "Data")[-4] == ["any", "12", "3"]
     assert "95 % interval" in text
@@ -211,13 +231,13 @@ def test_several_labels_in_windows(train, tmp_path, monkeypatch):
 
 
 def test_a_number_for_a_pair(train, rows, monkeypatch):
-    options = ["--task.label-column", "tone", "--task.text-columns", "text", "colour", "--max-steps", "1"]
-    run = train(*options, "--best-metric", "mse", "--task.max-length", "32")
+    options = ["--label-column", "tone", "--text-columns", "text", "colour", "--max-steps", "1"]
+    run = train(*options, "--best-metric", "mse", "--max-length", "32")
     text = (run / "model" / "README.md").read_text()
     answer = execute(run / "model", monkeypatch)
     assert isinstance(answer["score"], float)
-    assert "It gives a pair of texts a number" in text
-    assert cells(text, "Data")[5:7] == [["split", "least", "mean", "greatest"], ["---"] * 4]
+    assert "It predicts a number for a pair of texts" in text
+    assert cells(text, "Data")[5:7] == [["split", "minimum", "mean", "maximum"], ["---"] * 4]
 
 
 def test_an_image(tmp_path, monkeypatch):
@@ -227,33 +247,39 @@ def test_an_image(tmp_path, monkeypatch):
             file = tmp_path / "photos" / split / colour / f"{number}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (40, 32), colour).save(file)
-    sizes = ["hidden_size=16", "num_hidden_layers=1", "num_attention_heads=2", "intermediate_size=16", "image_size=32"]
-    source = ["--task.data.path", tmp_path / "photos", "--task.data.validation", "2", "--run-dir", tmp_path / "run"]
-    model = ["--task.model", "vit", "--task.init", "random", "--task.model-options", *sizes]
-    result = run_script("train.py", "configs/image.py", *source, *model, "--batch-size", "4", "--max-steps", "1")
+    command = ["train.py", "configs/image.py", "--run-dir", tmp_path / "run"]
+    command += ["--data.path", tmp_path / "photos", "--data.validation", "2"]
+    command += ["--model", "vit", "--init", "random", "--model-options", "hidden_size=16"]
+    command += ["num_hidden_layers=1", "num_attention_heads=2", "intermediate_size=16"]
+    command += ["image_size=32", "--batch-size", "4", "--max-steps", "1"]
+    result = run_script(*command)
     assert result.code == 0, result.err
     folder = tmp_path / "run" / "model"
     Image.new("RGB", (50, 40), "red").save(folder / "photo.jpg")
-    assert {one["label"] for one in execute(folder, monkeypatch)} == {"red", "green"}
+    assert {answer["label"] for answer in execute(folder, monkeypatch)} == {"red", "green"}
     text = (folder / "README.md").read_text()
     assert metadata(text)["pipeline_tag"] == "image-classification"
     assert "trained from random weights (vit)" in text
-    # A fresh process, as somebody else has it: nothing of ftloop.
-    code = "import sys, transformers as of; print(of.pipeline('image-classification', sys.argv[1])(sys.argv[2]))"
-    fresh = run_command("python", "-c", code, folder, folder / "photo.jpg")
-    assert fresh.code == 0, fresh.err
-    assert {one["label"] for one in eval(fresh.out)} == {"red", "green"}
+    # In a new process, without ftloop
+    code = (
+        "import sys\nfrom transformers import pipeline\n"
+        "print(pipeline('image-classification', sys.argv[1])(sys.argv[2]))"
+    )
+    result = run_command("python", "-c", code, folder, folder / "photo.jpg")
+    assert result.code == 0, result.err
+    assert {answer["label"] for answer in eval(result.out)} == {"red", "green"}
 
 
-def test_a_model_that_transformers_lacks_is_not_promised_to_a_pipeline():
-    model = {"architectures": ["MeanPooled"], "problem_type": "regression"}
-    assert card.pipeline_of(model) is None
-    assert "`MeanPooled.from_pretrained`" in card.how_to_use(None, model)
-    assert card.pipeline_of({"architectures": ["BertForSequenceClassification"]}) == "text-classification"
+def test_a_class_that_transformers_lacks_has_no_pipeline():
+    model_config = {"architectures": ["MeanPooled"], "problem_type": "regression"}
+    assert pipeline_task(model_config) is None
+    assert "`MeanPooled.from_pretrained`" in sections.usage_example(None, model_config)
+    bert = {"architectures": ["BertForSequenceClassification"]}
+    assert pipeline_task(bert) == "text-classification"
 
 
 @pytest.mark.parametrize(
-    ("name", "theirs"),
+    ("name", "expected"),
     [
         ("google-bert/bert-base-uncased", "google-bert/bert-base-uncased"),
         ("gpt2", "gpt2"),
@@ -263,16 +289,17 @@ def test_a_model_that_transformers_lacks_is_not_promised_to_a_pipeline():
         ("tests", None),  # a folder here
     ],
 )
-def test_only_names_of_the_hub_are_given_as_such(name, theirs):
-    assert card.hub_id(name) == theirs
+def test_only_names_of_the_hub_are_shown_as_such(name, expected):
+    assert hub_id(name) == expected
 
 
-def test_cells_of_a_table_do_not_end_it():
-    assert card.table([["a|b", None], ["x\ny<z>", 0.25]]) == "| a\\|b | - |\n| --- | --- |\n| x y&lt;z> | 0.2500 |"
+def test_the_text_of_a_cell_does_not_end_the_table():
+    markdown = "| a\\|b | - |\n| --- | --- |\n| x y&lt;z> | 0.2500 |"
+    assert table([["a|b", None], ["x\ny<z>", 0.25]]) == markdown
 
 
 @pytest.mark.parametrize("place", ["nowhere", "unfinished"])
-def test_what_is_no_finished_run_is_refused_in_words(place, tmp_path):
+def test_a_folder_without_a_finished_run_is_an_error(place, tmp_path):
     (tmp_path / "unfinished").mkdir()
     result = run_script_of_ftloop("card", tmp_path / place)
     assert result.code == 2

@@ -15,7 +15,7 @@ def draw_confusion_matrix(outputs: "Scored", file: Path) -> None:
 
     Multi-label outputs and regression have no confusion matrix: nothing is written for them.
     """
-    if outputs.multi or outputs.regression:
+    if outputs.is_multi_label or outputs.is_regression:
         return
     import numpy
     from matplotlib.backends.backend_agg import FigureCanvasAgg

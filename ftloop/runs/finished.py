@@ -180,15 +180,20 @@ def predict_blocks(
     same up to rounding. `precision` defaults to that of the run.
     """
     from ftloop.evaluation import build_eval_loader, iterate_predictions
-    from ftloop.tasks.predictor import Predictor
+    from ftloop.tasks.predictor import build_predictor
 
     config, task, model = load_run(run_dir)
+    if not hasattr(task, "predictor_class") and not hasattr(task, "build_dataset"):
+        raise UserError(
+            f"{type(task).__name__} cannot predict new rows: it has neither a predictor_class nor the "
+            "methods prepare and build_dataset (ftloop/tasks/predictor.py)."
+        )
     with prepare_for_inference(config, model, precision) as (accelerator, model):
         if accelerator.num_processes > 1:
             raise UserError(
                 "prediction runs in one process: start it without torchrun or accelerate launch."
             )
-        predictor = Predictor(task)
+        predictor = build_predictor(task)
         first_row = 0
         for block in blocks:
             dataset = predictor.prepare(block, first_row)
