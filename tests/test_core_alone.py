@@ -1,7 +1,10 @@
 """The core works alone: ftloop/*.py without any folder, and a task that uses nothing else.
 
-Every test here runs on a copy of ftloop/*.py in an empty directory. The task in TASK is all that is
-added. DRIVER starts the runs; it is what train.py is for the whole project.
+Every test here runs on a copy of ftloop/*.py in an empty directory, to which tests/alone/ adds
+
+    points.py       a task of 60 lines: a torch Dataset, a plain module, a metric of its own
+    driver.py       starts runs, as train.py does for the whole project
+    randomness.py   checks that what is drawn for a row depends on nothing but its counters
 """
 
 import ast
@@ -21,121 +24,6 @@ import torch
 from conftest import ROOT
 
 from ftloop.sampler import shard, split_rows
-
-TASK = '''
-"""A task of its own: a torch Dataset, a plain module without `.config`, and a metric."""
-
-import hashlib
-from dataclasses import dataclass
-
-import torch
-from torch import nn
-from torch.nn.functional import cross_entropy
-from torch.utils.data import Dataset
-
-from ftloop import Task
-
-
-class Points(Dataset):
-    """Points with a label and a weight. Reading a point adds noise to it, as an augmentation does."""
-
-    def __init__(self, tensors):
-        self.points, self.labels, self.weights = tensors
-        content = b"".join(tensor.numpy().tobytes() for tensor in tensors)
-        self.fingerprint = hashlib.sha256(content).hexdigest()
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, row):
-        noise = torch.randn(4, dtype=torch.float64) / 10
-        return self.points[row] + noise, self.labels[row], self.weights[row]
-
-
-class Accuracy:
-    """The accuracy, and how many rows it was computed from."""
-
-    def __init__(self):
-        self.rows, self.correct = [], []
-
-    def add_batch(self, predictions, references):
-        self.rows += predictions[:, 1].tolist()
-        self.correct += (predictions[:, 0] == references).tolist()
-
-    def compute(self):
-        accuracy = sum(self.correct) / len(self.correct)
-        return {"accuracy": accuracy, "rows": len(self.rows), "distinct": len(set(self.rows))}
-
-
-@dataclass(frozen=True)
-class PointTask(Task):
-    file: str = "points.pt"
-    dropout: float = 0.2
-
-    def load_datasets(self):
-        return {split: Points(tensors) for split, tensors in torch.load(self.file).items()}
-
-    def build_model(self):
-        layers = [nn.Linear(4, 16), nn.Tanh(), nn.Dropout(self.dropout), nn.Linear(16, 3)]
-        return nn.Sequential(*layers).double()
-
-    def collate(self, examples):
-        points, labels, weights = map(torch.stack, zip(*examples, strict=True))
-        return {"input": points, "labels": labels, "weights": weights}
-
-    def losses(self, outputs, batch):
-        return cross_entropy(outputs, batch["labels"], reduction="none")
-
-    def predict(self, outputs, batch):
-        return {"predictions": torch.stack([outputs.argmax(dim=1), batch["row_ids"]], dim=1)}
-
-    def build_metrics(self):
-        return [Accuracy()]
-'''
-
-DRIVER = '''
-"""Train the runs that the first argument describes, one after the other."""
-
-import json
-import logging
-import os
-import signal
-import sys
-
-from ftloop import Config, train
-from ftloop.errors import run_main
-from points import PointTask
-
-
-def kill_in_micro_batch(number):
-    """Kill this process in the middle of a step: in its forward pass of this number."""
-    compute_losses, calls = PointTask.compute_losses, []
-
-    def compute_or_die(self, model, batch):
-        calls.append(1)
-        if len(calls) == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return compute_losses(self, model, batch)
-
-    PointTask.compute_losses = compute_or_die
-
-
-def main():
-    logging.basicConfig(level="INFO")
-    for options in json.loads(sys.argv[1]):
-        if "kill_in" in options:
-            kill_in_micro_batch(options.pop("kill_in"))
-        task = PointTask(**options.pop("task", {}))
-        train(Config(task=task, **options))
-
-
-code = run_main(main)
-names = [name for name in sys.modules if name.partition(".")[0] == "ftloop"]
-folder = os.path.dirname(os.path.abspath(__file__))
-for name in names:
-    assert os.path.dirname(sys.modules[name].__file__) == os.path.join(folder, "ftloop"), name
-sys.exit(code)
-'''
 
 OPTIONS: dict[str, Any] = {
     "epochs": 3,
@@ -162,8 +50,8 @@ class Alone:
         (folder / "ftloop").mkdir(parents=True)
         for file in (ROOT / "ftloop").glob("*.py"):
             shutil.copy(file, folder / "ftloop")
-        (folder / "points.py").write_text(TASK.lstrip(), encoding="utf-8")
-        (folder / "driver.py").write_text(DRIVER.lstrip(), encoding="utf-8")
+        for file in (ROOT / "tests" / "alone").glob("*.py"):
+            shutil.copy(file, folder)
         self.write_data(seed=0)
 
     def write_data(self, seed: int) -> None:
@@ -217,7 +105,7 @@ class Alone:
         return json.loads((self.folder / run / "scores.json").read_text())
 
     def digest(self, run: str) -> str:
-        """Return the sha256 of what a run leaves: the exported and the last weights, and its log."""
+        """Return the sha256 of what a run leaves: exported and last weights, scores and log."""
         digest = hashlib.sha256((self.folder / run / "model" / "model.safetensors").read_bytes())
         (newest,) = sorted((self.folder / run / "checkpoints").iterdir())[-1:]
         assert newest.name == f"step-{STEPS:06d}"
@@ -241,7 +129,7 @@ def flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
-    """Runs in one process: one that is never interrupted, one with data workers, three divisions."""
+    """Runs in one process: one without interruption, one with data workers, three divisions."""
     alone = Alone(tmp_path_factory.mktemp("alone") / "project")
     divided = [
         {"run_dir": name, "micro_batch_size": size, **WITHOUT_DROPOUT}
@@ -274,10 +162,6 @@ def two_ranks(alone: Alone) -> str:
     )
     assert result.returncode == 0, result.stderr
     return "two_ranks"
-
-
-def test_the_task_is_short():
-    assert len(TASK.strip().splitlines()) <= 60
 
 
 def test_the_core_imports_no_part():
@@ -382,43 +266,8 @@ def test_data_workers_change_nothing(alone):
 
 
 def test_randomness_is_a_function_of_seed_epoch_and_row(alone):
-    (alone.folder / "randomness.py").write_text(RANDOMNESS.lstrip(), encoding="utf-8")
     result = alone.train(script="randomness.py")
     assert result.returncode == 0, result.stderr
-
-
-RANDOMNESS = '''
-"""The noise of a row, and the order of rows, are functions of the seed, the epoch and the row."""
-
-import torch
-
-from ftloop.loader import make_batch
-from ftloop.sampler import random_order
-from points import PointTask
-
-task = PointTask()
-train = task.load_datasets()["train"]
-
-
-def read(*keys, seed=7):
-    return make_batch(train, list(keys), task.collate, seed)["input"]
-
-
-# Neither the other rows of the batch, nor their order, nor what was drawn before, changes a row.
-first = read((0, 3))[0]
-torch.randn(5)
-assert torch.equal(read((0, 5), (0, 3), (0, 8))[1], first)
-assert torch.equal(read((0, 3), (0, 5))[0], first)
-assert torch.equal(read((0, ~3))[0], first)  # a padding row repeats row 3
-# Another epoch and another seed do.
-assert not torch.equal(read((1, 3))[0], first)
-assert not torch.equal(read((0, 3), seed=8)[0], first)
-
-order = list(random_order(train, 7, 1))
-assert sorted(order) == list(range(len(train)))
-assert list(random_order(train, 7, 0)) != order != list(random_order(train, 8, 1))
-assert list(random_order(train, 7, 1)) == order
-'''
 
 
 def test_the_last_micro_batch_of_two_ranks_needs_a_padding_row():
