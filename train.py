@@ -3,8 +3,8 @@
     python train.py configs/quickstart_text.py                    MiniLM on docstrings; no network
     python train.py configs/quickstart_image.py                   a small ViT on digits; no network
     python train.py configs/mrpc.py --learning-rate 3e-5          any option of the config, changed
-    python train.py configs/text.py --data reviews.csv --text review --label stars    your own texts
-    python train.py configs/image.py --data photos                your own images, a folder per class
+    python train.py configs/image.py --data photos                your own images
+    python train.py configs/text.py --data reviews.csv --text review --label stars   your own texts
     python train.py configs/text.py --help                        the options that most people need
     python train.py configs/text.py --help-all                    all options
     python train.py configs/text.py --data reviews.csv --check    look for mistakes in the data

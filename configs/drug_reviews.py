@@ -1,14 +1,16 @@
-"""Drug reviews: for which condition was the drug taken? A table cleaned by options and two functions.
+"""Drug reviews: for which condition was the drug taken? A table cleaned by options and two
+functions.
 
     python train.py configs/drug_reviews.py
     python train.py configs/drug_reviews.py --data.limit 2000 --epochs 1
     python train.py configs/drug_reviews.py --label-min-rows 500 --label-rare None
 
-This is the table of chapter 5 of the Hugging Face course, UCI's Drug Review Dataset (Drugs.com). Put
-drugsComTrain_raw.tsv and drugsComTest_raw.tsv into this folder, or give their paths by --data.files.
-The first column of the table, the id of the patient, has no name. Rows without a condition and reviews
-with fewer than 30 words are removed. HTML is unescaped. A review that occurs under two names of a drug
-is kept once. Conditions with fewer than 100 rows become "other". The score was not measured.
+This is the table of chapter 5 of the Hugging Face course, UCI's Drug Review Dataset (Drugs.com).
+Put drugsComTrain_raw.tsv and drugsComTest_raw.tsv into this folder, or give their paths by
+--data.files. The first column of the table, the id of the patient, has no name. Rows without a
+condition and reviews with fewer than 30 words are removed. HTML is unescaped. A review that occurs
+under two names of a drug is kept once. Conditions with fewer than 100 rows become "other". The
+score was not measured.
 """
 
 import html

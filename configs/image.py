@@ -5,17 +5,18 @@
     python train.py configs/image.py --data photos --model microsoft/resnet-50 --image-size 384
     python train.py configs/image.py --data photos --augment crop=0.5 flip randaugment mixup=0.2
     python train.py configs/image.py --data photos --init random --model vit \
-        --model-options hidden_size=192 num_hidden_layers=6 num_attention_heads=3 intermediate_size=768
+        --model-options hidden_size=192 num_hidden_layers=6 num_attention_heads=3
+        intermediate_size=768
 
-A folder holds one folder per class, or train/ and test/ with one folder per class each. A table has a
-column of paths or of encoded images. Labels may be names, ids, lists (multi-label) or decimal numbers
-(regression).
+A folder holds one folder per class, or train/ and test/ with one folder per class each. A table has
+a column of paths or of encoded images. Labels may be names, ids, lists (multi-label) or decimal
+numbers (regression).
 
-Augmentations, each with the meaning of its strength and the default: crop=0.08 (smallest share of the
-area), flip=0.5 and vertical-flip=0.5 (probability), rotation=15 (degrees), jitter=0.4 (of brightness,
-contrast and saturation), randaugment=9 (magnitude), trivialaugment, erasing=0.25 (probability),
-mixup=0.2 and cutmix=1 (alpha; each row is mixed with a second one, which is decoded as well). They are
-applied in this order.
+Augmentations, each with the meaning of its strength and the default: crop=0.08 (smallest share of
+the area), flip=0.5 and vertical-flip=0.5 (probability), rotation=15 (degrees), jitter=0.4 (of
+brightness, contrast and saturation), randaugment=9 (magnitude), trivialaugment, erasing=0.25
+(probability), mixup=0.2 and cutmix=1 (alpha; each row is mixed with a second one, which is decoded
+as well). They are applied in this order.
 """
 
 from ftloop.cli import Job

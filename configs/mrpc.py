@@ -2,8 +2,8 @@
 
     python train.py configs/mrpc.py
 
-Expected on validation: accuracy 0.858, F1 0.900. 3 epochs of 3 668 pairs, about two minutes on a GPU.
-Needs the Hub.
+Expected on validation: accuracy 0.858, F1 0.900. 3 epochs of 3 668 pairs, about two minutes on a
+GPU. Needs the Hub.
 """
 
 from ftloop.cli import Job

@@ -1,14 +1,15 @@
 """Pathology reports to 38 codes: a multi-label task on a pickled dictionary of two tables.
 
-    python -m benchmarks.pathology reports.pkl --rows 1000                 writes a table of this shape
-    python train.py configs/pathology_codes.py --data.trust-pickle
-    python train.py configs/pathology_codes.py --data.trust-pickle --data.limit 2000 --epochs 1
+    python -m benchmarks.pathology reports.pkl --rows 1000                 writes a table of this
+    shape python train.py configs/pathology_codes.py --data.trust-pickle python train.py
+    configs/pathology_codes.py --data.trust-pickle --data.limit 2000 --epochs 1
 
 The dictionary holds `total` -> `X`, a DataFrame with a column for each of eleven sections and many
-missing cells, and `y`, a DataFrame with a column of 0 and 1 for each code. They are joined row by row.
-All text columns become the column `report`, with the names of the sections; the other columns are the
-labels. A tenth of the rows becomes the validation split, another tenth the test split. Reading a pickle
-runs the code of whoever wrote it; --data.trust-pickle consents to that. Scores depend on your reports.
+missing cells, and `y`, a DataFrame with a column of 0 and 1 for each code. They are joined row by
+row. All text columns become the column `report`, with the names of the sections; the other columns
+are the labels. A tenth of the rows becomes the validation split, another tenth the test split.
+Reading a pickle runs the code of whoever wrote it; --data.trust-pickle consents to that. Scores
+depend on your reports.
 """
 
 from ftloop.cli import Job

@@ -1,10 +1,10 @@
 """A small ViT from random weights on handwritten digits. Needs no network.
 
-    python train.py configs/quickstart_image.py
-    python train.py configs/quickstart_image.py --augment crop=0.6 mixup=0.2 --run-dir runs/digits_mixup
+    python train.py configs/quickstart_image.py python train.py configs/quickstart_image.py
+    --augment crop=0.6 mixup=0.2 --run-dir runs/digits_mixup
 
-Takes a minute on two CPU cores. Expected: accuracy of at least 0.95 on test; chance is 0.1. The images
-are scikit-learn's: 1 797 of 8 x 8 pixels.
+Takes a minute on two CPU cores. Expected: accuracy of at least 0.95 on test; chance is 0.1. The
+images are scikit-learn's: 1 797 of 8 x 8 pixels.
 """
 
 from ftloop.cli import Job
@@ -21,7 +21,7 @@ config = Job(
             "num_attention_heads": 4,
             "intermediate_size": 128,
             "patch_size": 4,
-            # With ViT's default of 0.02, a model of this size starts to learn only after some epochs.
+            # With the default of 0.02, a model of this size starts to learn after some epochs.
             "initializer_range": 0.1,
         },
         data=Digits(),

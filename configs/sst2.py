@@ -2,8 +2,8 @@
 
     python train.py configs/sst2.py
 
-Expected on validation: accuracy about 0.91, as published for distilbert-base-uncased. Needs the Hub and
-a GPU. The test split on the Hub has no labels; training logs that and ignores the split.
+Expected on validation: accuracy about 0.91, as published for distilbert-base-uncased. Needs the Hub
+and a GPU. The test split on the Hub has no labels; training logs that and ignores the split.
 """
 
 from ftloop.cli import Job

@@ -4,8 +4,8 @@
     python train.py configs/text.py --data.files train a.tsv test b.tsv --data.options quoting=3
     python train.py configs/text.py --data tickets.jsonl --label tags --label-separator ,
 
-Labels may be names, ids, lists (multi-label) or decimal numbers (regression). Two text columns make a
-task on sentence pairs.
+Labels may be names, ids, lists (multi-label) or decimal numbers (regression). Two text columns make
+a task on sentence pairs.
 """
 
 from ftloop.cli import Job

@@ -1,7 +1,7 @@
 """From a config file and the words of a command line to a Job.
 
-A config file is a Python module with a variable `config`. It may define losses, models and optimizers.
-Precedence: the defaults of the dataclasses < the config file < the command line.
+A config file is a Python module with a variable `config`. It may define losses, models and
+optimizers. Precedence: the defaults of the dataclasses < the config file < the command line.
 """
 
 import dataclasses
@@ -26,7 +26,8 @@ def from_command_line(words: list[str]) -> Job:
     """Return the Job for `configs/mrpc.py --learning-rate 3e-5`.
 
     Exits after printing the help if one of the words is --help, -h or --help-all. Raises UserError
-    for an option that does not exist; for a value that does not fit, tyro prints why and exits with 2.
+    for an option that does not exist; for a value that does not fit, tyro prints why and exits with
+    2.
     """
     file, *words = words
     job = load_config_file(file)
@@ -46,7 +47,7 @@ def from_command_line(words: list[str]) -> Job:
 
 
 def load_config_file(name: str) -> Job:
-    """Import a config file and return its `config`; a plain Config becomes a Job. Raises UserError."""
+    """Import a config file and return its `config`, a Config as a Job. Raises UserError."""
     file = Path(name)
     if not file.is_file():
         folder = file.parent
@@ -57,8 +58,8 @@ def load_config_file(name: str) -> Job:
         )
     if file.suffix != ".py" or not file.stem.isidentifier():
         raise UserError(
-            f"config file {name!r}: rename it to a Python identifier followed by .py, because a run "
-            "imports it by that name."
+            f"config file {name!r}: rename it to a Python identifier followed by .py, because a "
+            "run imports it by that name."
         )
     module = import_config_module(file.resolve(), name)
     config = getattr(module, "config", None)
@@ -66,9 +67,7 @@ def load_config_file(name: str) -> Job:
         fields = dataclasses.fields(Config)
         config = Job(**{field.name: getattr(config, field.name) for field in fields})
     if not isinstance(config, Job):
-        raise UserError(
-            f"config file {name!r} has no variable `config` that is a ftloop.cli.Job (or a subclass)."
-        )
+        raise UserError(f"config file {name!r} has no variable `config` that is an ftloop.cli.Job.")
     return config
 
 

@@ -133,8 +133,8 @@ def field_help(owner: type, name: str) -> str:
 def class_help(cls: type) -> dict[str, str]:
     """Return the help of the fields that a class itself declares.
 
-    It is the string below a field or, without one, the comment at the end of its line. A class without
-    source code, as one defined in an interactive session, has none.
+    It is the string below a field or, without one, the comment at the end of its line. A class
+    without source code, as one defined in an interactive session, has none.
     """
     try:
         source = textwrap.dedent(inspect.getsource(cls))

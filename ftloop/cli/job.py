@@ -1,7 +1,6 @@
 """Job: a run with the options of the parts, which become its setups and observers."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -19,9 +18,9 @@ from ftloop.task import Task
 class Job(Config):
     """Everything about a run: the fields of Config, and the options of the parts.
 
-    A part is imported when one of its options asks for it. The folders provenance/, report/ and hub/
-    may be deleted: what they do by default is then left out, and an option that needs one of them is
-    an error.
+    A part is imported when one of its options asks for it. The folders provenance/, report/ and
+    hub/ may be deleted: what they do by default is then left out, and an option that needs one of
+    them is an error.
     """
 
     # The fields of the task are options without a prefix: --max-length.
@@ -29,27 +28,29 @@ class Job(Config):
 
     # Speed and memory: ftloop/devices/
     matmul: Literal["auto", "default", "onednn", "tf32"] = "auto"
-    """Library or format of fp32 matrix products. Default: on a CPU, the faster one of MKL and oneDNN
-    among those with fp32 precision. 'tf32' is for NVIDIA GPUs; it is faster and less precise."""
+    """Library or format of fp32 matrix products. Default: on a CPU, the faster one of MKL and
+    oneDNN among those with fp32 precision. 'tf32' is for NVIDIA GPUs; it is faster and less
+    precise."""
     compile: bool = False
-    """Compile the model with torch.compile. Batches are then padded to a few lengths. Meant for GPUs:
-    on a CPU it is slower."""
+    """Compile the model with torch.compile. Batches are then padded to a few lengths. Meant for
+    GPUs: on a CPU it is slower."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them. Needs less memory, but a
     step takes about a third longer."""
     keep_memory: bool = True
-    """On a CPU, keep freed memory for the next step. Faster, but the process may use up to half more
-    memory."""
+    """On a CPU, keep freed memory for the next step. Faster, but the process may use up to half
+    more memory."""
     deterministic: bool = False
-    """Use only algorithms that give the same bits every time. CPUs always do; GPUs become slower."""
+    """Use only algorithms that give the same bits every time. GPUs become slower; CPUs always use
+    them."""
 
     # Logging: ftloop/logs/
     track: tuple[str, ...] = ()
     """Trackers besides metrics.jsonl: tensorboard, wandb, trackio, mlflow, or others of accelerate.
     Default: none."""
     log_level: LogLevel = "info"
-    """Lowest level of the messages on the terminal. From 'info' on, there is also a progress bar and a
-    table of scores."""
+    """Lowest level of the messages on the terminal. From 'info' on, there is also a progress bar
+    and a table of scores."""
     quiet: bool = False  # Print only warnings and errors. Short for --log-level warning.
     digest_every: int | None = None
     """Optimizer steps between digests of the weights in ledger.jsonl. Default: none. Each digest
@@ -61,8 +62,8 @@ class Job(Config):
     """Optimizer steps between reports while the run trains. Default: only at the end. A process of
     its own writes them."""
     push_to_hub: str | None = None
-    """Repository on the Hugging Face Hub, NAME or NAMESPACE/NAME, to which model/ is uploaded at the
-    end. Default: no upload."""
+    """Repository on the Hugging Face Hub, NAME or NAMESPACE/NAME, to which model/ is uploaded at
+    the end. Default: no upload."""
     push_private: Annotated[bool, tyro.conf.arg(aliases=["--private"])] = False
     """Create the repository as a private one. An existing repository keeps its visibility."""
     push_revision: Annotated[str | None, tyro.conf.arg(aliases=["--revision"])] = None
@@ -71,7 +72,8 @@ class Job(Config):
     """When to upload. 'save' also uploads the weights of each checkpoint while the run trains."""
 
     check: bool = False
-    """Look for mistakes in the data and exit without training. The exit code is 1 if there are any."""
+    """Look for mistakes in the data and exit without training. The exit code is 1 if there are
+    any."""
 
     may_change: ClassVar[frozenset[str]] = Config.may_change | {
         *("keep_memory", "track", "log_level", "quiet", "digest_every", "report", "report_every"),
@@ -86,6 +88,7 @@ class Job(Config):
     def setups(self) -> list[Setup]:
         """Return what the options change about how training is computed."""
         validate_job(self)
+        from ftloop.devices.fsdp import FSDP2
         from ftloop.devices.matmul import MatmulBackend
         from ftloop.logs.terminal import TerminalSetup
 
@@ -94,11 +97,8 @@ class Job(Config):
             from ftloop.devices.deterministic import Deterministic
 
             setups.append(Deterministic())
-        if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true", "yes"):
-            from ftloop.devices.fsdp import FSDP2
-
-            setups.append(FSDP2())
-        setups.append(MatmulBackend(self.matmul))
+        # Also without shards: it refuses settings of the launcher that are not supported.
+        setups += [FSDP2(), MatmulBackend(self.matmul)]
         if self.keep_memory:
             from ftloop.devices.keep_memory import KeepMemory
 

@@ -43,7 +43,7 @@ def option_name(field: str) -> str:
 
 
 def parse_pairs(words: list[str]) -> dict[str, Any]:
-    """Read `KEY VALUE KEY VALUE` and `KEY=VALUE`, also mixed, as a dictionary. Raises ValueError."""
+    """Read `KEY VALUE` and `KEY=VALUE`, repeated and mixed, as a dictionary."""
     pairs, remaining = {}, list(words)
     while remaining:
         key, equals, value = remaining.pop(0).partition("=")
@@ -90,8 +90,9 @@ PAIRS = PrimitiveConstructorSpec(
 def import_function(name: str) -> Any:
     """Import what a person names on the command line as MODULE:NAME, also from the working folder.
 
-    The working folder then stays at the end of sys.path, so that data workers find it too. (The names
-    in the record of a run are imported without it.) Raises ValueError, to which tyro adds the option.
+    The working folder then stays at the end of sys.path, so that data workers find it too. (The
+    names in the record of a run are imported without it.) Raises ValueError, to which tyro adds the
+    option.
     """
     from ftloop.runs.record import import_name
 
@@ -119,8 +120,8 @@ def format_function(value: Any) -> str:
 def function_spec(accepts_names: bool, is_optional: bool) -> PrimitiveConstructorSpec:
     """Describe an option that holds a function, given as MODULE:NAME.
 
-    With `accepts_names`, a word without a colon stays a string: the name of a schedule, for example.
-    With `is_optional`, the word None stands for None.
+    With `accepts_names`, a word without a colon stays a string: the name of a schedule, for
+    example. With `is_optional`, the word None stands for None.
     """
 
     def parse(words: list[str]) -> Any:

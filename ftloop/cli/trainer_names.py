@@ -1,4 +1,4 @@
-"""What to write here for an option of the Trainer, of its example scripts, of timm, or of version 0.1.
+"""What to write for an option of the Trainer, of its example scripts, of timm or of ftloop 0.1.
 
 `python -m ftloop.cli.trainer_names` writes docs/trainer-names.md, the same table as a page.
 """
@@ -6,8 +6,8 @@
 from collections.abc import Container
 from pathlib import Path
 
-# The option, with underscores, and what to do: "--ours {}" is what to write, where {} stands for the
-# values that were given; anything else is a sentence.
+# An option, with underscores, and what to do. "--ours {}" is what to write, where {} stands for the
+# values that were given. Anything else is an instruction.
 TRAINER = {  # transformers.TrainingArguments
     "per_device_train_batch_size": "--batch-size {} (rows per optimizer step, over all processes)",
     "per_gpu_train_batch_size": "--batch-size {} (rows per optimizer step, over all processes)",
@@ -44,7 +44,7 @@ TRAINER = {  # transformers.TrainingArguments
     "local_rank": "leave it out: accelerate launch and torchrun set it",
     "fsdp": "run accelerate launch --config_file configs/fsdp2.yaml train.py ...",
     "fsdp_config": "run accelerate launch --config_file configs/fsdp2.yaml train.py ...",
-    "deepspeed": "run accelerate launch --config_file configs/fsdp2.yaml train.py ... (FSDP2 instead)",
+    "deepspeed": "run accelerate launch --config_file configs/fsdp2.yaml train.py ... (FSDP2)",
     "ddp_find_unused_parameters": "--find-unused-parameters",
     "ddp_timeout": "--timeout {}",
     "dataloader_num_workers": "--workers {}",
@@ -59,7 +59,7 @@ TRAINER = {  # transformers.TrainingArguments
     "save_steps": "--save-every {}",
     "save_total_limit": "--keep-last {}",
     "save_safetensors": "leave it out: model/ always has safetensors",
-    "load_best_model_at_end": "leave it out: model/ always has the best checkpoint; --best-metric decides",
+    "load_best_model_at_end": "leave it out: model/ has the best checkpoint, by --best-metric",
     "metric_for_best_model": "--best-metric {}",
     "greater_is_better": "--best-direction max, or --best-direction min",
     "early_stopping_patience": "--patience {}",
@@ -82,10 +82,9 @@ TRAINER = {  # transformers.TrainingArguments
     "do_train": "leave it out: train.py trains",
     "do_eval": "leave it out: train.py evaluates; evaluate.py RUN does so later",
     "do_predict": "leave it out: python predict.py RUN --file FILE predicts with a finished run",
-    "max_grad_norm_clip": "--max-grad-norm {}",
     "neftune_noise_alpha": "define a task with its own compute_losses(), see docs/forking.md",
 }
-SCRIPTS = {  # run_glue.py, run_glue_no_trainer.py, run_classification.py, run_image_classification.py
+SCRIPTS = {  # run_glue.py, run_glue_no_trainer.py, run_image_classification.py and the like
     "model_name_or_path": "--model {}",
     "config_name": "--model-options KEY=VALUE (changes of the model's configuration)",
     "tokenizer_name": "--model FOLDER, with the tokenizer in the folder of the model",
@@ -112,7 +111,7 @@ SCRIPTS = {  # run_glue.py, run_glue_no_trainer.py, run_classification.py, run_i
     "max_eval_samples": "--data.limit {}",
     "do_regression": "--problem-type regression",
     "metric_name": "--metrics {}",
-    "ignore_mismatched_sizes": "leave it out: a head of another size is replaced, and a log line says so",
+    "ignore_mismatched_sizes": "leave it out: a head of another size is replaced, and logged",
     "num_warmup_steps": "--warmup {}",
     "checkpointing_steps": "--save-every {}",
     "with_tracking": "--track tensorboard",
@@ -212,13 +211,12 @@ def page() -> str:
     lines = [
         "# Names from the Trainer and timm",
         "",
-        "Written by `python -m ftloop.cli.trainer_names` from the table that answers these options on "
-        "the",
-        "command line. Where an option needs no counterpart, the right column says why.",
+        "Written by `python -m ftloop.cli.trainer_names` from the table that answers these options",
+        "on the command line. Where an option needs no counterpart, the right column says why.",
     ]
     tables = {
         "TrainingArguments of transformers": TRAINER,
-        "Example scripts: run_glue.py, run_glue_no_trainer.py, run_image_classification.py": SCRIPTS,
+        "Example scripts of transformers, such as run_glue_no_trainer.py": SCRIPTS,
         "timm and common spellings": TIMM,
         "Options of ftloop 0.1": REMOVED,
     }
@@ -227,8 +225,8 @@ def page() -> str:
         lines += [f"| `--{name}` | {as_markdown(table[name])} |" for name in sorted(table)]
     lines += [
         "",
-        "Options of a task had the prefix `--task.` in version 0.1; they are now written without it:",
-        "`--task.max-length` is `--max-length`, and `--task.data.path` is `--data.path` or `--data`.",
+        "Options of a task had the prefix `--task.` in version 0.1 and are now written without it:",
+        "`--task.max-length` is `--max-length`; `--task.data.path` is `--data.path`, or `--data`.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -1,0 +1,146 @@
+"""What predict.py writes: JSON lines, CSV or Parquet, each file only when it is complete."""
+
+import contextlib
+import csv
+import gzip
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from ftloop.errors import UserError, root_cause
+
+Row = dict[str, Any]
+Writer = Callable[[list[Row]], None]
+
+
+def make_printable(row: Row) -> Row:
+    """Return a row with the name or the size of each encoded image instead of its bytes."""
+    return {name: printable_cell(cell) for name, cell in row.items()}
+
+
+def printable_cell(cell: Any) -> Any:
+    """Return a cell, or the name or size of an encoded image."""
+    if isinstance(cell, dict) and cell.keys() == {"bytes", "path"}:
+        return cell["path"] or printable_cell(cell["bytes"])
+    return f"{len(cell)} bytes" if isinstance(cell, bytes) else cell
+
+
+@contextlib.contextmanager
+def complete_file(name: str) -> Iterator[Path]:
+    """Yield a temporary file; rename it to `name` after the block, or delete it after an error."""
+    target = Path(name).resolve()
+    if target.exists() and not target.is_file():  # a pipe or device cannot be replaced
+        yield target
+        return
+    file = target.with_name(target.name + ".tmp")
+    try:
+        yield file
+        with file.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        file.replace(target)
+    finally:
+        file.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def open_writer(name: str | None) -> Iterator[Writer]:
+    """Yield a function that writes rows to a file, in the format of its ending, or to stdout."""
+    if name is None:
+        yield jsonl_writer(sys.stdout)
+        return
+    with complete_file(name) as file:
+        if name.endswith(".parquet"):
+            with parquet_writer(file) as write:
+                yield write
+            return
+        open_file = gzip.open if name.endswith(".gz") else open
+        make_writer = csv_writer if name.endswith((".csv", ".csv.gz")) else jsonl_writer
+        with open_file(file, "wt", encoding="utf-8", newline="") as stream:
+            yield make_writer(stream)
+
+
+def jsonl_writer(stream: TextIO) -> Writer:
+    """Return a function that writes a JSON object per row."""
+
+    def write(rows: list[Row]) -> None:
+        stream.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+        stream.flush()
+
+    return write
+
+
+def csv_writer(stream: TextIO) -> Writer:
+    """Return a function that writes CSV rows.
+
+    There is a column for each probability ("probability_joy"); lists are joined by commas.
+    """
+    writer = csv.DictWriter(stream, fieldnames=[])
+
+    def write(rows: list[Row]) -> None:
+        flat_rows = [flatten(row) for row in rows]
+        if not writer.fieldnames:
+            writer.fieldnames = list(flat_rows[0])
+            writer.writeheader()
+        require_same_columns(writer.fieldnames, flat_rows[0])
+        writer.writerows(flat_rows)
+        stream.flush()
+
+    return write
+
+
+def flatten(row: Row) -> Row:
+    """Return a row whose cells are values that CSV can hold."""
+    flat = {
+        name: ",".join(map(str, cell)) if isinstance(cell, list) else cell
+        for name, cell in row.items()
+    }
+    if not isinstance(row.get("probabilities"), dict):
+        return flat
+    probabilities = flat.pop("probabilities")
+    return flat | {f"probability_{name}": value for name, value in probabilities.items()}
+
+
+@contextlib.contextmanager
+def parquet_writer(file: Path) -> Iterator[Writer]:
+    """Yield a function that writes a row group per block.
+
+    Probabilities are a struct and labels a list.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    writer: Any = None
+
+    def write(rows: list[Row]) -> None:
+        nonlocal writer
+        if writer is None:
+            schema = pyarrow.Table.from_pylist(rows).schema
+            for index, column in enumerate(schema):
+                if pyarrow.types.is_null(
+                    column.type
+                ):  # no value so far: a later row may have a text
+                    schema = schema.set(index, column.with_type(pyarrow.string()))
+            writer = stack.enter_context(pyarrow.parquet.ParquetWriter(file, schema))
+        require_same_columns(writer.schema.names, rows[0])
+        try:
+            writer.write_table(pyarrow.Table.from_pylist(rows, writer.schema))
+        except (pyarrow.ArrowException, OverflowError) as error:
+            raise UserError(
+                f"--out: the types of some rows differ from those before: {root_cause(error)}."
+            ) from error
+
+    with contextlib.ExitStack() as stack:
+        yield write
+
+
+def require_same_columns(names: Iterable[str], row: Row) -> None:
+    """Raise UserError if the columns of a block differ from those of the first block."""
+    different = sorted(set(names) ^ row.keys())
+    if different:
+        raise UserError(
+            f"--out: only some rows have the column(s) {', '.join(different)}, which a table "
+            "cannot hold. Write a .jsonl file instead."
+        )
