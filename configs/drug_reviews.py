@@ -1,5 +1,4 @@
-"""Drug reviews: for which condition was the drug taken? A table cleaned by options and two
-functions.
+"""Drug reviews: for which condition was the drug taken? A table that needs cleaning.
 
     python train.py configs/drug_reviews.py
     python train.py configs/drug_reviews.py --data.limit 2000 --epochs 1

@@ -6,7 +6,6 @@
     python train.py configs/image.py --data photos --augment crop=0.5 flip randaugment mixup=0.2
     python train.py configs/image.py --data photos --init random --model vit \
         --model-options hidden_size=192 num_hidden_layers=6 num_attention_heads=3
-        intermediate_size=768
 
 A folder holds one folder per class, or train/ and test/ with one folder per class each. A table has
 a column of paths or of encoded images. Labels may be names, ids, lists (multi-label) or decimal

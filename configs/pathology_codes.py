@@ -1,8 +1,8 @@
 """Pathology reports to 38 codes: a multi-label task on a pickled dictionary of two tables.
 
-    python -m benchmarks.pathology reports.pkl --rows 1000                 writes a table of this
-    shape python train.py configs/pathology_codes.py --data.trust-pickle python train.py
-    configs/pathology_codes.py --data.trust-pickle --data.limit 2000 --epochs 1
+    python -m benchmarks.pathology reports.pkl --rows 1000             writes tables of this shape
+    python train.py configs/pathology_codes.py --data.trust-pickle
+    python train.py configs/pathology_codes.py --data.trust-pickle --data.limit 2000 --epochs 1
 
 The dictionary holds `total` -> `X`, a DataFrame with a column for each of eleven sections and many
 missing cells, and `y`, a DataFrame with a column of 0 and 1 for each code. They are joined row by

@@ -1,7 +1,7 @@
 """A small ViT from random weights on handwritten digits. Needs no network.
 
-    python train.py configs/quickstart_image.py python train.py configs/quickstart_image.py
-    --augment crop=0.6 mixup=0.2 --run-dir runs/digits_mixup
+    python train.py configs/quickstart_image.py
+    python train.py configs/quickstart_image.py --augment crop=0.6 mixup=0.2 --run-dir runs/mixup
 
 Takes a minute on two CPU cores. Expected: accuracy of at least 0.95 on test; chance is 0.1. The
 images are scikit-learn's: 1 797 of 8 x 8 pixels.

