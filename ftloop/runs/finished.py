@@ -185,8 +185,8 @@ def predict_blocks(
     config, task, model = load_run(run_dir)
     if not hasattr(task, "predictor_class") and not hasattr(task, "build_dataset"):
         raise UserError(
-            f"{type(task).__name__} cannot predict new rows: it has no predictor_class, and no methods "
-            "prepare and build_dataset. See ftloop/tasks/predictor.py."
+            f"{type(task).__name__} cannot predict new rows: it has no predictor_class, and no "
+            "methods prepare and build_dataset. See ftloop/tasks/predictor.py."
         )
     with prepare_for_inference(config, model, precision) as (accelerator, model):
         if accelerator.num_processes > 1:
