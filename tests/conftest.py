@@ -150,8 +150,8 @@ def colours(tmp_path: Path) -> list[str]:
         for seed, (split, count) in enumerate({"train": 43, "validation": 11, "test": 11}.items())
     }
     return [
-        *("--task.data.files", *(word for pair in files.items() for word in pair)),
-        *("--task.label-column", "colour", "--task.max-length", "32"),
+        *("--data.files", *(word for pair in files.items() for word in pair)),
+        *("--label", "colour", "--max-length", "32"),
         *("--batch-size", "8", "--learning-rate", "5e-3", "--epochs", "2"),
         *("--run-dir", str(tmp_path / "run")),
     ]
@@ -193,7 +193,7 @@ def run_script(script: str, *words: str) -> Result:
 
 
 def run_script_of_ftloop(*words: str) -> Result:
-    """`python -m ftloop WORDS`, in this process."""
+    """`python -m ftloop.cli WORDS`, in this process."""
     return run_script("ftloop/cli/__main__.py", *words)
 
 

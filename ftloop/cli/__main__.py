@@ -1,15 +1,14 @@
 """Commands before and after training.
 
-python -m ftloop.cli explore configs/text.py --data my.csv     a page about the data, before
-training python -m ftloop.cli report runs/mrpc                          write report.html again, or
-while training python -m ftloop.cli compare runs/mrpc runs/other              a page about the
-differences of runs python -m ftloop.cli features configs/mrpc.py --out features.parquet --probe
-pretrained features python -m ftloop.cli features runs/mrpc --split test --out features.parquet
-fine-tuned features python -m ftloop.cli verify runs/mrpc                          every row was
-used once per epoch python -m ftloop.cli verify runs/mrpc runs/again               the first step at
-which two runs differ python -m ftloop.cli card runs/mrpc                            write the model
-card again python -m ftloop.cli push runs/mrpc me/mrpc                    upload model/ and
-report.html to the Hub
+    python -m ftloop.cli explore configs/text.py --data my.csv   a page about the data
+    python -m ftloop.cli report runs/mrpc                        write report.html again
+    python -m ftloop.cli compare runs/mrpc runs/other            a page about the differences of runs
+    python -m ftloop.cli features configs/mrpc.py --out f.parquet --probe     pretrained features
+    python -m ftloop.cli features runs/mrpc --split test --out f.parquet      fine-tuned features
+    python -m ftloop.cli verify runs/mrpc                        every row was used once per epoch
+    python -m ftloop.cli verify runs/mrpc runs/again             the first step where two runs differ
+    python -m ftloop.cli card runs/mrpc                          write the model card again
+    python -m ftloop.cli push runs/mrpc me/mrpc                  upload model/ and report.html
 """
 
 import functools
