@@ -65,7 +65,7 @@ class Job(Config):
     """Repository on the Hugging Face Hub, NAME or NAMESPACE/NAME, to which model/ is uploaded at
     the end. Default: no upload."""
     push_private: Annotated[bool, tyro.conf.arg(aliases=["--private"])] = False
-    """Create the repository as a private one. An existing repository keeps its visibility."""
+    """Create the repository as a private one. An existing repository has to be private."""
     push_revision: Annotated[str | None, tyro.conf.arg(aliases=["--revision"])] = None
     """Branch to upload to. Default: main. It is created if it does not exist."""
     push_every: Literal["end", "save"] = "end"
