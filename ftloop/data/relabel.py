@@ -32,11 +32,6 @@ def relabel_rows(
     in train is rare; it is renamed to `rare` or, without `rare`, its rows are dropped and lists of
     labels lose it. Raises UserError.
     """
-    if rare and not min_rows:
-        raise UserError(
-            f"--label-rare {rare} needs --label-min-rows, the number of rows below which a class "
-            "is rare."
-        )
     if not (lower or merge or min_rows):
         return data
     if len(columns) > 1:
