@@ -80,6 +80,12 @@ class Job(Config):
         *("push_to_hub", "push_private", "push_revision", "push_every", "check"),
     }
 
+    def __post_init__(self) -> None:
+        if self.compile and not getattr(self.task, "packing", False):
+            with_few_batch_shapes = getattr(self.task, "with_few_batch_shapes", None)
+            if with_few_batch_shapes is not None:  # every shape is compiled once
+                object.__setattr__(self, "task", with_few_batch_shapes())
+
     @property
     def effective_log_level(self) -> LogLevel:
         """The level of the log, from `log_level` and `quiet`."""

@@ -128,7 +128,7 @@ def predict(options: PredictOptions, plots: Any) -> None:
         logger.info("%d rows were written to %s.", num_rows, options.out)
     if plots:
         with complete_file(options.plot) as file:
-            plots.save(plotted_rows, task, file, Path(options.plot).suffix[1:])
+            plots.save_predictions(plotted_rows, task, file, Path(options.plot).suffix[1:])
         logger.info("%d of %d rows are plotted in %s.", len(plotted_rows), num_rows, options.plot)
 
 
