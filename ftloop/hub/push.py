@@ -67,19 +67,13 @@ def push(
 
 def push_command(run_dir: Path, repository: str, private: bool, revision: str | None) -> str:
     """Return the command that pushes a finished run."""
-    command = [
-        os.path.relpath(sys.executable),
-        "-m",
-        "ftloop.cli",
-        "push",
-        str(run_dir),
-        repository,
-    ]
+    arguments = [str(run_dir), repository]
     if private:
-        command.append("--private")
+        arguments.append("--private")
     if revision is not None:
-        command += ["--revision", revision]
-    return shlex.join(command)
+        arguments += ["--revision", revision]
+    python = shlex.quote(os.path.relpath(sys.executable))
+    return f"{python} -m ftloop.cli push {shlex.join(arguments)}"
 
 
 class Pusher(Observer):
@@ -128,7 +122,7 @@ class Pusher(Observer):
         if state.scores and state.last_eval_step == state.step:
             scores = {"validation": json_scores(state.scores)}
         try:
-            run.export(self.live_folder, load_weights(checkpoint))
+            run.export(self.live_folder, load_weights(checkpoint), run.model)
             card = build_card(self.live_folder, run.config, run.task, scores, step=state.step)
             (self.live_folder / CARD).write_text(card, encoding="utf-8")
         except Exception as error:  # a failed push must not end training

@@ -128,8 +128,7 @@ def describe_data(data: Any, task: Any) -> str:
     paragraphs = [
         f"Source: {source}. [to be filled: where the rows come from, who labelled them, how]"
     ]
-    # Ask the class: the properties `rows` and `labels` read the data.
-    if not (hasattr(type(task), "rows") and hasattr(type(task), "labels")):
+    if not hasattr(type(task), "rows"):  # the class is asked, because the property reads the data
         return paragraphs[0]
     try:
         splits, original_splits = task.rows, task.source
@@ -148,8 +147,9 @@ def describe_data(data: Any, task: Any) -> str:
     options = changed_options(data)
     if options:
         paragraphs.append(f"Options that select or change rows: {', '.join(options)}.")
-    finite = {split: dataset for split, dataset in splits.items() if len(dataset) != UNBOUNDED}
-    paragraphs.append(label_table(task, finite))
+    if hasattr(type(task), "labels"):
+        finite = {split: dataset for split, dataset in splits.items() if len(dataset) != UNBOUNDED}
+        paragraphs.append(label_table(task, finite))
     return "\n\n".join(paragraphs)
 
 
