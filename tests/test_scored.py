@@ -97,4 +97,4 @@ def test_several_labels_and_numbers_are_kept_too(tmp_path):
         same(Scored.load(tmp_path / "kept.npz"), kept)
     assert several.wrong.tolist() == [*map(any, several.references != several.predictions)]
     assert number.probabilities is None
-    assert number.regression
+    assert number.is_regression

@@ -43,7 +43,7 @@ def by_evaluate(scored: Scored, name: str) -> dict[str, float]:
     metric = metrics.build(name, scored.problem_type, scored.names)
     columns = {"predictions": scored.predictions, "references": scored.references}
     if scored.probabilities is not None:
-        two = not scored.multi and len(scored.names) == 2
+        two = not scored.is_multi_label and len(scored.names) == 2
         columns["prediction_scores"] = scored.probabilities[:, 1] if two else scored.probabilities
     kept = {name: value * 1 if value.dtype == bool else value for name, value in columns.items()}
     metrics.add(metric, kept)
@@ -170,7 +170,7 @@ def test_classes_are_counted_as_a_loop_counts_them():
 def test_calibration_is_that_of_a_plain_loop():
     for scored in (draw(metrics.SINGLE), draw(metrics.MULTI)):
         scored = dataclasses.replace(scored, probabilities=scored.probabilities * 0.999)  # none on the edge of a bin
-        if scored.multi:
+        if scored.is_multi_label:
             pairs = [*zip(scored.probabilities.ravel(), scored.references.ravel(), strict=True)]
         else:
             pairs = [*zip(scored.probabilities.max(axis=1), ~scored.wrong, strict=True)]
@@ -192,7 +192,7 @@ def test_calibration_is_that_of_a_plain_loop():
 def test_curves_are_scikit_learns_at_fewer_points():
     for scored in (draw(metrics.SINGLE, rows=400), draw(metrics.MULTI, rows=400)):
         curves = statistics.precision_recall_curves(scored, points=30)
-        truth = scored.references if scored.multi else scored.references[:, None] == numpy.arange(4)
+        truth = scored.references if scored.is_multi_label else scored.references[:, None] == numpy.arange(4)
         for label, curve in enumerate(curves[:3]):
             expected = average_precision_score(truth[:, label], scored.probabilities[:, label])
             assert curve.average_precision == pytest.approx(expected)

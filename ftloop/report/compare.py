@@ -1,7 +1,7 @@
-"""Several runs beside each other: what differs in their configs, their curves, their scores, and row by row.
+"""Compare several runs on a page: their options, scores and curves, and their rows one by one.
 
-Row by row, and by the paired bootstrap, only runs that were scored on the same rows are compared: where the inputs or
-the labels differ, that is said.
+Rows are compared, also by the paired bootstrap, only for runs that were scored on the same rows. If
+inputs or labels differ, the page says so.
 """
 
 import hashlib
@@ -13,222 +13,307 @@ from typing import Any
 
 import numpy
 
-from ftloop.config import differences, read_encoded, read_record
-from ftloop.data import checks
+from ftloop.config import differences, read_record
+from ftloop.data.shape import row_digests
 from ftloop.errors import UserError
-from ftloop.report import curves, data_part, figures, page, statistics
-from ftloop.report.data_part import Rows, attempt
+from ftloop.report import curves, figures, statistics
+from ftloop.report.config_section import option_name
+from ftloop.report.finished_run import FinishedRun
 from ftloop.report.history import History
-from ftloop.report.page import Column, Page
-from ftloop.report.run_report import Finished, duration, saved, with_span, worded
+from ftloop.report.page import (
+    Column,
+    Html,
+    Page,
+    bullet_list,
+    csv_paragraph,
+    format_number,
+    key_figures,
+    paragraph,
+    table,
+    write_page,
+)
+from ftloop.report.rows_section import format_labels
 from ftloop.report.scored import Scored
+from ftloop.report.sections import (
+    format_duration,
+    has_interval,
+    interval_columns,
+    page_footer,
+    try_section,
+    value_with_interval,
+)
+from ftloop.report.task_rows import TaskRows, is_classification, show_rows
+from ftloop.runs.record import load_config
 
 logger = logging.getLogger("ftloop")
 
-CHANGED = 30  # rows that changed, to be shown of each pair
+MAX_CHANGED_ROWS = 30  # rows of each pair of runs that are shown
+MAX_CSV_ROWS = 5000
+
+Runs = dict[str, FinishedRun]
+"""Finished runs by name."""
 
 
-def write(runs: Sequence[Path], out: Path) -> Path:
-    """Write the page. Raises UserError for fewer than two runs, and for folders without a finished one."""
-    if len(runs) < 2:
-        raise UserError("compare needs two runs or more: python -m ftloop compare runs/one runs/other")
-    names = names_of(runs)
+def write_comparison(run_dirs: Sequence[Path], out: Path) -> Path:
+    """Write the comparison of finished runs, and return where it is.
+
+    Raises UserError for fewer than two runs, and for a run that is not finished or whose task is no
+    Classification.
+    """
+    if len(run_dirs) < 2:
+        raise UserError(
+            "compare needs at least two runs: python -m ftloop.cli compare runs/one runs/other"
+        )
+    names = name_runs(run_dirs)
     if len(set(names)) < len(names):
-        raise UserError(f"a run is named twice: {', '.join(map(str, runs))}")
-    found = {}
-    for name, folder in zip(names, runs, strict=True):
-        config, file = read_record(folder), folder / "scores.json"
-        if not file.is_file():
-            raise UserError(f"{str(folder)!r} is not finished: its training ends by the same command")
-        if not data_part.is_classification(config.task):
-            raise UserError(
-                f"{str(folder)!r}: {type(config.task).__name__} is no Classification: its rows are not known"
-            )
-        found[name] = Finished(folder, config, json.loads(file.read_text(encoding="utf-8")))
-    text = build(found).html(data_part.written_by())
-    size = page.write(out, text)
-    logger.info("compare: %s, %.1f MB", out, size / 1e6)
+        raise UserError(f"a run is named twice: {', '.join(map(str, run_dirs))}")
+    runs = {
+        name: load_finished(Path(run_dir)) for name, run_dir in zip(names, run_dirs, strict=True)
+    }
+    size = write_page(out, build_page(runs).render(page_footer()))
+    logger.info("The comparison is %s (%.1f MB).", out, size / 1e6)
     return out
 
 
-def names_of(runs: Sequence[Path]) -> list[str]:
-    """The names of the folders; where two are the same, with the folders above."""
-    parts = [folder.resolve().parts for folder in runs]
-    for count in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-count:]) for part in parts]
+def name_runs(run_dirs: Sequence[Path]) -> list[str]:
+    """Return the names of the folders; equal names get the names of the folders above them."""
+    parts = [run_dir.resolve().parts for run_dir in run_dirs]
+    names: list[str] = []
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
         if len(set(names)) == len(names):
             break
     return names
 
 
-def build(runs: dict[str, Finished]) -> Page:
-    made = Page(" and ".join(runs) if len(runs) < 4 else f"{len(runs)} runs", "compare")
-    attempt(made, "Configs", lambda: add_configs(made, runs))
-    attempt(made, "Scores", lambda: add_scores(made, runs))
-    attempt(made, "Curves", lambda: curves.add(made, {name: History.read(run.run_dir) for name, run in runs.items()}))
-    first, *others = runs
-    for other in others:
-        title = f"{other} and {first}, row by row"
-        attempt(made, title, lambda other=other, title=title: add_pair(made, title, runs, first, other))
-    return made
-
-
-def add_configs(made: Page, runs: dict[str, Finished]) -> None:
-    """What differs from the first run."""
-    made.section("Configs")
-    first, *others = runs
-    before = read_encoded(runs[first].run_dir)[1]
-    for other in others:
-        found = differences(before, read_encoded(runs[other].run_dir)[1])
-        made.heading(f"{first} -> {other}")
-        made.add(page.listed(found) if found else page.words("No option differs that changes a result.", "soft"))
-
-
-def split_of(runs: dict[str, Finished]) -> str | None:
-    """A split that all of them were scored on: test, else validation."""
-    for split in ("test", "validation"):
-        if all(split in run.scores for run in runs.values()):
-            return split
-    return None
-
-
-def add_scores(made: Page, runs: dict[str, Finished]) -> None:
-    """The scores of each run with their intervals, and what it cost."""
-    made.section("Scores")
-    for split in ("test", "validation"):
-        having = {name: run for name, run in runs.items() if split in run.scores}
-        if not having:
-            continue
-        spans = {name: statistics.intervals(run.scored(split), run.task.metric_names) for name, run in having.items()}
-        scores = list(dict.fromkeys(name for run in having.values() for name in run.scores[split] if "[" not in name))
-        columns = [Column("run", list(having))]
-        columns += [
-            Column(
-                score,
-                [with_span(run.scores[split].get(score), spans[name].get(score)) for name, run in having.items()],
-                "number",
-                4,
-            )
-            for score in scores
-        ]
-        histories = [History.read(run.run_dir) for run in having.values()]
-        columns.append(Column("steps", [history.steps for history in histories], "number"))
-        columns.append(Column("training took", [duration(history.seconds) for history in histories], "number"))
-        made.heading(split)
-        made.add(page.table(columns))
-        drawn = []
-        for score in scores:
-            values = {name: run.scores[split].get(score) for name, run in having.items()}
-            known = {name: value for name, value in values.items() if value is not None}
-            ends = {name: spans[name].get(score) for name in known}
-            lines = [
-                None if end is None or not numpy.isfinite(end.low) else (end.low, end.high) for end in ends.values()
-            ]
-            data = {
-                "run": list(known),
-                score: list(known.values()),
-                "low": ["" if line is None else line[0] for line in lines],
-                "high": ["" if line is None else line[1] for line in lines],
-            }
-            if known:
-                svg = figures.intervals(list(known), list(known.values()), lines, score)
-                drawn.append(made.figure(f"{split}-{score}", svg, f"{score} on {split}, with 95 % intervals.", data))
-        made.grid(*drawn)
-
-
-def add_pair(made: Page, title: str, runs: dict[str, Finished], first: str, other: str) -> None:
-    """The difference of two runs on the same rows, and which rows changed."""
-    made.section(title)
-    one, two = runs[first], runs[other]
-    split = split_of({first: one, other: two})
-    if split is None:
-        made.add(page.words("They were not scored on a split of the same name: their rows are not compared."))
-        return
-    a, b = one.scored(split), two.scored(split)
-    try:
-        statistics.check_same_rows(a, b)
-        if inputs_of(one, split) != inputs_of(two, split):
-            raise UserError(f"the inputs of the rows of {split} differ")
-    except UserError as different:
-        made.add(page.words(f"Not compared row by row: {different}.", "bad"))
-        return
-    names = [name for name in one.task.metric_names if name in two.task.metric_names and "per_class" not in name]
-    found = statistics.paired_differences(b, a, [name for name in names if not name.startswith("hub:")])
-    columns = [
-        Column("score", list(found)),
-        Column(first, [value.b for value in found.values()], "number", 4),
-        Column(other, [value.a for value in found.values()], "number", 4),
-        Column("difference", [with_span(value.value, value) for value in found.values()], "number", 4),
-        Column("p", [value.p for value in found.values()], "number", 4),
-    ]
-    made.add(page.table(columns))
-    resamples = min(value.resamples for value in found.values())
-    made.add(
-        page.words(
-            f"{other} less {first} on the same {page.number(a.rows)} rows of {split}: 95 % intervals and two-sided p "
-            f"by the paired bootstrap, {resamples} resamples.",
-            "soft",
+def load_finished(run_dir: Path) -> FinishedRun:
+    """Return a run that can be compared. Raises UserError."""
+    config, scores_file = load_config(run_dir), run_dir / "scores.json"
+    if not scores_file.is_file():
+        raise UserError(f"{str(run_dir)!r} is not finished: run its command again to resume it.")
+    if not is_classification(config.task):
+        raise UserError(
+            f"{str(run_dir)!r} cannot be compared: its task, {type(config.task).__name__}, is no "
+            "Classification."
         )
-    )
-    if not a.regression:
-        add_agreement(made, a, b, first, other)
-    add_changed(made, Rows(one.task, one.config.seed), a, b, first, other)
+    return FinishedRun(run_dir, config, json.loads(scores_file.read_text(encoding="utf-8")))
 
 
-def add_agreement(made: Page, a: Scored, b: Scored, first: str, other: str) -> None:
-    """How many rows both have right, one, or none."""
-    wrong = (a.wrong, b.wrong)
-    counts = {
-        "both right": ~wrong[0] & ~wrong[1],
-        f"only {first} right": ~wrong[0] & wrong[1],
-        f"only {other} right": wrong[0] & ~wrong[1],
-        "both wrong": wrong[0] & wrong[1],
+def build_page(runs: Runs) -> Page:
+    """Build the page: each run is compared with the first one."""
+    page = Page(" and ".join(runs) if len(runs) < 4 else f"{len(runs)} runs", "compare")
+    histories = {name: History.read(run.run_dir) for name, run in runs.items()}
+    try_section(page, "Options", lambda: add_options(page, runs))
+    try_section(page, "Scores", lambda: add_scores(page, runs, histories))
+    try_section(page, "Curves", lambda: curves.add(page, histories))
+    first, *others = runs
+    for other in others:
+        pair = Pair(page, runs, first, other)
+        try_section(page, pair.title, pair.add)
+    return page
+
+
+def add_options(page: Page, runs: Runs) -> None:
+    """Add the options in which each run differs from the first one."""
+    page.add_section("Options")
+    first, *others = runs
+    options = read_record(runs[first].run_dir)["config"]
+    for other in others:
+        run = runs[other]
+        changes = differences(options, read_record(run.run_dir)["config"], run.config.may_change)
+        page.add_heading(f"{first} -> {other}")
+        if not changes:
+            page.add(paragraph("No option that can change the result differs.", "soft"))
+            continue
+        lines = []
+        for change in changes:
+            field, _, values = change.partition(": ")
+            lines.append(f"{option_name(field)}: {values}")
+        page.add(bullet_list(lines))
+
+
+# ---- scores
+
+
+def add_scores(page: Page, runs: Runs, histories: dict[str, History]) -> None:
+    """Add the scores of each run with their intervals, and what the training cost."""
+    page.add_section("Scores")
+    for split in ("test", "validation"):
+        scored_runs = {name: run for name, run in runs.items() if split in run.scores}
+        if not scored_runs:
+            continue
+        intervals = {
+            name: statistics.intervals(run.score(split), run.task.metric_names)
+            for name, run in scored_runs.items()
+        }
+        all_scores = (score for run in scored_runs.values() for score in run.scores[split])
+        scores = list(dict.fromkeys(score for score in all_scores if "[" not in score))
+
+        columns = [Column("run", list(scored_runs))]
+        for score in scores:
+            cells = [
+                value_with_interval(run.scores[split].get(score), intervals[name].get(score))
+                for name, run in scored_runs.items()
+            ]
+            columns.append(Column(score, cells, "number", 4))
+        of_runs = [histories[name] for name in scored_runs]
+        columns.append(Column("steps", [history.steps for history in of_runs], "number"))
+        times = [format_duration(history.seconds) for history in of_runs]
+        columns.append(Column("training time", times, "number"))
+        page.add_heading(split)
+        page.add(table(columns))
+        page.add_grid(
+            *(score_figure(page, scored_runs, split, score, intervals) for score in scores)
+        )
+
+
+def score_figure(
+    page: Page, runs: Runs, split: str, score: str, intervals: dict[str, dict[str, Any]]
+) -> Html:
+    """Draw a score of each run with its interval."""
+    values = {
+        name: run.scores[split][score]
+        for name, run in runs.items()
+        if run.scores[split].get(score) is not None
     }
-    made.add(page.facts({name: page.number(int(found.sum())) for name, found in counts.items()}))
+    if not values:
+        return Html("")
+    of_score = [intervals[name].get(score) for name in values]
+    ends = [(one.low, one.high) if has_interval(one) else None for one in of_score]
+    data = {"run": list(values), score: list(values.values()), **interval_columns(of_score)}
+    svg = figures.intervals(list(values), list(values.values()), ends, score)
+    caption = f"{score} on {split}, with 95 % intervals."
+    return page.figure(f"{split}-{score}", svg, caption, data)
 
 
-def add_changed(made: Page, rows: Rows, a: Scored, b: Scored, first: str, other: str) -> None:
-    """The rows with another prediction, those with the greatest change of loss first; of numbers, by the loss alone."""
-    differs = (a.predictions != b.predictions).reshape(a.rows, -1).any(axis=1)
-    change = numpy.nan_to_num(numpy.abs(b.losses - a.losses))
-    order = numpy.argsort(-change, kind="stable")
-    places = order[differs[order]]
-    made.heading("Rows with another prediction" if not a.regression else "Rows whose loss changed most")
-    if not len(places):
-        made.add(page.words("None."))
-        return
-    shown = places[:CHANGED]
-    places = places[: data_part.MEASURED]
-    left = f" Shown are the {len(shown)} whose loss changed most; the CSV has more." if len(shown) < len(places) else ""
-    if not a.regression:
-        made.add(page.words(f"{differs.sum()} of {a.rows} rows have another prediction.{left}"))
-    ids = [int(row) for row in a.row_ids[shown]]
-    made.add(data_part.show_rows(rows, a.split, ids, columns_of(a, b, shown, first, other)))
-    every = columns_of(a, b, places, first, other)
-    data: dict[str, Any] = {"row": a.row_ids[places].tolist(), **{column.head: column.cells for column in every}}
-    made.add(saved(data, f"changed-{first}-{other}"))
+# ---- row by row
 
 
-def columns_of(a: Scored, b: Scored, places: numpy.ndarray, first: str, other: str) -> list[Column]:
-    """Label, and prediction and loss of both."""
-    kind = "number" if a.regression else "word"
+class Pair:
+    """Two runs that are compared row by row: the first run, and another."""
 
-    def said(values: numpy.ndarray) -> list[Any]:
-        return values.tolist() if a.regression else worded(a, values)
+    def __init__(self, page: Page, runs: Runs, first: str, other: str):
+        self.page = page
+        self.first, self.other = first, other
+        self.first_run, self.other_run = runs[first], runs[other]
+        self.title = f"{other} and {first}, row by row"
 
-    return [
-        Column("label", said(a.references[places]), kind),
-        Column(first, said(a.predictions[places]), kind),
-        Column(other, said(b.predictions[places]), kind),
-        Column(f"loss, {first}", a.losses[places].tolist(), "number"),
-        Column(f"loss, {other}", b.losses[places].tolist(), "number"),
-    ]
+    def add(self) -> None:
+        """Add the differences of the scores on the same rows, and the rows that changed."""
+        self.page.add_section(self.title)
+        split = self.common_split()
+        if split is None:
+            note = "The rows are not compared: no split was scored by both runs."
+            self.page.add(paragraph(note))
+            return
+        before, after = self.first_run.score(split), self.other_run.score(split)
+        try:
+            statistics.check_same_rows(before, after)
+            if digest_inputs(self.first_run, split) != digest_inputs(self.other_run, split):
+                raise UserError(f"the inputs of the rows of {split} differ")
+        except UserError as reason:
+            self.page.add(paragraph(f"The rows are not compared: {reason}.", "bad"))
+            return
+        self.add_differences(before, after)
+        if not before.is_regression:
+            self.add_agreement(before, after)
+        self.add_changed_rows(before, after)
+
+    def common_split(self) -> str | None:
+        """Return the split that both runs were scored on: test, else validation."""
+        for split in ("test", "validation"):
+            if split in self.first_run.scores and split in self.other_run.scores:
+                return split
+        return None
+
+    def add_differences(self, before: Scored, after: Scored) -> None:
+        """Add the difference of each score with its paired bootstrap interval and p-value."""
+        names = [
+            name
+            for name in self.first_run.task.metric_names
+            if name in self.other_run.task.metric_names
+        ]
+        # Metrics of the Hub cannot be resampled; those per class are too many.
+        names = [name for name in names if not name.startswith("hub:") and "per_class" not in name]
+        found = statistics.paired_differences(after, before, names)
+        differences_ = list(found.values())
+        with_intervals = [value_with_interval(one.value, one) for one in differences_]
+        columns = [
+            Column("score", list(found)),
+            Column(self.first, [one.b for one in differences_], "number", 4),
+            Column(self.other, [one.a for one in differences_], "number", 4),
+            Column("difference", with_intervals, "number", 4),
+            Column("p", [one.p for one in differences_], "number", 4),
+        ]
+        self.page.add(table(columns))
+        resamples = min(one.resamples for one in differences_)
+        self.page.add(
+            paragraph(
+                f"Differences are {self.other} minus {self.first} on the same "
+                f"{format_number(before.rows)} rows of {before.split}, with 95 % intervals and "
+                f"two-sided p-values of the paired bootstrap ({resamples} resamples).",
+                "soft",
+            )
+        )
+
+    def add_agreement(self, before: Scored, after: Scored) -> None:
+        """Add how many rows both runs, one of them, or none predicted correctly."""
+        counts = {
+            "both correct": ~before.wrong & ~after.wrong,
+            f"only {self.first} correct": ~before.wrong & after.wrong,
+            f"only {self.other} correct": before.wrong & ~after.wrong,
+            "both wrong": before.wrong & after.wrong,
+        }
+        sums = {name: format_number(int(rows.sum())) for name, rows in counts.items()}
+        self.page.add(key_figures(sums))
+
+    def add_changed_rows(self, before: Scored, after: Scored) -> None:
+        """Add the rows with another prediction, those with the largest change of loss first."""
+        is_changed = before.predictions != after.predictions
+        is_changed = is_changed.reshape(before.rows, -1).any(axis=1)
+        loss_change = numpy.nan_to_num(numpy.abs(after.losses - before.losses))
+        order = numpy.argsort(-loss_change, kind="stable")
+        places = order[is_changed[order]]
+        title = "Rows with the largest change of loss"
+        self.page.add_heading(title if before.is_regression else "Rows with another prediction")
+        if not len(places):
+            self.page.add(paragraph("None."))
+            return
+        shown, saved = places[:MAX_CHANGED_ROWS], places[:MAX_CSV_ROWS]
+        if not before.is_regression:
+            note = f"{is_changed.sum()} of {before.rows} rows have another prediction."
+            if len(shown) < len(places):
+                note += f" The {len(shown)} rows whose loss changed most are shown."
+                note += " The CSV lists more."
+            self.page.add(paragraph(note))
+        rows = TaskRows(self.first_run.task, self.first_run.config.seed)
+        row_ids = [int(row) for row in before.row_ids[shown]]
+        columns = self.row_columns(before, after, shown)
+        self.page.add(show_rows(rows, before.split, row_ids, columns))
+        data: dict[str, Any] = {"row": before.row_ids[saved].tolist()}
+        for column in self.row_columns(before, after, saved):
+            data[column.header] = column.cells
+        self.page.add(csv_paragraph(data, f"changed-{self.first}-{self.other}"))
+
+    def row_columns(self, before: Scored, after: Scored, places: numpy.ndarray) -> list[Column]:
+        """Return the label, and the prediction and the loss of both runs."""
+        kind = "number" if before.is_regression else "word"
+
+        def cells(labels: numpy.ndarray) -> list[Any]:
+            return labels.tolist() if before.is_regression else format_labels(before, labels)
+
+        return [
+            Column("label", cells(before.references[places]), kind),
+            Column(self.first, cells(before.predictions[places]), kind),
+            Column(self.other, cells(after.predictions[places]), kind),
+            Column(f"loss, {self.first}", before.losses[places].tolist(), "number"),
+            Column(f"loss, {self.other}", after.losses[places].tolist(), "number"),
+        ]
 
 
-def inputs_of(run: Finished, split: str) -> str:
-    """A digest of what the model is given of each row, before it is prepared."""
-    rows, found = checks.undecoded(run.task.rows[split]), hashlib.sha256()
-    for column in run.task.input_columns:
-        for key in checks.keys(rows, column):
-            found.update(repr(key).encode())
-    return found.hexdigest()
+def digest_inputs(run: FinishedRun, split: str) -> str:
+    """Return a digest of the inputs of a split before they are prepared."""
+    digest = hashlib.sha256()
+    for row in row_digests(run.task.rows[split], run.task.input_columns):
+        digest.update(b"".join(row))
+    return digest.hexdigest()

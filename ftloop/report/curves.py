@@ -12,19 +12,19 @@ MOST_SCORES = 6  # figures of single scores, for those that are not between 0 an
 
 def add(made: Page, histories: Mapping[str, History]) -> None:
     """A section of them. `histories`: by the name of the run; of one run alone, "" does."""
-    made.section("Curves")
+    made.add_section("Curves")
     if not any(history.scores for history in histories.values()):
-        made.add(page.words("Nothing is logged yet."))
+        made.add(page.paragraph("Nothing is logged yet."))
         return
     drawn = [losses(made, histories), *scores(made, histories)]
     for name, title, unit, log in (
         ("learning_rate", "Learning rate", "learning rate", False),
-        ("gradient_norm", "Norm of the gradient before clipping", "gradient norm", True),
+        ("grad_norm", "Norm of the gradient before clipping", "gradient norm", True),
     ):
-        found = {run: history.of("train").get(name) for run, history in histories.items()}
+        found = {run: history.of_split("train").get(name) for run, history in histories.items()}
         drawn.append(of_series(made, name, f"{title}, by optimizer step.", unit, found, log))
     drawn += speeds(made, histories)
-    made.grid(*(figure for figure in drawn if figure))
+    made.add_grid(*(figure for figure in drawn if figure))
 
 
 def named(run: str, what: str) -> str:
@@ -37,7 +37,9 @@ def rows_of(found: Mapping[str, Series | None]) -> dict[str, list]:
     return {
         "curve": [name for name, series in known.items() for _ in series.steps],
         "step": [step for series in known.values() for step in series.steps],
-        "value": ["" if value is None else value for series in known.values() for value in series.values],
+        "value": [
+            "" if value is None else value for series in known.values() for value in series.values
+        ],
     }
 
 
@@ -46,9 +48,11 @@ def losses(made: Page, histories: Mapping[str, History]) -> Html:
     drawn, data = [], {}
     for at, (run, history) in enumerate(histories.items()):
         colour = COLOURS[at % len(COLOURS)]
-        train, validation = (history.of(split).get("loss") for split in ("train", "validation"))
+        train, validation = (
+            history.of_split(split).get("loss") for split in ("train", "validation")
+        )
         if train is not None:
-            train = train.thinned()
+            train = train.downsample()
             if len(histories) == 1:
                 drawn.append(Curve("", train.steps, train.values, colour, faint=True))
             smooth = train.smooth()
@@ -57,7 +61,14 @@ def losses(made: Page, histories: Mapping[str, History]) -> Html:
         if validation is not None:
             other = COLOURS[1] if len(histories) == 1 else colour
             drawn.append(
-                Curve(named(run, "validation"), validation.steps, validation.values, other, True, dashed=bool(run))
+                Curve(
+                    named(run, "validation"),
+                    validation.steps,
+                    validation.values,
+                    other,
+                    True,
+                    dashed=bool(run),
+                )
             )
             data[named(run, "validation")] = validation
     what = "Loss by optimizer step. Of train, the running mean over 4 % of the curve"
@@ -69,7 +80,7 @@ def scores(made: Page, histories: Mapping[str, History]) -> list[Html]:
     """The scores on validation: those between 0 and 1 of one run in one figure, each in one of its own for several."""
     found: dict[str, dict[str, Series]] = {}
     for run, history in histories.items():
-        for name, series in history.of("validation").items():
+        for name, series in history.of_split("validation").items():
             if name != "loss":
                 found.setdefault(name, {})[run] = series
     if len(histories) == 1:
@@ -82,7 +93,11 @@ def scores(made: Page, histories: Mapping[str, History]) -> list[Html]:
                 for at, (name, series) in enumerate(inside.items())
             ]
             svg = figures.lines(curves, "step", "score")
-            together = [made.figure("scores", svg, "Scores on validation, by optimizer step.", rows_of(inside))]
+            together = [
+                made.figure(
+                    "scores", svg, "Scores on validation, by optimizer step.", rows_of(inside)
+                )
+            ]
         found = {name: of for name, of in found.items() if name not in inside}
     else:
         together = []
@@ -107,22 +122,32 @@ def of_series(
     points: bool = False,
 ) -> Html | None:
     """One series a run; nothing where no run has it."""
-    known = {run or unit: series.thinned() for run, series in found.items() if series is not None}
+    known = {
+        run or unit: series.downsample() for run, series in found.items() if series is not None
+    }
     if not known:
         return None
     curves = [
         Curve(run, series.steps, series.values, COLOURS[at % len(COLOURS)], points)
         for at, (run, series) in enumerate(known.items())
     ]
-    unit = next(iter(known)) if len(found) > 1 and len(known) == 1 else unit  # without a legend, the axis says which
-    log = log and all(value is None or value > 0 for series in known.values() for value in series.values)
-    return made.figure(name, figures.lines(curves, "step", unit, log, height=2.1), caption, rows_of(known))
+    unit = (
+        next(iter(known)) if len(found) > 1 and len(known) == 1 else unit
+    )  # without a legend, the axis says which
+    log = log and all(
+        value is None or value > 0 for series in known.values() for value in series.values
+    )
+    return made.figure(
+        name, figures.lines(curves, "step", unit, log, height=2.1), caption, rows_of(known)
+    )
 
 
 def speeds(made: Page, histories: Mapping[str, History]) -> list[Html | None]:
     """Rows a second; and the shares of padding and of waiting for data, in one figure for one run."""
     rows = {run: history.speed.get("rows_per_second") for run, history in histories.items()}
-    caption = "Throughput of training between two looks at the loss, without evaluations and checkpoints."
+    caption = (
+        "Throughput of training between two looks at the loss, without evaluations and checkpoints."
+    )
     drawn = [of_series(made, "throughput", caption, "rows per second", rows)]
     if len(histories) == 1:
         (history,) = histories.values()

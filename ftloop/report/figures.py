@@ -113,7 +113,9 @@ def svg_of(figure: "Figure", described: str) -> str:
     box = re.search(r'viewBox="[^"]+"', head).group()
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', rest))
     # Only ids that are used, and these by their content: equal ones on a page stand for the same thing.
-    rest = re.sub(r' id="([^"]+)"', lambda found: found.group() if found.group(1) in used else "", rest)
+    rest = re.sub(
+        r' id="([^"]+)"', lambda found: found.group() if found.group(1) in used else "", rest
+    )
     rest = re.sub(r"(?<=[\d])(\.\d{2})\d+(?=[ \"\n])", r"\1", rest)  # hundredths of a point
     rest = re.sub(r"<g>\s*</g>\s*", "", rest)
     rest = re.sub(r"\s*\n\s*", "\n", rest)
@@ -132,7 +134,9 @@ def whole_numbers(axis: Any) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axis.set_major_locator(MaxNLocator(5, integer=True))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")))
+    axis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}"))
+    )
 
 
 def legend(axes: "Axes", entries: Mapping[str, Any], columns: int = 3) -> None:
@@ -175,7 +179,12 @@ def drawn_curves(axes: Any, curves: Sequence[Curve]) -> dict[str, Any]:
 
 @styled
 def lines(
-    curves: Sequence[Curve], x: str, y: str, log: bool = False, height: float = 2.5, whole_x: bool = True
+    curves: Sequence[Curve],
+    x: str,
+    y: str,
+    log: bool = False,
+    height: float = 2.5,
+    whole_x: bool = True,
 ) -> "Figure":
     """Curves over a common axis."""
     figure = figure_of(height)
@@ -199,7 +208,9 @@ def lines(
 
 
 @styled
-def unit_lines(curves: Sequence[Curve], x: str, y: str, diagonal: bool = False, mark: float | None = None) -> "Figure":
+def unit_lines(
+    curves: Sequence[Curve], x: str, y: str, diagonal: bool = False, mark: float | None = None
+) -> "Figure":
     """Curves between 0 and 1 on both axes."""
     figure = figure_of(3.6)
     axes = figure.add_subplot()
@@ -225,7 +236,9 @@ def bars(names: Sequence[str], groups: Mapping[str, Sequence[float]], x: str) ->
     thick, named = 0.8 / len(groups), {}
     places = numpy.arange(len(names))
     for at, (group, values) in enumerate(groups.items()):
-        drawn = axes.barh(places + (at - (len(groups) - 1) / 2) * thick, values, thick, color=COLOURS[at])
+        drawn = axes.barh(
+            places + (at - (len(groups) - 1) / 2) * thick, values, thick, color=COLOURS[at]
+        )
         named[group] = drawn
     axes.set_yticks(places, [shortened(name) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
@@ -239,16 +252,27 @@ def bars(names: Sequence[str], groups: Mapping[str, Sequence[float]], x: str) ->
 
 
 @styled
-def intervals(names: Sequence[str], values: Sequence[float], spans: Sequence[Any], x: str, ours: int = -1) -> "Figure":
+def intervals(
+    names: Sequence[str], values: Sequence[float], spans: Sequence[Any], x: str, ours: int = -1
+) -> "Figure":
     """A point for each name, with its interval where there is one. `ours`: how many are ours; the others are grey."""
     figure = figure_of(0.65 + 0.28 * len(names))
     axes = figure.add_subplot()
     for place, (value, span) in enumerate(zip(values, spans, strict=True)):
         colour = COLOURS[0] if ours < 0 or place < ours else GREY
         if span is not None:
-            axes.plot(span, [place, place], color=colour, linewidth=2, solid_capstyle="butt", alpha=0.6)
+            axes.plot(
+                span, [place, place], color=colour, linewidth=2, solid_capstyle="butt", alpha=0.6
+            )
         axes.plot([value], [place], marker="o", markersize=5, color=colour)
-        axes.annotate(f"{value:.3f}", (value, place), (0, 5), textcoords="offset points", ha="center", fontsize=7.5)
+        axes.annotate(
+            f"{value:.3f}",
+            (value, place),
+            (0, 5),
+            textcoords="offset points",
+            ha="center",
+            fontsize=7.5,
+        )
     axes.set_yticks(range(len(names)), [shortened(name, 34) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.7)
     axes.margins(x=0.12)
@@ -259,7 +283,9 @@ def intervals(names: Sequence[str], values: Sequence[float], spans: Sequence[Any
 
 
 @styled
-def boxes(names: Sequence[str], values: Sequence[numpy.ndarray], x: str, mark: tuple[str, float] | None) -> "Figure":
+def boxes(
+    names: Sequence[str], values: Sequence[numpy.ndarray], x: str, mark: tuple[str, float] | None
+) -> "Figure":
     """For each name, where its values lie: quartiles as a box, 5 and 95 % as its ends, the greatest as a point."""
     figure = figure_of(0.85 + 0.21 * len(names))
     axes = figure.add_subplot()
@@ -277,7 +303,9 @@ def boxes(names: Sequence[str], values: Sequence[numpy.ndarray], x: str, mark: t
             textcoords="offset points",
             color=COLOURS[3],
             fontsize=8,
-            ha="left" if mark[1] < 0.6 * max(*(span[-1] for span in quantiles), mark[1]) else "right",
+            ha="left"
+            if mark[1] < 0.6 * max(*(span[-1] for span in quantiles), mark[1])
+            else "right",
         )
     axes.set_yticks(range(len(names)), [shortened(name) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
@@ -297,7 +325,9 @@ def ranked(groups: Mapping[str, Sequence[float]], y: str) -> "Figure":
     named = {}
     for at, (group, values) in enumerate(groups.items()):
         ordered = sorted(values, reverse=True)
-        (named[group],) = axes.step(range(1, len(ordered) + 1), ordered, where="mid", color=COLOURS[at])
+        (named[group],) = axes.step(
+            range(1, len(ordered) + 1), ordered, where="mid", color=COLOURS[at]
+        )
     axes.set_ylim(bottom=0)
     whole_numbers(axes.xaxis)
     whole_numbers(axes.yaxis)
@@ -322,7 +352,12 @@ def tinted(shares: numpy.ndarray, colour: str = COLOURS[0]) -> numpy.ndarray:
 
 @styled
 def heat_map(
-    shares: numpy.ndarray, shown: numpy.ndarray | None, names: Sequence[str], x: str, y: str, diagonal: bool = True
+    shares: numpy.ndarray,
+    shown: numpy.ndarray | None,
+    names: Sequence[str],
+    x: str,
+    y: str,
+    diagonal: bool = True,
 ) -> "Figure":
     """A square table of shares, as tints. With many names, they are numbered, and the cells bear no numbers."""
     count, few = len(names), len(names) <= 12
@@ -330,7 +365,9 @@ def heat_map(
     figure = figure_of(min(width, 1.6 + 0.32 * count) if count <= NAMED else width, width)
     axes = figure.add_subplot()
     axes.grid(visible=False)
-    axes.imshow(tinted(numpy.sqrt(shares) if count > 12 else shares), aspect="auto" if few else "equal")
+    axes.imshow(
+        tinted(numpy.sqrt(shares) if count > 12 else shares), aspect="auto" if few else "equal"
+    )
     if few and shown is not None:
         for row, column in numpy.ndindex(shares.shape):
             value = shown[row, column]
@@ -338,13 +375,20 @@ def heat_map(
             if value:
                 dark = shares[row, column] > 0.5
                 axes.text(
-                    *(column, row, text), ha="center", va="center", fontsize=7.5, color="#ffffff" if dark else INK
+                    *(column, row, text),
+                    ha="center",
+                    va="center",
+                    fontsize=7.5,
+                    color="#ffffff" if dark else INK,
                 )
     if count <= NAMED:
         size = 8 if few else max(4.5, 8 - 0.09 * count)
         labels = [shortened(name, 16) for name in names]
         axes.set_xticks(
-            range(count), labels, rotation=90 if count > 5 and max(map(len, labels)) > 3 else 0, fontsize=size
+            range(count),
+            labels,
+            rotation=90 if count > 5 and max(map(len, labels)) > 3 else 0,
+            fontsize=size,
         )
         axes.set_yticks(range(count), labels, fontsize=size)
     else:
@@ -393,7 +437,9 @@ def histogram(shares: Mapping[str, numpy.ndarray], edges: numpy.ndarray, x: str)
 
 
 @styled
-def cloud(points: numpy.ndarray, groups: Mapping[str, numpy.ndarray], axes_named: tuple[str, str]) -> "Figure":
+def cloud(
+    points: numpy.ndarray, groups: Mapping[str, numpy.ndarray], axes_named: tuple[str, str]
+) -> "Figure":
     """Points of a plane, coloured by group (name, and which points); those of no group are grey."""
     figure = figure_of(4.4)
     axes = figure.add_subplot()
@@ -404,7 +450,9 @@ def cloud(points: numpy.ndarray, groups: Mapping[str, numpy.ndarray], axes_named
     axes.scatter(*points[rest].T, s=size, color=GREY, alpha=0.35, linewidths=0, rasterized=many)
     named = {}
     for colour, (name, chosen) in zip(COLOURS, groups.items(), strict=False):
-        axes.scatter(*points[chosen].T, s=size, color=colour, alpha=0.75, linewidths=0, rasterized=many)
+        axes.scatter(
+            *points[chosen].T, s=size, color=colour, alpha=0.75, linewidths=0, rasterized=many
+        )
         named[name] = axes.plot([], [], marker="o", linestyle="", color=colour, markersize=4)[0]
     axes.set(xlabel=axes_named[0], ylabel=axes_named[1], xticks=[], yticks=[])
     legend(axes, named, columns=2)
@@ -421,11 +469,23 @@ def hexagons(points: numpy.ndarray, groups: Mapping[str, numpy.ndarray]) -> "Fig
     span += [float(edge) for edge in numpy.quantile(points[:, 1], (0, 1))]
     from matplotlib.colors import LinearSegmentedColormap, to_rgba
 
-    tints = LinearSegmentedColormap.from_list("tint", [to_rgba(COLOURS[0], 0.08), to_rgba(COLOURS[0], 1)])
+    tints = LinearSegmentedColormap.from_list(
+        "tint", [to_rgba(COLOURS[0], 0.08), to_rgba(COLOURS[0], 1)]
+    )
     for at, (name, chosen) in enumerate(groups.items()):
         axes = figure.add_subplot(down, across, at + 1)
         axes.grid(visible=False)
-        axes.hexbin(*points[chosen].T, gridsize=18, extent=span, mincnt=1, cmap=tints, linewidths=0, rasterized=True)
+        axes.hexbin(
+            *points[chosen].T,
+            gridsize=18,
+            extent=span,
+            mincnt=1,
+            cmap=tints,
+            linewidths=0,
+            rasterized=True,
+        )
         axes.set(xticks=[], yticks=[], xlim=span[:2], ylim=span[2:])
-        axes.set_title(f"\N{ZERO WIDTH SPACE}{shortened(name, 17)} ({chosen.sum():d})", fontsize=7.5)
+        axes.set_title(
+            f"\N{ZERO WIDTH SPACE}{shortened(name, 17)} ({chosen.sum():d})", fontsize=7.5
+        )
     return figure

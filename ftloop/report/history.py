@@ -1,7 +1,10 @@
-"""What a run wrote while it trained: metrics.jsonl as columns, and the last link of its ledger. Also of a run that is
-not finished yet."""
+"""Read what a run wrote while it trained: metrics.jsonl as series, and the last link of its ledger.
+
+A run that is still training can be read too.
+"""
 
 import json
+import math
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,56 +13,70 @@ from typing import Any
 
 import numpy
 
-MOST_POINTS = 1000  # of a curve: more than a screen has pixels for
+MAX_POINTS = 1000  # of a curve: more than a screen has pixels for
 
 
 @dataclass
 class Series:
-    """The values of one score over steps."""
+    """The values of one score by optimizer step."""
 
     steps: list[int] = field(default_factory=list)
     values: list[float | None] = field(default_factory=list)  # None: not finite
 
-    def thinned(self, most: int = MOST_POINTS) -> "Series":
-        """At most so many points: each the mean of as many neighbours, at the step of the last of them."""
-        size = -(-len(self.steps) // most)
+    def downsample(self, max_points: int = MAX_POINTS) -> "Series":
+        """Return at most `max_points` points: means of neighbors, at the last of their steps."""
+        size = math.ceil(len(self.steps) / max_points)
         if size <= 1:
             return self
-        known = numpy.array([numpy.nan if value is None else value for value in self.values])
-        means = [known[begin : begin + size] for begin in range(0, len(known), size)]
-        values = [float(numpy.nanmean(part)) if numpy.isfinite(part).any() else None for part in means]
-        ends = [min(begin + size, len(known)) - 1 for begin in range(0, len(known), size)]
-        return Series([self.steps[end] for end in ends], values)
+        values = self.as_array()
+        downsampled = Series()
+        for start in range(0, len(values), size):
+            group = values[start : start + size]
+            has_value = numpy.isfinite(group).any()
+            downsampled.steps.append(self.steps[start + len(group) - 1])
+            downsampled.values.append(float(numpy.nanmean(group)) if has_value else None)
+        return downsampled
 
     def smooth(self, share: float = 0.04) -> "Series":
-        """The running mean over this share of the curve, to both sides as far as there are values."""
-        known = numpy.array([numpy.nan if value is None else value for value in self.values])
-        reach, fine = max(1, round(len(known) * share / 2)), numpy.isfinite(known)
-        sums = numpy.concatenate([[0], numpy.cumsum(numpy.where(fine, known, 0))])
-        counts = numpy.concatenate([[0], numpy.cumsum(fine)])
-        places = numpy.arange(len(known))
-        low, high = (places - reach).clip(0), (places + reach + 1).clip(max=len(known))
-        counted = counts[high] - counts[low]
-        means = (sums[high] - sums[low]) / counted.clip(1)
-        return Series(self.steps, [float(mean) if count else None for mean, count in zip(means, counted, strict=True)])
+        """Return the centered running mean over this share of the curve."""
+        values = self.as_array()
+        is_known = numpy.isfinite(values)
+        radius = max(1, round(len(values) * share / 2))
+        # Sums over windows are differences of cumulative sums.
+        sums = numpy.concatenate([[0], numpy.cumsum(numpy.where(is_known, values, 0))])
+        counts = numpy.concatenate([[0], numpy.cumsum(is_known)])
+        places = numpy.arange(len(values))
+        start = (places - radius).clip(0)
+        end = (places + radius + 1).clip(max=len(values))
+        window_counts = counts[end] - counts[start]
+        means = (sums[end] - sums[start]) / window_counts.clip(1)
+        smoothed = [
+            float(mean) if count else None for mean, count in zip(means, window_counts, strict=True)
+        ]
+        return Series(self.steps, smoothed)
+
+    def as_array(self) -> numpy.ndarray:
+        """Return the values as float64, with NaN for those that are not finite."""
+        return numpy.array([numpy.nan if value is None else value for value in self.values])
 
 
 @dataclass
 class History:
     """metrics.jsonl by split and name, and what was measured of the speed."""
 
-    scores: dict[tuple[str, str], Series]
-    speed: dict[str, Series]  # rows_per_second, tokens_per_second, padding, data_wait, peak_memory_mb
-    seconds: float  # from the first to the last line
+    scores: dict[tuple[str, str], Series]  # by split and name
+    speed: dict[str, Series]  # rows_per_second, padding, ...: the names of Observer.on_log
+    seconds: float  # from the first line to the last one
     steps: int
     epochs: float
 
     @classmethod
     def read(cls, run_dir: Path) -> "History":
+        """Read the history of a run. It is empty for a run that logged nothing yet."""
         scores: dict[tuple[str, str], Series] = defaultdict(Series)
         speed: dict[str, Series] = defaultdict(Series)
         times, steps, epochs = [], 0, 0.0
-        for line in lines_of(run_dir / "metrics.jsonl"):
+        for line in read_json_lines(run_dir / "metrics.jsonl"):
             series = scores[line["split"], line["name"]]
             series.steps.append(line["step"])
             series.values.append(line["value"])
@@ -67,26 +84,36 @@ class History:
             if line["split"] == "train":
                 steps, epochs = line["step"], line["epoch"]
             if "speed" in line and line["name"] == "loss":
-                for name, value in {"rows_per_second": line["items_per_second"], **line["speed"]}.items():
+                measured = {"rows_per_second": line["items_per_second"], **line["speed"]}
+                for name, value in measured.items():
                     speed[name].steps.append(line["step"])
                     speed[name].values.append(value)
-        return cls(dict(scores), dict(speed), max(times) - min(times) if times else 0.0, steps, epochs)
+        seconds = max(times) - min(times) if times else 0.0
+        return cls(dict(scores), dict(speed), seconds, steps, epochs)
 
-    def of(self, split: str) -> dict[str, Series]:
-        """The scores of a split by name, without those of single classes."""
-        return {name: series for (of, name), series in self.scores.items() if of == split and "[" not in name}
+    def of_split(self, split: str) -> dict[str, Series]:
+        """Return the scores of a split by name, without those of one class ("recall[benign]")."""
+        return {
+            name: series
+            for (of_split, name), series in self.scores.items()
+            if of_split == split and "[" not in name
+        }
 
 
-def lines_of(file: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a JSON Lines file; none if there is no such file. The last may be half written just now."""
-    if file.is_file():
-        with file.open("rb") as stream:
-            for line in stream:
-                if line.endswith(b"\n"):
-                    yield json.loads(line)
+def read_json_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """Yield the complete lines of a JSON Lines file; none if the file is missing.
+
+    A run that is training may have written half of the last line, which has no line break yet.
+    """
+    if not file.is_file():
+        return
+    with file.open("rb") as stream:
+        for line in stream:
+            if line.endswith(b"\n"):
+                yield json.loads(line)
 
 
 def ledger_digest(run_dir: Path) -> str | None:
-    """The last link of the ledger's chain, which stands for all that the run did; None without a ledger."""
-    last = deque(lines_of(run_dir / "ledger.jsonl"), maxlen=1)
+    """Return the last link of the ledger's chain, a digest of all steps; None without a ledger."""
+    last = deque(read_json_lines(run_dir / "ledger.jsonl"), maxlen=1)
     return last[0]["chain"] if last else None

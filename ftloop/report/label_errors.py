@@ -17,6 +17,7 @@ import numpy
 
 from ftloop.errors import UserError
 from ftloop.report.scored import Scored
+from ftloop.runs.record import load_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,8 +39,12 @@ class LabelErrors:
     places: Array  # int
     confidence: Array  # of both opinions in the label as it is; for several labels, in the most doubtful one
     label: Array  # int: the label that is doubted: the row's class; for several labels, one that it has, or lacks
-    suggested: Array  # int: the likeliest other class; for several labels, 1: add `label`, 0: take it away
-    likely: int  # how many are wrong, by confident learning's estimate: the first so many of the rows
+    suggested: (
+        Array  # int: the likeliest other class; for several labels, 1: add `label`, 0: take it away
+    )
+    likely: (
+        int  # how many are wrong, by confident learning's estimate: the first so many of the rows
+    )
     names: tuple[str, ...]
     multi: bool
     opinions: int  # 2, or 1 where there was no second one
@@ -47,7 +52,9 @@ class LabelErrors:
     def suggestion(self, number: int) -> str:
         """In words, of the row at `places[number]`: "joy -> love"; for several labels "+ joy" or "- joy"."""
         label, other = self.names[self.label[number]], self.suggested[number]
-        return f"{'+' if other else '-'} {label}" if self.multi else f"{label} -> {self.names[other]}"
+        return (
+            f"{'+' if other else '-'} {label}" if self.multi else f"{label} -> {self.names[other]}"
+        )
 
 
 def label_errors(scored: Scored, second: Array | None = None) -> LabelErrors:
@@ -56,11 +63,17 @@ def label_errors(scored: Scored, second: Array | None = None) -> LabelErrors:
     `second`: probabilities [rows, labels] of a second opinion, NaN in the rows where it has none (`out_of_fold`).
     Raises UserError for regression, and where there are no probabilities.
     """
-    if scored.regression or scored.probabilities is None:
-        raise UserError(f"the labels of {scored.split} are doubted by probabilities, which this run does not give")
+    if scored.is_regression or scored.probabilities is None:
+        raise UserError(
+            f"the labels of {scored.split} are doubted by probabilities, which this run does not give"
+        )
     own, truth = scored.probabilities.astype(float), scored.references
-    if scored.multi:  # each label is a question of its own, with two answers: [rows, labels, 2]
-        both = together(*(one if one is None else numpy.stack([1 - one, one], axis=-1) for one in (own, second)))
+    if (
+        scored.is_multi_label
+    ):  # each label is a question of its own, with two answers: [rows, labels, 2]
+        both = together(
+            *(one if one is None else numpy.stack([1 - one, one], axis=-1) for one in (own, second))
+        )
         given = numpy.take_along_axis(both, truth[..., None].astype(int), axis=-1)[..., 0]
         label, places = given.argmin(axis=1), numpy.arange(scored.rows)
         confidence, suggested = given[places, label], (~truth)[places, label].astype(int)
@@ -80,8 +93,12 @@ def label_errors(scored: Scored, second: Array | None = None) -> LabelErrors:
         doubted = others.max(axis=1) > confidence
     order = numpy.argsort(confidence, kind="stable")
     columns = (column[order] for column in (places, confidence, label, suggested))
-    count = min(count, int(doubted.sum()))  # no more than have a suggestion that is likelier than the label
-    return LabelErrors(*columns, count, scored.names, scored.multi, opinions=1 if second is None else 2)
+    count = min(
+        count, int(doubted.sum())
+    )  # no more than have a suggestion that is likelier than the label
+    return LabelErrors(
+        *columns, count, scored.names, scored.is_multi_label, opinions=1 if second is None else 2
+    )
 
 
 def together(one: Array, other: Array | None) -> Array:
@@ -119,7 +136,11 @@ def out_of_fold(features: Array, scored: Scored, folds: int = FOLDS, seed: int =
 
     draw, truth = numpy.random.default_rng(seed), scored.references
     fold = numpy.empty(scored.rows, int)
-    keys = truth if not scored.multi else numpy.unique(truth, axis=0, return_inverse=True)[1].ravel()
+    keys = (
+        truth
+        if not scored.is_multi_label
+        else numpy.unique(truth, axis=0, return_inverse=True)[1].ravel()
+    )
     mixed = draw.permutation(scored.rows)
     fold[mixed[numpy.argsort(keys[mixed], kind="stable")]] = numpy.arange(scored.rows) % folds
     found = numpy.full((scored.rows, len(scored.names)), numpy.nan)
@@ -128,7 +149,7 @@ def out_of_fold(features: Array, scored: Scored, folds: int = FOLDS, seed: int =
         if held.any():
             model = linear(features[~held], truth[~held], scored, inverse_penalty=INVERSE_PENALTY)
             found[held] = probabilities_of(model, features[held], scored)
-    if scored.multi:
+    if scored.is_multi_label:
         positives = truth.sum(axis=0)
         found[:, numpy.minimum(positives, scored.rows - positives) < folds] = numpy.nan
     else:
@@ -150,19 +171,23 @@ def of_run(
     pretrained model over them, and 5 logistic regressions. Where the pretrained model is gone, or was random, only the
     run's own opinion counts. Raises UserError as `score` and `label_errors` do.
     """
-    from ftloop.config import read_record
-    from ftloop.report.features import features_of, untrained
+    from ftloop.report.features import extract_features, initial_task
     from ftloop.report.scored import score
 
-    config = read_record(Path(run_dir))
+    config = load_config(run_dir)
     scored = score(run_dir, split, task, model, at_most=at_most)
-    if scored.regression:
+    if scored.is_regression:
         raise UserError(f"{run_dir}: numbers have no wrong labels, only large errors")
     if config.task.init == "random":
-        return scored, label_errors(scored), "the run's own probabilities alone: its model began with random weights"
+        return (
+            scored,
+            label_errors(scored),
+            "the run's own probabilities alone: its model began with random weights",
+        )
     try:
-        start = untrained(config, task)
-        _, features = features_of(start, start.build_model(), split, at_most=at_most, seed=config.seed)
+        start = initial_task(config, task)
+        model = start.build_model()
+        _, features = extract_features(config, start, model, split, max_rows=at_most)
     except UserError as error:
         return scored, label_errors(scored), f"the run's own probabilities alone: {error}"
     said = f"the run's probabilities, and logistic regression on features of {config.task.model} in {FOLDS} folds"

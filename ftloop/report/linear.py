@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy
 
-from ftloop.tasks import metrics
 from ftloop.report.scored import Scored
+from ftloop.tasks import metrics
 
 logger = logging.getLogger("ftloop")
 
@@ -16,7 +16,11 @@ ITERATIONS = 200  # of L-BFGS: on scaled features, scores have settled long befo
 
 
 def linear(
-    features: Any, references: numpy.ndarray, labels: Any, scale: bool = True, inverse_penalty: float = 1.0
+    features: Any,
+    references: numpy.ndarray,
+    labels: Any,
+    scale: bool = True,
+    inverse_penalty: float = 1.0,
 ) -> Any:
     """Logistic regression, one for each label where there are several, or ridge regression, fitted on [rows, width].
 
@@ -33,8 +37,13 @@ def linear(
         model = Ridge()
     else:
         model = LogisticRegression(C=inverse_penalty, max_iter=ITERATIONS)
-        model = OneVsRestClassifier(model) if labels.multi else model
-    return fitted(make_pipeline(StandardScaler(), model) if scale else model, features, references, ConvergenceWarning)
+        model = OneVsRestClassifier(model) if labels.is_multi_label else model
+    return fitted(
+        make_pipeline(StandardScaler(), model) if scale else model,
+        features,
+        references,
+        ConvergenceWarning,
+    )
 
 
 def dummy(features: Any, references: numpy.ndarray, labels: Any) -> Any:
@@ -46,39 +55,53 @@ def dummy(features: Any, references: numpy.ndarray, labels: Any) -> Any:
         model = DummyRegressor()
     else:  # "prior" predicts the most frequent one too, and its probabilities are the shares of the classes
         model = DummyClassifier(strategy="prior")
-        model = OneVsRestClassifier(model) if labels.multi else model
+        model = OneVsRestClassifier(model) if labels.is_multi_label else model
     return fitted(model, features, references)
 
 
-def fitted(model: Any, features: Any, references: numpy.ndarray, ignored: type[Warning] = Warning) -> Any:
+def fitted(
+    model: Any, features: Any, references: numpy.ndarray, ignored: type[Warning] = Warning
+) -> Any:
     """The model, fitted."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ignored)
         if references.ndim == 2:  # a label that all rows of train have, or none
-            warnings.filterwarnings("ignore", "Label .* is present in all training examples|.*not .*is present in all")
+            warnings.filterwarnings(
+                "ignore", "Label .* is present in all training examples|.*not .*is present in all"
+            )
         return model.fit(features, references.astype(int) if references.ndim == 2 else references)
 
 
 def probabilities_of(model: Any, features: Any, labels: Any) -> numpy.ndarray:
     """float32 [rows, labels]: of classes that the rows it was fitted on lack, 0."""
     found = model.predict_proba(features)
-    if labels.multi:
+    if labels.is_multi_label:
         return found.astype(numpy.float32)
     whole = numpy.zeros((len(found), len(labels.names)), numpy.float32)
     whole[:, model.classes_] = found
     return whole
 
 
-def scored_by(model: Any, features: Any, references: numpy.ndarray, split: str, task: Any) -> Scored:
+def scored_by(
+    model: Any, features: Any, references: numpy.ndarray, split: str, task: Any
+) -> Scored:
     """Rows as such a model sees them, with the losses of the task's kind: cross-entropy, its mean over the labels, or
     the squared error. A probability of 0 counts as the smallest float32."""
     labels = task.labels
     if labels.problem_type == metrics.REGRESSION:
         predictions = model.predict(features).astype(numpy.float64)
-        return Scored(split, labels.problem_type, (), references, predictions, None, (predictions - references) ** 2)
+        return Scored(
+            split,
+            labels.problem_type,
+            (),
+            references,
+            predictions,
+            None,
+            (predictions - references) ** 2,
+        )
     probabilities = probabilities_of(model, features, labels)
     least = numpy.finfo(numpy.float32).tiny
-    if labels.multi:
+    if labels.is_multi_label:
         predictions = probabilities >= task.threshold
         chances = numpy.where(references, probabilities, 1 - probabilities).astype(float)
         losses = -numpy.log(numpy.maximum(chances, least)).mean(axis=1)
@@ -86,4 +109,12 @@ def scored_by(model: Any, features: Any, references: numpy.ndarray, split: str, 
         predictions = probabilities.argmax(axis=1)
         chances = probabilities[numpy.arange(len(references)), references].astype(float)
         losses = -numpy.log(numpy.maximum(chances, least))
-    return Scored(split, labels.problem_type, tuple(labels.names), references, predictions, probabilities, losses)
+    return Scored(
+        split,
+        labels.problem_type,
+        tuple(labels.names),
+        references,
+        predictions,
+        probabilities,
+        losses,
+    )

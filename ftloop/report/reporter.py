@@ -1,4 +1,4 @@
-"""A run's report is written by a process of its own: what fails there, or fills the memory, does not hurt the run."""
+"""Write the report of a run in a process of its own, whose errors cannot harm the run."""
 
 import logging
 import os
@@ -6,61 +6,149 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ftloop.config import Config
+from ftloop.distributed import StopSignals
+from ftloop.errors import Stopped
+from ftloop.extensions import Observer
+
+if TYPE_CHECKING:
+    from ftloop.run import Run
 
 logger = logging.getLogger("ftloop")
 
+RANK_VARIABLES = {
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "ROLE_RANK",
+}
+LAUNCHER_PREFIXES = ("MASTER_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_", "OMPI_", "PMI_")
 
-class Reporter:
-    """Starts `python -m ftloop report RUN`, one at a time, in a session of its own: Ctrl-C is for the run alone."""
 
-    def __init__(self, folder: Path, every: int | None = None):
-        """`every`: optimizer steps between live reports; None: there are none."""
-        self.folder, self.every, self.written_at = folder, every, 0
-        self.running: subprocess.Popen | None = None
-        self.command = f"{os.path.relpath(sys.executable)} -m ftloop report {folder}"
+class Reporter(Observer):
+    """Writes report.html when a run is finished and, if asked to, while it trains."""
 
-    def start(self) -> None:
-        self.stop()
-        here = str(Path(__file__).resolve().parents[2])  # this very ftloop, whatever the working folder
-        path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
-        self.said = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process has ended
-        words = [sys.executable, "-m", "ftloop", "report", str(self.folder)]
-        how = {"stdin": subprocess.DEVNULL, "stdout": self.said, "stderr": subprocess.STDOUT, "start_new_session": True}
-        self.running = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": path}, **how)
+    def __init__(self, at_end: bool = True, every: int | None = None):
+        """`every`: optimizer steps between live reports; None: no live reports."""
+        self.at_end, self.every = at_end, every
+        self.last_step = 0  # of the newest live report
+        self.live_report: ReportProcess | None = None
 
-    def while_training(self, step: int) -> None:
-        """Start a live report if one is due and none is being written. Training does not wait for it."""
-        free = self.running is None or self.running.poll() is not None
-        if free and self.every is not None and step - self.written_at >= self.every:
-            self.written_at = step
-            self.start()
+    def on_save(self, run: "Run", checkpoint: Path) -> None:
+        """Start a live report if one is due and none is being written. Training does not wait."""
+        is_due = self.every is not None and run.state.step - self.last_step >= self.every
+        is_writing = self.live_report is not None and self.live_report.is_running
+        if run.is_main_process and is_due and not is_writing:
+            self.last_step = run.state.step
+            self.close(run)
+            self.live_report = ReportProcess(run.folder)
 
-    def at_the_end(self, stopped: Callable[[], bool] = lambda: False) -> int | None:
-        """Write the report and wait: its exit code, None if `stopped` ended it. A failure is one line."""
-        began = time.monotonic()
-        logger.info("report      is being written: baselines, intervals, doubtful labels (the run itself is whole)")
-        self.start()
-        try:
-            while self.running.poll() is None:
-                if stopped():
-                    return None
+    def on_finish(self, run: "Run", scores: dict[str, dict[str, float]]) -> None:
+        """Write the final report. Raises Stopped if a signal interrupts it."""
+        self.close(run)
+        if self.at_end and run.is_main_process:
+            import torch
+
+            torch.cuda.empty_cache()  # the report's process needs the memory now
+            write_report_and_wait(run.config)
+
+    def close(self, run: "Run") -> None:
+        """End a live report that is being written."""
+        if self.live_report is not None:
+            self.live_report.kill()
+            self.live_report = None
+
+
+def write_report_and_wait(config: Config) -> bool:
+    """Write the report of a finished run in another process; return whether it was written.
+
+    A failure is logged. Raises Stopped if a signal arrives while the report is being written, or if
+    that takes longer than `config.max_minutes`.
+    """
+    run_dir, start = Path(config.run_dir), time.monotonic()
+    logger.info("Writing the report (baselines, intervals, label errors). The run is complete.")
+    report = ReportProcess(run_dir)
+    try:
+        with StopSignals(config) as signals:
+            while report.is_running:
+                if signals.received():
+                    raise Stopped(
+                        f"{signals.reason}: the run is finished, but its report is not written. "
+                        f"To write it: {report.command}",
+                        signals.exit_code,
+                    )
                 time.sleep(0.05)
-            if self.running.returncode == 0:
-                page, seconds = self.folder / "report.html", time.monotonic() - began
-                logger.info("report      %s (%.1f MB, %.0f s)", page, page.stat().st_size / 1e6, seconds)
-            else:
-                self.said.seek(0)
-                reason = self.said.read().decode(errors="replace").strip().rpartition("\n")[2]
-                logger.error("report      not written: %s. To try again: %s", reason or "it was killed", self.command)
-            return self.running.returncode
-        finally:
-            self.stop()
+        if report.exit_code == 0:
+            page, seconds = run_dir / "report.html", time.monotonic() - start
+            megabytes = page.stat().st_size / 1e6
+            logger.info("The report is %s (%.1f MB, %.0f s).", page, megabytes, seconds)
+        else:
+            logger.error(
+                "The report could not be written: %s. To try again: %s",
+                report.last_line() or "its process was killed",
+                report.command,
+            )
+        return report.exit_code == 0
+    finally:
+        report.kill()
 
-    def stop(self) -> None:
-        """End what is being written: the page before it stays."""
-        if self.running is not None:
-            self.running.kill()  # nothing, if it has ended
-            self.running.wait()
-            self.said.close()
+
+class ReportProcess:
+    """A running `python -m ftloop.cli report RUN`. The page is replaced when it is complete."""
+
+    def __init__(self, run_dir: Path):
+        program = ["-m", "ftloop.cli", "report", str(run_dir)]
+        self.command = " ".join([os.path.relpath(sys.executable), *program])
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `kill`
+        self._process = subprocess.Popen(
+            [sys.executable, *program],
+            env=report_environment(os.environ),
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches the run only
+        )
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the page is still being written."""
+        return self._process.poll() is None
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code of the process, or None while it is running."""
+        return self._process.poll()
+
+    def last_line(self) -> str:
+        """Return the last line that the process printed: after a failure, its reason."""
+        self._output.seek(0)
+        return self._output.read().decode(errors="replace").strip().rpartition("\n")[2]
+
+    def kill(self) -> None:
+        """End the process if it is running. An earlier page stays as it is."""
+        self._process.kill()
+        self._process.wait()
+        self._output.close()
+
+
+def report_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment for a single process that imports this very ftloop.
+
+    The variables of a launcher are left out, or accelerate would wait for other ranks. Only
+    ACCELERATE_USE_CPU, which chooses the device, is kept.
+    """
+    result = {
+        name: value
+        for name, value in environment.items()
+        if name == "ACCELERATE_USE_CPU"
+        or not (name in RANK_VARIABLES or name.startswith(LAUNCHER_PREFIXES))
+    }
+    root = str(Path(__file__).resolve().parents[2])
+    result["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
+    return result

@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
+from ftloop.config import read_record
+from ftloop.errors import UserError, did_you_mean
+from ftloop.runs.finished import load_task, model_folder
+from ftloop.runs.record import load_config
 from ftloop.tasks import metrics
-from ftloop.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,7 +40,9 @@ class Scored:
     names: tuple[str, ...]  # of the labels, by id; () for regression
     references: numpy.ndarray  # int64 [rows] | bool [rows, labels] | float64 [rows]
     predictions: numpy.ndarray  # likewise
-    probabilities: numpy.ndarray | None  # float32 [rows, labels]; None for regression, and where a task gives none
+    probabilities: (
+        numpy.ndarray | None
+    )  # float32 [rows, labels]; None for regression, and where a task gives none
     losses: numpy.ndarray  # float64 [rows]
     row_ids: numpy.ndarray = None  # type: ignore[assignment]  # int64 [rows], of the split; left out: 0, 1, 2, ..
     total: int = 0  # rows of the split; more than `rows` if only some were scored; left out: `rows`
@@ -53,11 +58,11 @@ class Scored:
         return len(self.references)
 
     @property
-    def multi(self) -> bool:
+    def is_multi_label(self) -> bool:
         return self.problem_type == metrics.MULTI
 
     @property
-    def regression(self) -> bool:
+    def is_regression(self) -> bool:
         return self.problem_type == metrics.REGRESSION
 
     @property
@@ -65,24 +70,36 @@ class Scored:
         """bool [rows]: the prediction is not the reference; for several labels, not in all of them. Not for regression,
         where the losses tell."""
         different = self.predictions != self.references
-        return different.any(axis=1) if self.multi else different
+        return different.any(axis=1) if self.is_multi_label else different
 
     def take(self, places: numpy.ndarray) -> "Scored":
         """Some of these rows, by their places (0 to rows - 1), in the order given."""
-        chosen = {name: getattr(self, name)[places] for name in ("references", "predictions", "losses", "row_ids")}
+        chosen = {
+            name: getattr(self, name)[places]
+            for name in ("references", "predictions", "losses", "row_ids")
+        }
         probabilities = None if self.probabilities is None else self.probabilities[places]
         return replace(self, **chosen, probabilities=probabilities)
 
     def save(self, file: Path, key: str = "") -> None:
         """Write one .npz, aside and then renamed: a reader finds all of it or nothing."""
-        arrays = {name: getattr(self, name) for name in ("references", "predictions", "losses", "row_ids")}
+        arrays = {
+            name: getattr(self, name) for name in ("references", "predictions", "losses", "row_ids")
+        }
         if self.probabilities is not None:
             arrays["probabilities"] = self.probabilities
-        about = {"split": self.split, "problem_type": self.problem_type, "names": self.names, "total": self.total}
+        about = {
+            "split": self.split,
+            "problem_type": self.problem_type,
+            "names": self.names,
+            "total": self.total,
+        }
         file.parent.mkdir(parents=True, exist_ok=True)
         aside = file.with_name(f"{file.name}.{os.getpid()}.tmp")
         with aside.open("wb") as stream:
-            numpy.savez_compressed(stream, about=numpy.array(json.dumps({**about, "key": key})), **arrays)
+            numpy.savez_compressed(
+                stream, about=numpy.array(json.dumps({**about, "key": key})), **arrays
+            )
         aside.replace(file)
 
     @classmethod
@@ -118,14 +135,12 @@ def score(
     Raises UserError for a split that the data lacks or that has no labels, for a stream, for a task without labels
     (not a Classification), and when it was started in several processes.
     """
-    from ftloop.config import read_record
-
     if at_most is not None and at_most < 1:
         raise UserError(f"at most {at_most} rows: at least 1 is needed")
     run_dir = Path(run_dir)
-    config = read_record(run_dir)
+    config = load_config(run_dir)
     if task is None:
-        task = config.task.of_run(str(model_folder(run_dir)))
+        task = load_task(config)
     rows = source_rows(task, split)
     key = key_of(run_dir, split, rows)
     folder, chosen = run_dir / "outputs", some_rows(len(rows), at_most, config.seed)
@@ -157,38 +172,40 @@ def compute(
     batch_size: int | None,
 ) -> Scored:
     """One exact pass over the rows `chosen` of a split (None: all), as evaluation makes it."""
-    from ftloop.logs import terminal as tracking
-    from ftloop.config import read_record
-    from ftloop.distributed import start_accelerator
-    from ftloop.evaluation import adapt, evaluation_loader, outputs_by_row
+    from ftloop.evaluation import build_eval_loader, iterate_predictions
+    from ftloop.report.subset import Subset
+    from ftloop.runs.finished import load_model, prepare_for_inference
 
-    config = read_record(run_dir)
-    accelerator = start_accelerator(config.precision)
-    if accelerator.num_processes > 1:
-        raise UserError("rows are scored one by one in a single process: start without torchrun or accelerate launch")
-    tracking.set_up_logging(is_main_process=True)
+    config = load_config(run_dir)
     if model is None:
-        model = task.build_model()
-        adapt(model, run_dir, accelerator)
-    rows = loaded(task)[split]
-    total = len(rows)
+        model = load_model(task, model_folder(run_dir))
+    dataset = loaded(task)[split]
+    total = len(dataset)
     if chosen is not None:
-        rows = rows.select(chosen)
-    loader = evaluation_loader(rows, task, accelerator, batch_size or config.eval_batch_size)
-    model = accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
+        dataset = Subset(dataset, chosen)
     columns: dict[str, numpy.ndarray] = {}
-    for values in outputs_by_row(model, loader, task, accelerator):
-        ids = values.pop("rows").numpy()
-        for name in ("references", "predictions", "probabilities", "losses"):
-            if name in values:
-                value = values[name].float().numpy() if values[name].is_floating_point() else values[name].numpy()
+    with prepare_for_inference(config, model) as (accelerator, model):
+        if accelerator.num_processes > 1:
+            raise UserError(
+                "rows are scored in one process: start it without torchrun or accelerate launch."
+            )
+        loader = build_eval_loader(dataset, task, accelerator, batch_size or config.eval_batch_size)
+        for values in iterate_predictions(model, loader, task, accelerator):
+            row_ids = values["row_ids"].numpy()
+            for name in ("references", "predictions", "probabilities", "losses"):
+                if name not in values:
+                    continue
+                value = values[name]
+                value = (value.float() if value.is_floating_point() else value).numpy()
                 if name not in columns:
-                    columns[name] = numpy.empty((len(rows), *value.shape[1:]), value.dtype)
-                columns[name][ids] = value
+                    columns[name] = numpy.empty((len(dataset), *value.shape[1:]), value.dtype)
+                columns[name][row_ids] = value
     kind = {metrics.SINGLE: numpy.int64, metrics.MULTI: bool, metrics.REGRESSION: numpy.float64}
     problem_type = task.labels.problem_type
     return Scored(
-        *(split, problem_type, tuple(task.labels.names)),
+        split,
+        problem_type,
+        tuple(task.labels.names),
         references=columns["references"].astype(kind[problem_type]),
         predictions=columns["predictions"].astype(kind[problem_type]),
         probabilities=columns.get("probabilities"),
@@ -198,24 +215,22 @@ def compute(
     )
 
 
-def model_folder(run_dir: Path) -> Path:
-    """model/ of a finished run. Raises UserError."""
-    folder = run_dir / "model"
-    if not folder.is_dir():
-        raise UserError(f"{str(run_dir)!r} has no model/ yet: its training is not finished")
-    return folder
-
-
 def source_rows(task: Any, split: str) -> Any:
     """The rows of a split as the source has them, in the order of the row ids. Raises UserError."""
     from ftloop.sampler import UNBOUNDED
 
     if not hasattr(task, "labels") or not hasattr(task, "rows"):
-        raise UserError(f"{type(task).__name__} is no Classification: its rows have no labels to compare")
+        raise UserError(
+            f"{type(task).__name__} is no Classification: its rows have no labels to compare"
+        )
     if split not in task.rows:
         known = ", ".join(task.rows)
-        lacking = "has no labels, or is not in the data" if split == "test" else "is not in the data"
-        raise UserError(f"the split {split!r} {lacking}{nearest(split, task.rows)}; the splits are {known}")
+        lacking = (
+            "has no labels, or is not in the data" if split == "test" else "is not in the data"
+        )
+        raise UserError(
+            f"the split {split!r} {lacking}{did_you_mean(split, task.rows)}; the splits are {known}"
+        )
     rows = task.rows[split]
     if len(rows) == UNBOUNDED:
         raise UserError(f"the split {split!r} is a stream: it has no end, and its rows no ids")
@@ -223,9 +238,9 @@ def source_rows(task: Any, split: str) -> Any:
 
 
 def loaded(task: Any) -> Any:
-    """`task.load()`, once for each task: several passes over its splits prepare, and say what is odd, but once."""
+    """`task.load_datasets()`, once for each task: several passes over its splits prepare, and say what is odd, but once."""
     if "loaded" not in vars(task):
-        vars(task)["loaded"] = task.load()
+        vars(task)["loaded"] = task.load_datasets()
     return vars(task)["loaded"]
 
 
@@ -239,10 +254,20 @@ def some_rows(rows: int, at_most: int | None, seed: int) -> numpy.ndarray | None
 def key_of(run_dir: Path, split: str, rows: Any) -> str:
     """A digest of what the outputs of a split follow from: the kept model's files (by size and time, not by content:
     they are hundreds of megabytes), the task's options and the rows."""
-    from ftloop.config import read_encoded
-
-    encoded = read_encoded(run_dir)[1]
-    files = sorted(path for path in model_folder(run_dir).iterdir() if path.suffix in (".safetensors", ".bin", ".json"))
+    encoded = read_record(run_dir)["config"]
+    files = sorted(
+        path
+        for path in model_folder(run_dir).iterdir()
+        if path.suffix in (".safetensors", ".bin", ".json")
+    )
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    parts = [FORMAT, split, stats, encoded["task"], encoded.get("precision"), len(rows), rows._fingerprint]
+    parts = [
+        FORMAT,
+        split,
+        stats,
+        encoded["task"],
+        encoded.get("precision"),
+        len(rows),
+        rows._fingerprint,
+    ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

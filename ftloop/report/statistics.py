@@ -16,19 +16,19 @@ from dataclasses import dataclass, field, replace
 import numpy
 from scipy import sparse
 
-from ftloop.tasks import metrics
-from ftloop.errors import UserError, nearest
+from ftloop.errors import UserError, did_you_mean
 from ftloop.report.scored import Scored
+from ftloop.tasks import metrics
 
 Array = numpy.ndarray
 
 RESAMPLES, LEVEL = 1000, 0.95
-MOST_SHIFT = 1.0  # of the percentiles, in standard deviations: beyond it, too few resamples lie to one side
+MOST_SHIFT = (
+    1.0  # of the percentiles, in standard deviations: beyond it, too few resamples lie to one side
+)
 LEAST_RESAMPLES = 200  # of a split with so many rows that 1 000 would take minutes
 DRAWS = 300_000_000  # rows that are drawn in all, at most, before resamples become fewer: some 5 s
-CHUNK = (
-    200_000  # weights that are held at once: few enough for the cache of a core, which makes it 2 to 5 times quicker
-)
+CHUNK = 200_000  # weights that are held at once: few enough for the cache of a core, which makes it 2 to 5 times quicker
 
 
 # ---- scores of weighted rows
@@ -45,7 +45,7 @@ def weighted_scores(scored: Scored, names: Sequence[str], weights: Array) -> dic
     found = {"loss": weights @ scored.losses / rows}
     wanted = [name for name in names if not name.startswith(metrics.HUB)]
     with numpy.errstate(invalid="ignore", divide="ignore"):
-        if scored.regression:
+        if scored.is_regression:
             return found | {name: REGRESSION[name](scored, weights) for name in wanted}
         counts = Counts.of(scored, weights)
         for name in wanted:
@@ -55,7 +55,10 @@ def weighted_scores(scored: Scored, names: Sequence[str], weights: Array) -> dic
             ratio, _, average = name.partition("_")
             values = counts.ratio(ratio)
             if average == "per_class":
-                found |= {f"{ratio}[{label}]": values[:, number] for number, label in enumerate(scored.names)}
+                found |= {
+                    f"{ratio}[{label}]": values[:, number]
+                    for number, label in enumerate(scored.names)
+                }
             elif average == "micro":
                 found[name] = counts.summed().ratio(ratio)[:, 0]
             elif average == "weighted":
@@ -76,12 +79,20 @@ class Counts:
 
     @classmethod
     def of(cls, scored: Scored, weights: Array) -> "Counts":
-        actual, predicted = (indicators(scored, column) for column in (scored.references, scored.predictions))
+        actual, predicted = (
+            indicators(scored, column) for column in (scored.references, scored.predictions)
+        )
         both = actual.multiply(predicted).tocsr()
-        return cls(*(numpy.asarray(weights @ one) for one in (both, predicted, actual)), weights.sum(axis=1))
+        return cls(
+            *(numpy.asarray(weights @ one) for one in (both, predicted, actual)),
+            weights.sum(axis=1),
+        )
 
     def summed(self) -> "Counts":
-        return Counts(*(one.sum(axis=1, keepdims=True) for one in (self.found, self.predicted, self.actual)), self.rows)
+        return Counts(
+            *(one.sum(axis=1, keepdims=True) for one in (self.found, self.predicted, self.actual)),
+            self.rows,
+        )
 
     def ratio(self, name: str) -> Array:
         """precision, recall or f1 per label; a ratio of nothing is 0."""
@@ -96,10 +107,12 @@ def over(above: Array, below: Array) -> Array:
 
 def indicators(scored: Scored, column: Array) -> sparse.csr_matrix:
     """[rows, labels], 1 where a row has the label."""
-    if scored.multi:
+    if scored.is_multi_label:
         return sparse.csr_matrix(column.astype(float))
     rows = len(column)
-    return sparse.csr_matrix((numpy.ones(rows), (numpy.arange(rows), column)), (rows, len(scored.names)))
+    return sparse.csr_matrix(
+        (numpy.ones(rows), (numpy.arange(rows), column)), (rows, len(scored.names))
+    )
 
 
 def _matthews(scored: Scored, weights: Array, counts: Counts) -> Array:
@@ -120,11 +133,17 @@ def _roc_auc(scored: Scored, weights: Array, counts: Counts) -> Array:
     """One class or label against the rest, the mean over them; NaN where one of them has no rows, or all."""
     if scored.probabilities is None:
         return numpy.full(len(weights), numpy.nan)
-    if not scored.multi and len(scored.names) == 2:
+    if not scored.is_multi_label and len(scored.names) == 2:
         return _auc(scored.references == 1, scored.probabilities[:, 1], weights)
     labels = range(len(scored.names))
-    truth = scored.references if scored.multi else scored.references[:, None] == numpy.arange(len(scored.names))
-    return numpy.mean([_auc(truth[:, label], scored.probabilities[:, label], weights) for label in labels], axis=0)
+    truth = (
+        scored.references
+        if scored.is_multi_label
+        else scored.references[:, None] == numpy.arange(len(scored.names))
+    )
+    return numpy.mean(
+        [_auc(truth[:, label], scored.probabilities[:, label], weights) for label in labels], axis=0
+    )
 
 
 def _auc(truth: Array, scores: Array, weights: Array) -> Array:
@@ -157,9 +176,16 @@ def _ranks(values: Array, weights: Array) -> Array:
 def _correlation(one: Array, other: Array, weights: Array) -> Array:
     """Pearson's; of a constant, NaN."""
     rows = weights.sum(axis=1, keepdims=True)
-    one, other = (side - (weights * side).sum(axis=1, keepdims=True) / rows for side in (one, other))
-    together, spreads = (weights * one * other).sum(axis=1), [(weights * side**2).sum(axis=1) for side in (one, other)]
-    return numpy.where(numpy.minimum(*spreads) > 0, together / numpy.sqrt(spreads[0] * spreads[1]), numpy.nan)
+    one, other = (
+        side - (weights * side).sum(axis=1, keepdims=True) / rows for side in (one, other)
+    )
+    together, spreads = (
+        (weights * one * other).sum(axis=1),
+        [(weights * side**2).sum(axis=1) for side in (one, other)],
+    )
+    return numpy.where(
+        numpy.minimum(*spreads) > 0, together / numpy.sqrt(spreads[0] * spreads[1]), numpy.nan
+    )
 
 
 def _mean_of(function: Callable[[Array], Array]) -> Callable[..., Array]:
@@ -202,7 +228,8 @@ REGRESSION: dict[str, Callable[[Scored, Array], Array]] = {
 def scores(scored: Scored, names: Sequence[str]) -> dict[str, float]:
     """The "loss" and the scores `names` of these rows: what evaluation prints, without those of the Hub."""
     return {
-        name: float(value[0]) for name, value in weighted_scores(scored, names, numpy.ones((1, scored.rows))).items()
+        name: float(value[0])
+        for name, value in weighted_scores(scored, names, numpy.ones((1, scored.rows))).items()
     }
 
 
@@ -242,7 +269,11 @@ def draws(rows: int, resamples: int, seed: int) -> Iterator[Array]:
 
 
 def intervals(
-    scored: Scored, names: Sequence[str], resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL
+    scored: Scored,
+    names: Sequence[str],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    level: float = LEVEL,
 ) -> dict[str, Interval]:
     """Bootstrap intervals of the "loss" and the scores `names` (`task.metric_names`), by score.
 
@@ -253,10 +284,13 @@ def intervals(
     intervals are wider.
     """
     values = scores(scored, names)
-    parts = [weighted_scores(scored, names, weights) for weights in draws(scored.rows, resamples, seed)]
+    parts = [
+        weighted_scores(scored, names, weights) for weights in draws(scored.rows, resamples, seed)
+    ]
     drawn = {name: numpy.concatenate([part[name] for part in parts]) for name in values}
     return {
-        name: Interval(value, *_between(drawn[name], level, value), len(drawn[name])) for name, value in values.items()
+        name: Interval(value, *_between(drawn[name], level, value), len(drawn[name]))
+        for name, value in values.items()
     }
 
 
@@ -297,10 +331,12 @@ def paired_difference(
     where there is no such score."""
     ratio, bracket, _ = name.partition("[")
     asked = [f"{ratio}_per_class"] if bracket else [name] if name != "loss" else []
-    metrics.check(asked, a.problem_type, a.names)
+    metrics.validate(asked, a.problem_type, a.names)
     found = paired_differences(a, b, asked, resamples, seed, level)
     if name not in found:
-        raise UserError(f"no score {name!r}{nearest(name, found)}; there are {', '.join(found)}")
+        raise UserError(
+            f"no score {name!r}{did_you_mean(name, found)}; there are {', '.join(found)}"
+        )
     return found[name]
 
 
@@ -309,11 +345,15 @@ def check_same_rows(a: Scored, b: Scored) -> None:
     if (a.split, a.problem_type, a.names) != (b.split, b.problem_type, b.names):
         raise UserError("two runs are compared on the same split and labels: theirs differ")
     if a.rows != b.rows or not numpy.array_equal(a.row_ids, b.row_ids):
-        raise UserError(f"two runs are compared on the same rows of {a.split}: one has {a.rows}, the other {b.rows}")
+        raise UserError(
+            f"two runs are compared on the same rows of {a.split}: one has {a.rows}, the other {b.rows}"
+        )
     differ = a.references != b.references
     if differ.any():
         count = int(differ.reshape(a.rows, -1).any(axis=1).sum())
-        raise UserError(f"two runs are compared on the same rows of {a.split}: the labels of {count} differ")
+        raise UserError(
+            f"two runs are compared on the same rows of {a.split}: the labels of {count} differ"
+        )
 
 
 def _between(drawn: Array, level: float, value: float) -> tuple[float, float]:
@@ -324,7 +364,9 @@ def _between(drawn: Array, level: float, value: float) -> tuple[float, float]:
     known = drawn[numpy.isfinite(drawn)]
     if 2 * len(known) < len(drawn) or not numpy.isfinite(value):
         return numpy.nan, numpy.nan
-    shift = numpy.clip(ndtri((known < value).mean() + (known == value).mean() / 2), -MOST_SHIFT, MOST_SHIFT)
+    shift = numpy.clip(
+        ndtri((known < value).mean() + (known == value).mean() / 2), -MOST_SHIFT, MOST_SHIFT
+    )
     reach = ndtri((1 + level) / 2)
     low, high = numpy.quantile(known, ndtr([2 * shift - reach, 2 * shift + reach]))
     return float(min(low, value)), float(max(high, value))
@@ -361,7 +403,9 @@ def label_confusions(scored: Scored) -> Array:
 def co_occurrence(scored: Scored) -> tuple[Array, Array]:
     """How many rows have both of two labels, int [labels, labels]: in truth, and as predicted. On the diagonal: have
     the label."""
-    truth, predicted = (column.astype(numpy.int64) for column in (scored.references, scored.predictions))
+    truth, predicted = (
+        column.astype(numpy.int64) for column in (scored.references, scored.predictions)
+    )
     return truth.T @ truth, predicted.T @ predicted
 
 
@@ -393,16 +437,28 @@ def calibration(scored: Scored, bins: int = 15, label: int | None = None) -> Cal
     its probability against whether a row has it. Raises UserError where there are no probabilities.
     """
     probabilities, names = _probabilities(scored), len(scored.names)
-    if scored.multi or label is not None:
-        truth = scored.references if scored.multi else scored.references[:, None] == numpy.arange(names)
+    if scored.is_multi_label or label is not None:
+        truth = (
+            scored.references
+            if scored.is_multi_label
+            else scored.references[:, None] == numpy.arange(names)
+        )
         chosen = slice(None) if label is None else [label]
         confidence, right = probabilities[:, chosen].ravel(), truth[:, chosen].ravel()
     else:
-        confidence, right = probabilities[numpy.arange(scored.rows), scored.predictions], ~scored.wrong
+        confidence, right = (
+            probabilities[numpy.arange(scored.rows), scored.predictions],
+            ~scored.wrong,
+        )
     edges = numpy.linspace(0, 1, bins + 1)
-    places = numpy.clip(numpy.digitize(confidence, edges, right=True) - 1, 0, bins - 1)  # a bin holds its upper edge
+    places = numpy.clip(
+        numpy.digitize(confidence, edges, right=True) - 1, 0, bins - 1
+    )  # a bin holds its upper edge
     counts = numpy.bincount(places, minlength=bins)
-    sums = [numpy.bincount(places, of, minlength=bins) for of in (confidence.astype(float), right.astype(float))]
+    sums = [
+        numpy.bincount(places, of, minlength=bins)
+        for of in (confidence.astype(float), right.astype(float))
+    ]
     with numpy.errstate(invalid="ignore"):
         means = [one / counts for one in sums]
     ece = float(numpy.abs(sums[0] - sums[1]).sum() / counts.sum())
@@ -428,14 +484,16 @@ def precision_recall_curves(scored: Scored, points: int = 100) -> list[Curve]:
     probabilities = _probabilities(scored)
     curves = []
     for label, name in enumerate(scored.names):
-        truth = scored.references[:, label] if scored.multi else scored.references == label
+        truth = scored.references[:, label] if scored.is_multi_label else scored.references == label
         if not truth.any():  # it has no recall
             curves.append(Curve(name, *(numpy.empty(0) for _ in range(3)), numpy.nan, 0))
             continue
         precision, recall, thresholds = precision_recall_curve(truth, probabilities[:, label])
         columns = (recall[::-1], precision[::-1], numpy.append(thresholds, numpy.inf)[::-1])
         # Evenly over recall: most thresholds are of rows that are clearly something else.
-        kept = numpy.unique(numpy.searchsorted(columns[0], numpy.linspace(0, 1, points)).clip(max=len(recall) - 1))
+        kept = numpy.unique(
+            numpy.searchsorted(columns[0], numpy.linspace(0, 1, points)).clip(max=len(recall) - 1)
+        )
         average = float(average_precision_score(truth, probabilities[:, label]))
         curves.append(Curve(name, *(column[kept] for column in columns), average, int(truth.sum())))
     return curves
@@ -443,7 +501,9 @@ def precision_recall_curves(scored: Scored, points: int = 100) -> list[Curve]:
 
 def _probabilities(scored: Scored) -> Array:
     if scored.probabilities is None:
-        raise UserError(f"the run gives no probabilities for {scored.split}: it has no curves of them")
+        raise UserError(
+            f"the run gives no probabilities for {scored.split}: it has no curves of them"
+        )
     return scored.probabilities
 
 
@@ -457,7 +517,9 @@ class Thresholds:
     whole: float  # one for all labels: the best micro F1
     by_label: Array  # [labels]; the best F1 of each
     shared: Array  # bool [labels]: too rare on validation for one of its own: it has `whole`
-    grid: Array = field(repr=False)  # [points] thresholds for all labels, and what they give on validation
+    grid: Array = field(
+        repr=False
+    )  # [points] thresholds for all labels, and what they give on validation
     f1_micro: Array = field(repr=False)
     f1_macro: Array = field(repr=False)
 
@@ -483,21 +545,31 @@ def choose_thresholds(validation: Scored, points: int = 99) -> Thresholds:
 
     Raises UserError for rows that have one label, or no probabilities.
     """
-    if not validation.multi:
-        raise UserError("thresholds are chosen where rows have several labels: of one label, the likeliest is taken")
+    if not validation.is_multi_label:
+        raise UserError(
+            "thresholds are chosen where rows have several labels: of one label, the likeliest is taken"
+        )
     probabilities, truth = _probabilities(validation), validation.references
     whole, positives = best_threshold(probabilities.ravel(), truth.ravel()), truth.sum(axis=0)
     shared = positives < LEAST_POSITIVES
     by_label = numpy.array(
-        [whole if few else best_threshold(probabilities[:, label], truth[:, label]) for label, few in enumerate(shared)]
+        [
+            whole if few else best_threshold(probabilities[:, label], truth[:, label])
+            for label, few in enumerate(shared)
+        ]
     )
     grid = numpy.linspace(0, 1, points + 2)[1:-1]
     chosen = Thresholds(whole, by_label, shared, grid, *numpy.empty((2, 0)))
     tried = [
-        scores(replace(validation, predictions=probabilities >= threshold), ("f1_micro", "f1_macro"))
+        scores(
+            replace(validation, predictions=probabilities >= threshold), ("f1_micro", "f1_macro")
+        )
         for threshold in grid
     ]
-    return replace(chosen, **{name: numpy.array([one[name] for one in tried]) for name in ("f1_micro", "f1_macro")})
+    return replace(
+        chosen,
+        **{name: numpy.array([one[name] for one in tried]) for name in ("f1_micro", "f1_macro")},
+    )
 
 
 def best_threshold(probabilities: Array, truth: Array) -> float:
