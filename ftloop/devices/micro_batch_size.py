@@ -125,6 +125,7 @@ class Trial:
         reserved = [torch.empty_like(weight) for weight in weights for _ in range(2)]
         keys = [(0, row) for row in rows]
         batch = make_batch(self.dataset, keys, self.task.collate, self.seed)
+        del batch["info"]  # which the loop takes, too
         batch = send_to_device(batch, self.accelerator.device)
         self.model.train()
         with self.accelerator.autocast():
