@@ -17,7 +17,7 @@ from ftloop.data import Data
 from ftloop.errors import UserError
 from ftloop.extensions import Setup
 from ftloop.runs import finished
-from ftloop.runs.record import decode, import_name, load_config
+from ftloop.runs.record import add_import_folders, decode, import_folders, import_name, load_config
 from ftloop.task import Task
 from ftloop.tasks.text import TextClassification
 
@@ -128,6 +128,7 @@ def test_a_run_is_rebuilt_wherever_its_folder_was_moved(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.json").write_text(record_text(replace(BASE, schedule=rate)))
+    add_import_folders(run)
 
     # As in another process
     del sys.modules["module_of_rate"]
@@ -138,10 +139,25 @@ def test_a_run_is_rebuilt_wherever_its_folder_was_moved(tmp_path):
     assert config.schedule(1, 2, 3) == 0.25
 
 
+def test_import_folders_are_those_above_the_packages(tmp_path):
+    package = tmp_path / "pack" / "inner"
+    package.mkdir(parents=True)
+    code = "def schedule(step, total_steps, warmup_steps): return 1.0\n"
+    (tmp_path / "pack" / "__init__.py").write_text(code)
+    (package / "__init__.py").write_text("")
+    (package / "deep.py").write_text(code)
+    sys.path.append(str(tmp_path))
+    for name in ("pack:schedule", "pack.inner.deep:schedule"):
+        config = replace(BASE, schedule=import_name(name))
+        assert import_folders(encode(config)) == [str(tmp_path)]
+    assert import_folders(encode(BASE)) == []
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
 from ftloop.config import Config, record_text
+from ftloop.runs.record import add_import_folders
 from ftloop.tasks.text import TextClassification
 
 def rate(step, total_steps, warmup_steps):
@@ -150,6 +166,7 @@ def rate(step, total_steps, warmup_steps):
 if __name__ == "__main__":
     config = Config(task=TextClassification(model="m"), run_dir="r", schedule=rate)
     (Path(sys.argv[1]) / "config.json").write_text(record_text(config))
+    add_import_folders(Path(sys.argv[1]))
 """
 
 

@@ -2,20 +2,45 @@
 
 The record is data: values, and qualified names of classes and functions ("package.module:name").
 The names are imported from ftloop, from installed packages and from the folders where the run found
-them, but never from the run folder: nothing in a run folder is executed.
+them ("import_from"), but never from the run folder: nothing in a run folder is executed.
 """
 
 import dataclasses
 import functools
 import importlib
+import json
 import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ftloop.config import Config, read_record, recorded_modules
+from ftloop.config import Config, read_record
 from ftloop.errors import UserError
+from ftloop.extensions import Observer
 from ftloop.task import Task
+
+if TYPE_CHECKING:
+    from ftloop.run import Run
+
+
+class RecordImportFolders(Observer):
+    """Adds to config.json the folders from which the modules of the config were imported.
+
+    Without them, a finished run whose config file lies elsewhere needs PYTHONPATH to be evaluated.
+    """
+
+    def on_start(self, run: "Run") -> None:
+        if run.is_main_process:
+            add_import_folders(run.folder)
+
+
+def add_import_folders(run_dir: Path) -> None:
+    """Write "import_from" into the record of a run that this process has started."""
+    from ftloop.checkpoint import write_text
+
+    record = read_record(run_dir)
+    record["import_from"] = import_folders(record["config"])
+    write_text(run_dir / "config.json", json.dumps(record, indent=1) + "\n")
 
 
 def load_config(run_dir: str | Path) -> Config:
@@ -109,6 +134,33 @@ def import_name(name: str) -> Any:
         return functools.reduce(getattr, path.split("."), importlib.import_module(module))
     except Exception as error:  # a module can raise anything while it is imported
         raise UserError(f"{name!r} cannot be imported: {error}") from error
+
+
+def recorded_modules(encoded: Any) -> set[str]:
+    """Return the modules outside ftloop whose classes and functions an encoded config names."""
+    if isinstance(encoded, list):
+        return set().union(*map(recorded_modules, encoded))
+    if not isinstance(encoded, dict):
+        return set()
+    modules = set().union(*map(recorded_modules, encoded.values()))
+    for kind in ("class", "function"):
+        name = encoded.get(kind)
+        if isinstance(name, str) and name.partition(":")[0].partition(".")[0] != "ftloop":
+            modules.add(name.partition(":")[0])
+    return modules
+
+
+def import_folders(encoded: Any) -> list[str]:
+    """Return the folders from which this process imported the modules that a config names."""
+    folders = set()
+    for module in recorded_modules(encoded):
+        # A script is recorded by the name of its file, but imported as __main__.
+        imported = sys.modules.get(module) or sys.modules["__main__"]
+        if getattr(imported, "__file__", None) is not None:
+            file = Path(imported.__file__).resolve()
+            depth = module.count(".") + (file.stem == "__init__")
+            folders.add(str(file.parents[depth]))
+    return sorted(folders)
 
 
 def add_to_path(folder: str | Path) -> None:
