@@ -125,7 +125,9 @@ class Job(Config):
 
     def observers(self) -> list[Observer]:
         """Return what the options add to a run. They are told of the end of a run in this order."""
-        observers: list[Observer] = []
+        from ftloop.runs.record import RecordImportFolders
+
+        observers: list[Observer] = [RecordImportFolders()]
         if self.effective_log_level in ("debug", "info"):
             from ftloop.logs.progress_bar import ProgressBar
             from ftloop.logs.score_table import ScoreTable
