@@ -16,7 +16,7 @@ from hub_server import OTHER, READER, WRITER, Hub
 from ftloop.cli.job import Job
 from ftloop.errors import UserError
 from ftloop.hub import card, push, repository
-from ftloop.tasks.text import TextClassification
+from ftloop.tasks.text_classification import TextClassification
 
 # The Hub's client uploads large files in a way that its HTTP client deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

@@ -19,7 +19,7 @@ from ftloop.extensions import Setup
 from ftloop.runs import finished
 from ftloop.runs.record import add_import_folders, decode, import_folders, import_name, load_config
 from ftloop.task import Task
-from ftloop.tasks.text import TextClassification
+from ftloop.tasks.text_classification import TextClassification
 
 BASE = Job(
     task=TextClassification(model="a/model", data=Data(path="rows.csv")), run_dir="runs/base"
@@ -158,7 +158,7 @@ import sys
 from pathlib import Path
 from ftloop.config import Config, record_text
 from ftloop.runs.record import add_import_folders
-from ftloop.tasks.text import TextClassification
+from ftloop.tasks.text_classification import TextClassification
 
 def rate(step, total_steps, warmup_steps):
     return 0.5
