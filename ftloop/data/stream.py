@@ -84,7 +84,8 @@ class Stream:
 
     def set_seed(self, seed: int) -> None:
         """Set the seed that decides which row is at a position."""
-        self.seed, self.blocks, self.block = seed, None, None
+        if seed != self.seed:
+            self.seed, self.blocks, self.block = seed, None, None
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         return self.__getitems__([position])[0]
