@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from conftest import ranks, run_script, sentences, write_csv
 
+from ftloop import Config, Task
 from ftloop.data import Data
 from ftloop.data.stream import Stream, file_stamps
 from ftloop.errors import UserError
@@ -157,15 +158,10 @@ def test_ranks_read_disjoint_rows_and_together_those_of_one_rank(tmp_path, num_p
     files = write_shards(tmp_path, (40, 33))
     expected = ids(build_stream(files, buffer_size=16, fingerprint="one"), 0, 60)
     stream = build_stream(files, buffer_size=16, fingerprint="one")
-    sampler = TrainSampler(
-        stream,
-        batch_size=6,
-        micro_batch_size=2,
-        total_steps=10,
-        seed=1,
-        num_processes=num_processes,
-        row_order=lambda dataset, seed, epoch: dataset.row_order(seed, epoch),
+    config = Config(
+        task=Task(), run_dir="run", batch_size=6, micro_batch_size=2, max_steps=10, seed=1
     )
+    sampler = TrainSampler(stream, config, num_processes)
     ids_by_position: dict[int, list[int]] = {}
     for batch in build_dataloader(stream, sampler, collate_ids, seed=1, workers=workers):
         pairs = zip(batch["row_ids"].tolist(), batch["ids"].tolist(), strict=True)
