@@ -1,118 +1,151 @@
-"""Token ids from a table to a padded batch without a Python object per token: the tensors of DataCollatorWithPadding.
+"""Read and pad tokenized rows without a Python object per token.
 
-A prepared table of `datasets` lies in memory, or in a file that is mapped into it. Reading rows from it through Arrow
-makes a list for each cell and an integer for each token, which padding and torch then go through again: for 32 rows, a
-millisecond and a half. Here the columns are numpy views of the table's own memory, and a batch is copied once.
+A prepared table lies in memory or in a memory-mapped file. Reading its rows as dictionaries makes
+a list for each cell and an integer for each token, which padding and torch then go through again:
+1.5 ms for 32 rows. Here columns are numpy views of the memory of the table, and making a batch
+copies it once.
 
-`Tokens` gives rows as `Examples`: to whoever looks into it, a list of dictionaries as the table itself gives it; to
-`PaddingCollator`, the columns. A fork that changes rows in its `collate` thus loses the speed, and nothing else.
+`TokenDataset` gives rows as `LazyExamples`. Code that looks into them sees a list of dictionaries,
+as from the table itself; `PaddingCollator` takes the columns. A `collate` that changes rows
+therefore loses the speed and nothing else.
 """
 
 from collections import UserList
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy
 import pyarrow
 import torch
+from datasets import Dataset
 from transformers import BatchEncoding, DataCollatorWithPadding, PreTrainedTokenizerBase
 
-Cells = "Lists | list[Any]"  # of some rows: arrays, or numbers
+from ftloop.data.prepared import PreparedDataset
 
 
-class Tokens:
-    """The rows of a table, and the columns of some of them as views that copy nothing.
+def build_token_dataset(table: Any) -> PreparedDataset:
+    """Wrap a table of tokenized rows; its column "length" becomes the attribute `lengths`.
 
-    Only what was read of a mapped file is in memory, and the system may take it back. A process that gets a copy by
-    pickling makes its own views.
+    The result is a `TokenDataset` if the columns are numbers or lists of numbers, none of them
+    missing; else a plain `PreparedDataset`.
+    """
+    lengths = None
+    if "length" in table.column_names:
+        lengths = table.with_format("numpy", columns=["length"])["length"][:]
+        table = table.remove_columns("length")
+    dataset_class = TokenDataset if has_numeric_columns(table) else PreparedDataset
+    return dataset_class(table, lengths)
+
+
+def has_numeric_columns(table: Any) -> bool:
+    """Return whether a table has "input_ids" and only columns that numpy sees without copying."""
+    if not isinstance(table, Dataset) or "input_ids" not in table.column_names:
+        return False
+    stored = table.data.table
+    if table.format["type"] is not None or set(table.column_names) != set(stored.column_names):
+        return False
+    return all(map(is_numeric, stored.columns))
+
+
+def is_list(kind: pyarrow.DataType) -> bool:
+    return pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind)
+
+
+def is_numeric(column: pyarrow.ChunkedArray) -> bool:
+    """Return whether a column holds numbers or lists of numbers, none of them missing."""
+    ragged = is_list(column.type)
+    kind = column.type.value_type if ragged else column.type
+    if not (pyarrow.types.is_integer(kind) or pyarrow.types.is_floating(kind)):
+        return False
+    if column.null_count:
+        return False
+    return not ragged or not any(chunk.values.null_count for chunk in column.chunks)
+
+
+class TokenDataset(PreparedDataset):
+    """Rows of token ids, read as views of the table's memory.
+
+    Only what was read of a memory-mapped file occupies memory, and the system may reclaim it. A
+    worker process that receives a pickled copy makes its own views.
     """
 
-    def __init__(self, table: Any):
-        self.table = table
-
-    @classmethod
-    def of(cls, table: Any) -> Any:
-        """Tokens over a `datasets.Dataset` whose columns are numbers and lists of numbers, none missing, among them
-        "input_ids"; anything else as it is."""
-        from datasets import Dataset
-
-        plain = isinstance(table, Dataset) and table.format["type"] is None and "input_ids" in table.column_names
-        whole = plain and set(table.format["columns"]) == set(table.data.column_names)
-        return cls(table) if whole and all(map(_is_known, table.data.table.columns)) else table
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        return self.table[row]
-
-    def __getitems__(self, rows: list[int]) -> "Examples":
-        return Examples(rows, self, list(self._columns))
+    def __getitems__(self, rows: list[int]) -> "LazyExamples":
+        return LazyExamples(rows, self, self.table.column_names)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"table": self.table}
+        views = ("columns", "indices")
+        return {name: value for name, value in vars(self).items() if name not in views}
 
     @cached_property
-    def _columns(self) -> dict[str, "Column"]:
-        """The views. Columns whose cells have equal places (as token ids and their mask) share them."""
+    def columns(self) -> dict[str, "ColumnView"]:
+        """The stored columns. Those with equal offsets, such as ids and their mask, share them."""
         stored, columns = self.table.data.table, {}
         for name in stored.column_names:
-            column = Column(stored.column(name))
+            column = ColumnView(stored.column(name))
             for other in columns.values():
-                column.share(other)
+                column.share_offsets(other)
             columns[name] = column
         return columns
 
     @cached_property
-    def _indices(self) -> "Column | None":
-        """Where in the stored table the rows are, if some were chosen, or shuffled."""
+    def indices(self) -> "ColumnView | None":
+        """The stored row of each row, if the table was shuffled or rows were selected."""
         indices = self.table._indices
-        return None if indices is None else Column(indices.table.column(0))
+        return None if indices is None else ColumnView(indices.table.column(0))
 
-    def cells(self, rows: Sequence[int], names: Sequence[str]) -> dict[str, Cells]:
-        """The columns of some rows."""
-        if self._indices is not None:
-            rows = self._indices.cells(self._indices.places(rows))
-        found, starts, offsets = {}, None, None
+    def read_cells(self, rows: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
+        """Return the named columns of some rows: `RaggedCells` for lists, or a list of numbers."""
+        if self.indices is not None:
+            rows = self.indices.read_numbers(self.indices.locate(rows))
+        cells: dict[str, Any] = {}
+        row_starts = offsets = None
         for name in names:
-            column = self._columns[name]
-            if column.starts is not starts:
-                starts, offsets, places = column.starts, None, column.places(rows)
+            column = self.columns[name]
+            if column.row_starts is not row_starts:
+                row_starts, offsets = column.row_starts, None
+                places = column.locate(rows)
             if column.offsets is None:
-                found[name] = column.cells(places)
+                cells[name] = column.read_numbers(places)
                 continue
             if column.offsets is not offsets:
                 offsets = column.offsets
-                spans = [(chunk, offsets[chunk][row], offsets[chunk][row + 1]) for chunk, row in places]
+                spans = [
+                    (chunk, offsets[chunk][row], offsets[chunk][row + 1]) for chunk, row in places
+                ]
                 lengths = [stop - start for _, start, stop in spans]
-            values, constant = column.values, column.constant
-            arrays = [values[chunk][start:stop] for chunk, start, stop in spans] if constant is None else []
-            found[name] = Lists(arrays, lengths, constant)
-        return found
+            arrays = []
+            if column.constant is None:
+                values = column.values
+                arrays = [values[chunk][start:stop] for chunk, start, stop in spans]
+            cells[name] = RaggedCells(arrays, lengths, column.constant)
+        return cells
 
 
 @dataclass
-class Lists:
-    """The cells of a column of lists: an array for each row, and how long they are; or the number they all hold."""
+class RaggedCells:
+    """Some cells of a column of lists: an array for each row, or the number that all lists hold."""
 
-    arrays: list[numpy.ndarray]
+    arrays: list[numpy.ndarray]  # empty if `constant` is given
     lengths: list[int]
     constant: int | None
 
 
-class Column:
-    """Views of a column, chunk by chunk: `datasets` writes a thousand rows a chunk.
+class ColumnView:
+    """Views of a column, one per chunk: `datasets` writes chunks of a thousand rows.
 
-    What single numbers are taken from is a memoryview: it gives Python's, three times as fast as numpy its own.
+    Single numbers are read from memoryviews, which return Python's numbers three times as fast as
+    numpy returns its own.
     """
 
     def __init__(self, column: pyarrow.ChunkedArray):
         chunks = [chunk for chunk in column.chunks if len(chunk)]
-        self.starts = numpy.cumsum([0, *map(len, chunks)])  # of the chunks, in rows
-        self.offsets: list[memoryview] | None = None  # in the values of a chunk, where each list begins
-        if _is_list(column.type):
+        self.row_starts = numpy.cumsum([0, *map(len, chunks)])  # the first row of each chunk
+        self.offsets: list[memoryview] | None = (
+            None  # where each list begins among a chunk's values
+        )
+        if is_list(column.type):
             self.offsets = [memoryview(chunk.offsets.to_numpy()) for chunk in chunks]
             self.values = [chunk.values.to_numpy() for chunk in chunks]
         else:
@@ -120,70 +153,59 @@ class Column:
 
     @cached_property
     def constant(self) -> int | None:
-        """The integer that all lists hold, as masks do before padding; None if they differ. A column that does is read
-        to its end once."""
+        """The integer that all lists hold, as masks do before padding; None if they differ."""
         first = next((values[0] for values in self.values if len(values)), None)
         if first is None or first.dtype.kind != "i":
             return None
         return int(first) if all((values == first).all() for values in self.values) else None
 
-    def share(self, other: "Column") -> None:
-        """Take the objects of another column that are equal to those of this one."""
-        if numpy.array_equal(self.starts, other.starts):
-            self.starts = other.starts
-            if self.offsets is not None and other.offsets is not None:
-                equal = all(map(numpy.array_equal, self.offsets, other.offsets))
-                self.offsets = other.offsets if equal else self.offsets
+    def share_offsets(self, other: "ColumnView") -> None:
+        """Use the objects of another column where they equal those of this one."""
+        if not numpy.array_equal(self.row_starts, other.row_starts):
+            return
+        self.row_starts = other.row_starts
+        both_ragged = self.offsets is not None and other.offsets is not None
+        if both_ragged and all(map(numpy.array_equal, self.offsets, other.offsets)):
+            self.offsets = other.offsets
 
-    def places(self, rows: Sequence[int]) -> list[tuple[int, int]]:
-        """The chunk of each row, and which row of it that is."""
+    def locate(self, rows: Sequence[int]) -> list[tuple[int, int]]:
+        """Return the chunk of each row and its position in that chunk."""
         if len(self.values) == 1:
             return [(0, row) for row in rows]
-        chunks = self.starts.searchsorted(rows, side="right") - 1
-        return list(zip(chunks.tolist(), (rows - self.starts[chunks]).tolist(), strict=True))
+        chunks = self.row_starts.searchsorted(rows, side="right") - 1
+        return list(zip(chunks.tolist(), (rows - self.row_starts[chunks]).tolist(), strict=True))
 
-    def cells(self, places: list[tuple[int, int]]) -> list[Any]:
-        """The numbers at some places."""
+    def read_numbers(self, places: list[tuple[int, int]]) -> list[Any]:
+        """Return the numbers at the places that `locate` found."""
         values = self.values
         return [values[chunk][row] for chunk, row in places]
 
 
-def _is_list(kind: pyarrow.DataType) -> bool:
-    return pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind)
+class LazyExamples(UserList, list):
+    """Some rows of a `TokenDataset` as a list of dictionaries, read when somebody looks at them.
 
-
-def _is_known(column: pyarrow.ChunkedArray) -> bool:
-    """Whether a column has numbers, or lists of them, and none is missing: what numpy sees without copying."""
-    kind = column.type.value_type if _is_list(column.type) else column.type
-    if not (pyarrow.types.is_integer(kind) or pyarrow.types.is_floating(kind)) or column.null_count:
-        return False
-    return not _is_list(column.type) or not any(chunk.values.null_count for chunk in column.chunks)
-
-
-class Examples(UserList, list):
-    """Some rows, as the list of dictionaries that the table gives; it is read from there when somebody looks.
-
-    A UserList, so that each way to look goes through `data`; a list, for libraries that ask for one.
+    A UserList, so that every access goes through `data`; also a list, for libraries that check.
     """
 
-    def __init__(self, rows: Sequence[Any], tokens: Tokens | None = None, columns: Sequence[str] = ()):
-        """The `columns` of the rows with these numbers; without `tokens`, a list of dictionaries (UserList needs it for
-        slices and sums)."""
-        self.rows, self.tokens, self.columns = rows, tokens, columns
+    def __init__(
+        self, rows: Sequence[Any], dataset: TokenDataset | None = None, columns: Sequence[str] = ()
+    ):
+        """`rows` are row numbers; without a dataset, dictionaries (UserList slices and sums so)."""
+        self.rows, self.dataset, self.columns = rows, dataset, columns
 
     @cached_property
     def data(self) -> list[dict[str, Any]]:
-        if self.tokens is None:
+        if self.dataset is None:
             return list(self.rows)
-        return self.tokens.table.select_columns(list(self.columns)).__getitems__(self.rows)
+        return self.dataset.table.select_columns(list(self.columns)).__getitems__(self.rows)
 
     @property
-    def seen(self) -> bool:
-        """Whether somebody looked, who may have changed them."""
-        return "data" in vars(self) or self.tokens is None
+    def was_read(self) -> bool:
+        """Whether dictionaries were made, which the reader may have changed."""
+        return "data" in vars(self) or self.dataset is None
 
     def __len__(self) -> int:
-        return len(self.data if self.seen else self.rows)
+        return len(self.data if self.was_read else self.rows)
 
     def __iter__(self) -> Any:
         return iter(self.data)
@@ -191,78 +213,96 @@ class Examples(UserList, list):
     def __reduce__(self) -> tuple[Any, ...]:
         return list, (self.data,)
 
-    def cells(self) -> dict[str, Cells]:
-        return self.tokens.cells(self.rows, self.columns)
+    def read_cells(self) -> dict[str, Any]:
+        """Return the columns as `TokenDataset.read_cells` does, without making dictionaries."""
+        return self.dataset.read_cells(self.rows, self.columns)
 
 
-def without(column: str, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same rows without a column; those of a table that nobody looked into stay there."""
-    if isinstance(examples, Examples) and not examples.seen:
-        return Examples(examples.rows, examples.tokens, [name for name in examples.columns if name != column])
-    return [{name: cell for name, cell in example.items() if name != column} for example in examples]
-
-
+@dataclass
 class PaddingCollator(DataCollatorWithPadding):
-    """A DataCollatorWithPadding that pads rows of `Tokens` in numpy: the same tensors, in some seventeenth of the
-    time for 32 rows."""
+    """A `DataCollatorWithPadding` that pads rows of a `TokenDataset` in numpy.
+
+    The tensors are the same; for 32 rows they take a seventeenth of the time. `extra_padding` maps
+    further columns of lists, such as the labels of tokens, to the number that they are padded with.
+    """
+
+    extra_padding: dict[str, int] = field(default_factory=dict)
 
     def __call__(self, features: list[dict[str, Any]]) -> BatchEncoding:
-        batch = self._pad(features) if isinstance(features, Examples) and not features.seen else None
-        return super().__call__(features) if batch is None else BatchEncoding(batch)
+        batch = None
+        if isinstance(features, LazyExamples) and not features.was_read:
+            batch = self.pad_views(features)
+        return BatchEncoding(batch) if batch is not None else self.pad_dictionaries(features)
+
+    def pad_dictionaries(self, features: list[dict[str, Any]]) -> BatchEncoding:
+        """Make the batch as transformers does, and pad the extra columns of lists."""
+        extra = [
+            name for name in self.extra_padding if isinstance(features[0].get(name), list | tuple)
+        ]
+        plain = [
+            {name: cell for name, cell in feature.items() if name not in extra}
+            for feature in features
+        ]
+        batch = super().__call__(plain)
+        width = batch["input_ids"].shape[1]
+        for name in extra:
+            arrays = [numpy.asarray(feature[name]) for feature in features]
+            is_token = self.mark_tokens(list(map(len, arrays)), width)
+            batch[name] = pad_arrays(arrays, is_token, self.extra_padding[name])
+        return batch
+
+    def pad_views(self, examples: LazyExamples) -> dict[str, torch.Tensor] | None:
+        """Return the batch, or None where it is left to transformers, also to raise the error."""
+        names, padding = examples.columns, self.padding_values
+        if padding is None or "input_ids" not in names or not len(examples):
+            return None
+        if ("attention_mask" in names) != ("attention_mask" in self.tokenizer.model_input_names):
+            return None
+        if "label" in names or "label_ids" in names:  # transformers renames them
+            return None
+        cells = examples.read_cells()
+        lengths = cells["input_ids"].lengths
+        width = self.padded_width(max(lengths))
+        if not width:
+            return None
+        is_token = self.mark_tokens(lengths, width)
+        batch = {}
+        for name, column in cells.items():
+            if not isinstance(column, RaggedCells):
+                batch[name] = as_torch(numpy.array(column))
+            elif name in padding:
+                if column.lengths != lengths:
+                    return None
+                batch[name] = pad_cells(column, is_token, padding[name])
+            elif column.arrays and len(set(column.lengths)) == 1:
+                batch[name] = as_torch(numpy.stack(column.arrays))
+            else:
+                return None
+        return batch
 
     @cached_property
-    def _padding(self) -> dict[str, int] | None:
-        """What each column is padded with, looked up once; None for a tokenizer that pads in a way of its own."""
+    def padding_values(self) -> dict[str, int] | None:
+        """What each column is padded with; None if the tokenizer has its own padding method."""
         tokenizer = self.tokenizer
-        usual = (
+        pads_as_usual = (
             type(tokenizer).pad is PreTrainedTokenizerBase.pad
             and type(tokenizer)._pad is PreTrainedTokenizerBase._pad
             and tokenizer.model_input_names[0] == "input_ids"
             and tokenizer.pad_token_id is not None
             and self.return_tensors == "pt"
         )
-        ids = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
-        return {**ids, "attention_mask": 0, "special_tokens_mask": 1} if usual else None
+        if not pads_as_usual:
+            return None
+        return {
+            "input_ids": tokenizer.pad_token_id,
+            "token_type_ids": tokenizer.pad_token_type_id,
+            "attention_mask": 0,
+            "special_tokens_mask": 1,
+            **self.extra_padding,
+        }
 
-    def _pad(self, examples: Examples) -> dict[str, torch.Tensor] | None:
-        """The batch; None for what is left to `transformers`, also where that raises an error."""
-        tokenizer, names, padding = self.tokenizer, examples.columns, self._padding
-        if padding is None or "input_ids" not in names or not len(examples):
-            return None
-        if ("attention_mask" in names) != ("attention_mask" in tokenizer.model_input_names):
-            return None
-        if "label" in names or "label_ids" in names:
-            return None
-        cells = examples.cells()
-        lengths = cells["input_ids"].lengths
-        count, width = len(lengths), self._width(max(lengths))
-        if not width:
-            return None
-        places, counts = numpy.arange(width), numpy.array(lengths)[:, None]
-        real = places < counts if tokenizer.padding_side == "right" else places >= width - counts  # where tokens are
-        batch = {}
-        for name, column in cells.items():
-            if not isinstance(column, Lists):
-                batch[name] = _as_of_lists(numpy.array(column))
-            elif name in padding:
-                if column.lengths != lengths or (column.arrays and column.arrays[0].dtype.kind != "i"):
-                    return None
-                if (column.constant, padding[name]) == (1, 0):  # a mask
-                    padded = real.astype(numpy.int64)
-                else:
-                    padded = numpy.empty((count, width), numpy.int64)
-                    padded.fill(padding[name])
-                    tokens = column.constant
-                    padded[real] = numpy.concatenate(column.arrays) if tokens is None else tokens
-                batch[name] = torch.from_numpy(padded)
-            elif column.arrays and len(set(column.lengths)) == 1:
-                batch[name] = _as_of_lists(numpy.stack(column.arrays))
-            else:
-                return None
-        return batch
-
-    def _width(self, longest: int) -> int | None:
-        """What rows are padded to; None if that is for `transformers` to decide."""
+    def padded_width(self, longest: int) -> int | None:
+        """Return the width that rows are padded to; None where transformers decides."""
         if self.padding is True or self.padding == "longest":
             width = longest
         elif self.padding == "max_length" and self.max_length is not None:
@@ -270,12 +310,38 @@ class PaddingCollator(DataCollatorWithPadding):
         else:
             return None
         multiple = self.pad_to_multiple_of or 1
-        width = -(-width // multiple) * multiple
+        width += -width % multiple
         return width if longest <= width else None
 
+    def mark_tokens(self, lengths: list[int], width: int) -> numpy.ndarray:
+        """Return which places of the padded batch hold a token: bool, (rows, width)."""
+        places, counts = numpy.arange(width), numpy.array(lengths)[:, None]
+        return (
+            places < counts if self.tokenizer.padding_side == "right" else places >= width - counts
+        )
 
-def _as_of_lists(values: numpy.ndarray) -> torch.Tensor:
-    """What torch makes of the same numbers in lists."""
+
+def pad_cells(column: RaggedCells, is_token: numpy.ndarray, padding: int) -> torch.Tensor:
+    """Return the cells of a column of lists as a padded tensor, (rows, width)."""
+    if column.constant is None:
+        return pad_arrays(column.arrays, is_token, padding)
+    if (column.constant, padding) == (1, 0):  # an attention mask
+        return torch.from_numpy(is_token.astype(numpy.int64))
+    padded = numpy.full(is_token.shape, padding, numpy.int64)
+    padded[is_token] = column.constant
+    return torch.from_numpy(padded)
+
+
+def pad_arrays(arrays: list[numpy.ndarray], is_token: numpy.ndarray, padding: int) -> torch.Tensor:
+    """Return arrays of any lengths as a padded tensor, (rows, width)."""
+    is_float = any(array.dtype.kind == "f" for array in arrays)
+    padded = numpy.full(is_token.shape, padding, numpy.float64 if is_float else numpy.int64)
+    padded[is_token] = numpy.concatenate(arrays)
+    return as_torch(padded)
+
+
+def as_torch(values: numpy.ndarray) -> torch.Tensor:
+    """Return the tensor that torch makes of the same numbers in lists."""
     if values.dtype.kind == "f":
         return torch.from_numpy(values).to(torch.get_default_dtype())
-    return torch.from_numpy(values.astype(numpy.int64))
+    return torch.from_numpy(values.astype(numpy.int64, copy=False))

@@ -39,7 +39,7 @@ class TaskRows:
     def labels(self) -> dict[str, numpy.ndarray]:
         """The encoded labels by split: int [rows], 0 or 1 [rows, labels], or float [rows]."""
         return {
-            split: numpy.asarray(self.task.encoded(rows, split))
+            split: numpy.asarray(self.task.encode_labels(rows, split))
             for split, rows in self.splits.items()
         }
 

@@ -1,56 +1,61 @@
-"""Scores as `evaluate.Metric` objects that need no network, and metrics of the Hub beside them, as `hub:NAME`.
+"""Metrics as `evaluate.Metric` objects that need no network, and metrics of the Hub as `hub:NAME`.
 
-`check` refuses the names that do not fit a task, `build` makes the objects, and on the main process the evaluation pass
-streams rows into them with `add` and reads them with `compute`. A new score is one row of `SCORES` and a function of
-whole NumPy columns:
+`validate` refuses the names that do not fit a task, and `build` makes the objects, to which the
+evaluation adds batches of rows. A new score is one entry of `SCORES` with a function of whole NumPy
+columns:
 
-    single-label   references int [rows]; predictions int [rows], or scores float [rows] (of class 1) for two classes
-                   and [rows, classes] for more
-    multi-label    references bool [rows, labels]; predictions bool or scores float, of the same shape
+    single-label   references int [rows]; predictions int [rows], or scores float, [rows] (of class
+                   1) with two classes and [rows, classes] with more
+    multi-label    references bool [rows, labels]; predictions bool or scores float, [rows, labels]
     regression     references and predictions float [rows]
 
-scikit-learn and SciPy compute them, over all classes of the task, whether a split holds them or not; a ratio of nothing
-is 0. A score that has no value (one class only, a constant, a NaN) is NaN with one logged line: training goes on.
+scikit-learn and SciPy compute them over all classes of the task, also those that a split does not
+have; 0 divided by 0 is 0. A score that is not defined (one class only, a constant, a NaN) is NaN,
+with a line in the log, and training continues.
 """
 
 import functools
 import logging
-import numbers
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ftloop.errors import UserError, nearest
+from ftloop.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     import evaluate
 
-SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+SINGLE = "single_label_classification"
+MULTI = "multi_label_classification"
+REGRESSION = "regression"
 DEFAULTS = {
     SINGLE: ("accuracy", "f1_macro"),
     MULTI: ("f1_micro", "f1_macro", "subset_accuracy"),
     REGRESSION: ("pearson", "spearman", "mse"),
 }
 HUB = "hub:"
+IGNORED = -100  # the label of tokens that do not count
 logger = logging.getLogger("ftloop")
 
 
 @dataclass(frozen=True)
 class Score:
-    function: Callable[[np.ndarray, np.ndarray, int], Any]  # (references, predictions or scores, number of labels)
-    problem_types: tuple[str, ...]  # the names that transformers gives them in `config.problem_type`
+    """A function f(references, predictions or scores, number of labels), and where it fits."""
+
+    function: Callable[[np.ndarray, np.ndarray, int], Any]
+    problem_types: tuple[str, ...]  # by their names in `config.problem_type` of transformers
     better: str = "max"  # or "min"
     column: str = "predictions"  # what the references are compared with; or "prediction_scores"
     binary: bool = False  # for exactly two classes, of which id 1 is the positive one
 
 
 def _sklearn(name: str, **options: Any) -> Callable[..., Any]:
-    """A function of sklearn.metrics by its name: scikit-learn is imported when the first score is computed."""
+    """Return a function of sklearn.metrics; scikit-learn is imported for the first score."""
 
-    def score(references: np.ndarray, compared: np.ndarray, labels: int) -> Any:
+    def score(references: np.ndarray, compared: np.ndarray, num_labels: int) -> Any:
         import sklearn.metrics
 
         return getattr(sklearn.metrics, name)(references, compared, **options)
@@ -59,183 +64,219 @@ def _sklearn(name: str, **options: Any) -> Callable[..., Any]:
 
 
 def _averaged(name: str, average: str | None) -> Callable[..., Any]:
-    """Precision, recall or F1. Naming all labels keeps absent classes in the mean."""
+    """Return precision, recall or F1. Naming all labels keeps absent classes in the mean."""
 
-    def score(references: np.ndarray, predictions: np.ndarray, labels: int) -> Any:
-        counted: list[int] = [1] if average == "binary" else list(range(labels))
-        if references.ndim == 2 and labels == 1:  # scikit-learn takes one column for two classes, and scores its zeros
-            references, predictions, counted = references[:, 0], predictions[:, 0], [1]
-        how = {"average": average, "zero_division": 0} | (
-            {} if average in ("binary", "samples") else {"labels": counted}
-        )
-        return _sklearn(name, **how)(references, predictions, labels)
+    def score(references: np.ndarray, predictions: np.ndarray, num_labels: int) -> Any:
+        labels = [1] if average == "binary" else list(range(num_labels))
+        if references.ndim == 2 and num_labels == 1:
+            # scikit-learn takes a single column for two classes, and would score its zeros too.
+            references, predictions, labels = references[:, 0], predictions[:, 0], [1]
+        options: dict[str, Any] = {"average": average, "zero_division": 0}
+        if average not in ("binary", "samples"):
+            options["labels"] = labels
+        return _sklearn(name, **options)(references, predictions, num_labels)
 
     return score
 
 
-def _roc_auc(references: np.ndarray, scores: np.ndarray, labels: int) -> float:
-    """One class (or label) against the rest; the mean over them."""
+def _roc_auc(references: np.ndarray, scores: np.ndarray, num_labels: int) -> float:
+    """Return the mean over classes or labels, each against the rest."""
     if references.ndim < scores.ndim:
-        references = references[:, None] == np.arange(labels)
-    return _sklearn("roc_auc_score", average="macro")(references, scores, labels)
+        references = references[:, None] == np.arange(num_labels)
+    return _sklearn("roc_auc_score", average="macro")(references, scores, num_labels)
 
 
 def _correlation(name: str) -> Callable[..., float]:
-    def score(references: np.ndarray, predictions: np.ndarray, labels: int) -> float:
+    def score(references: np.ndarray, predictions: np.ndarray, num_labels: int) -> float:
         from scipy import stats
 
-        return getattr(stats, name)(references, predictions).statistic if len(references) > 1 else np.nan
+        if len(references) < 2:
+            return np.nan
+        return getattr(stats, name)(references, predictions).statistic
 
     return score
 
 
-RATIOS = {"precision": "precision_score", "recall": "recall_score", "f1": "f1_score"}
-SCORES = {
-    "accuracy": Score(_sklearn("accuracy_score"), (SINGLE,)),
-    **{name: Score(_averaged(function, "binary"), (SINGLE,), binary=True) for name, function in RATIOS.items()},
-    **{
-        f"{name}_{average}": Score(_averaged(function, None if average == "per_class" else average), (SINGLE, MULTI))
-        for name, function in RATIOS.items()
-        for average in ("macro", "weighted", "micro", "per_class")
-    },
-    "f1_samples": Score(_averaged("f1_score", "samples"), (MULTI,)),
-    "matthews_correlation": Score(_sklearn("matthews_corrcoef"), (SINGLE,)),
-    "roc_auc": Score(_roc_auc, (SINGLE, MULTI), column="prediction_scores"),
-    "subset_accuracy": Score(_sklearn("accuracy_score"), (MULTI,)),
-    "hamming_loss": Score(_sklearn("hamming_loss"), (MULTI,), "min"),
-    "pearson": Score(_correlation("pearsonr"), (REGRESSION,)),
-    "spearman": Score(_correlation("spearmanr"), (REGRESSION,)),
-    "mse": Score(_sklearn("mean_squared_error"), (REGRESSION,), "min"),
-    "rmse": Score(_sklearn("root_mean_squared_error"), (REGRESSION,), "min"),
-    "mae": Score(_sklearn("mean_absolute_error"), (REGRESSION,), "min"),
-    "r2": Score(_sklearn("r2_score"), (REGRESSION,)),
-}
+def _build_scores() -> dict[str, Score]:
+    accuracy = _sklearn("accuracy_score")
+    scores = {"accuracy": Score(accuracy, (SINGLE,))}
+    ratios = {"precision": "precision_score", "recall": "recall_score", "f1": "f1_score"}
+    for name, function in ratios.items():
+        scores[name] = Score(_averaged(function, "binary"), (SINGLE,), binary=True)
+    for name, function in ratios.items():
+        for average in ("macro", "weighted", "micro"):
+            scores[f"{name}_{average}"] = Score(_averaged(function, average), (SINGLE, MULTI))
+        scores[f"{name}_per_class"] = Score(_averaged(function, None), (SINGLE, MULTI))
+    scores["f1_samples"] = Score(_averaged("f1_score", "samples"), (MULTI,))
+    scores["matthews_correlation"] = Score(_sklearn("matthews_corrcoef"), (SINGLE,))
+    scores["roc_auc"] = Score(_roc_auc, (SINGLE, MULTI), column="prediction_scores")
+    scores["subset_accuracy"] = Score(accuracy, (MULTI,))
+    scores["hamming_loss"] = Score(_sklearn("hamming_loss"), (MULTI,), "min")
+    scores["pearson"] = Score(_correlation("pearsonr"), (REGRESSION,))
+    scores["spearman"] = Score(_correlation("spearmanr"), (REGRESSION,))
+    scores["mse"] = Score(_sklearn("mean_squared_error"), (REGRESSION,), "min")
+    scores["rmse"] = Score(_sklearn("root_mean_squared_error"), (REGRESSION,), "min")
+    scores["mae"] = Score(_sklearn("mean_absolute_error"), (REGRESSION,), "min")
+    scores["r2"] = Score(_sklearn("r2_score"), (REGRESSION,))
+    return scores
 
 
-def check(names: Sequence[str], problem_type: str, labels: Sequence[str]) -> None:
-    """Raise `UserError` for the first of `names` that this task cannot compute. Imports nothing.
+SCORES = _build_scores()
+
+
+# Names
+
+
+def validate(names: Sequence[str], problem_type: str, labels: Sequence[str]) -> None:
+    """Raise UserError for the first of `names` that this task cannot compute. Imports nothing.
 
     `labels` are the label names by id, none for regression. Of `hub:NAME` only the form is checked.
     """
-    fits = [name for name, score in SCORES.items() if problem_type in score.problem_types]
-    fits = [name for name in fits if len(labels) == 2 or not SCORES[name].binary]
+    fitting = [
+        name
+        for name, score in SCORES.items()
+        if problem_type in score.problem_types and (len(labels) == 2 or not score.binary)
+    ]
     for name in names:
-        if name in fits or (name.startswith(HUB) and name.removeprefix(HUB).partition(":")[0]):
+        if name in fitting or (name.startswith(HUB) and name.removeprefix(HUB).partition(":")[0]):
             continue
-        fault = "does not fit" if name in SCORES else "is not a metric for"
-        task = problem_type if problem_type == REGRESSION else f"{problem_type} with {len(labels)} labels"
-        variants = " or ".join(fit for fit in fits if fit.startswith(f"{name}_"))
-        hint = f" (use {variants})" if variants else nearest(name, fits)
+        problem = "does not fit" if name in SCORES else "is not a metric for"
+        task = problem_type
+        if problem_type != REGRESSION:
+            task = f"{problem_type} with {len(labels)} labels"
+        variants = " or ".join(choice for choice in fitting if choice.startswith(f"{name}_"))
+        hint = f" (use {variants})" if variants else did_you_mean(name, fitting)
         raise UserError(
-            f"--task.metrics: {name!r} {fault} {task}{hint}. "
-            f"Choose from {', '.join(fits)}, or {HUB}NAME for a metric of the Hub."
+            f"--metrics: {name!r} {problem} {task}{hint}. "
+            f"Choose from {', '.join(fitting)}, or {HUB}NAME for a metric of the Hub."
         )
 
 
-def direction(name: str) -> str | None:
-    """Whether a better value of the reported score `name` is the larger ("max") or the smaller ("min") one.
+def validate_token_metrics(names: Sequence[str], labels: Sequence[str]) -> None:
+    """Raise UserError for the first of `names` that cannot be computed from the tags of tokens."""
+    validate([name for name in names if not name.startswith(HUB)], SINGLE, labels)
+    for name in names:
+        if name.startswith(HUB) or SCORES[name].column != "predictions":
+            raise UserError(f"--metrics: {name!r} cannot be computed for tokens.")
 
-    Knows "loss" and the per-class names such as "recall[benign]"; None for what a metric of the Hub reports.
+
+def score_names(names: Sequence[str], labels: Sequence[str]) -> tuple[str, ...] | None:
+    """Return the names of the scores that metrics report: "recall[benign]" of recall_per_class.
+
+    None with a metric of the Hub, which reports names that are known when it is computed.
     """
-    score = SCORES.get(name.partition("[")[0])
-    return score.better if score else {"loss": "min"}.get(name)
+    scores: list[str] = []
+    for name in names:
+        if name.startswith(HUB):
+            return None
+        ratio, per_class, _ = name.partition("_per_class")
+        scores += [f"{ratio}[{label}]" for label in labels] if per_class else [name]
+    return tuple(scores)
+
+
+# Metrics
 
 
 @functools.cache
-def _metric_class():
-    """The one class of all local metrics, defined on first use: to import its base class costs two to three seconds."""
+def _local_metric_class() -> type:
+    """Return the class of all local metrics. Importing its base class takes 2 to 3 seconds."""
     import evaluate
     from datasets import Features, Value
     from datasets import Sequence as Row
 
     class LocalMetric(evaluate.Metric):
         def __init__(self, name: str, problem_type: str, labels: Sequence[str]):
-            # Before the base class starts: it asks for the features.
+            # The base class asks for the features, so this comes first.
             self.score, self.problem_type, self.labels = SCORES[name], problem_type, labels
-            super().__init__(keep_in_memory=True)  # on disk it takes ten times as long, and file locks
+            super().__init__(keep_in_memory=True)  # ten times as fast as on disk, without locks
             self.info.module_name = name
 
-        def _info(self):
-            # Ids too are float64: an integer feature would cut a regression's 1.7 to class 1 without a word.
+        def _info(self) -> Any:
+            # Ids are float64 too: an integer feature would silently truncate 1.7 to class 1.
             value, row = Value("float64"), Row(Value("float64"))
             references = row if self.problem_type == MULTI else value
-            of_each_class = self.score.column == "prediction_scores" and len(self.labels) != 2
-            columns = {self.score.column: row if of_each_class else references, "references": references}
-            return evaluate.MetricInfo(description="", citation="", features=Features(columns))
+            compared = references
+            if self.score.column == "prediction_scores" and len(self.labels) != 2:
+                compared = row  # a score of each class
+            features = Features({self.score.column: compared, "references": references})
+            return evaluate.MetricInfo(description="", citation="", features=features)
 
-        def _ids(self, column: np.ndarray) -> np.ndarray:
-            limit, kind = (2, bool) if self.problem_type == MULTI else (len(self.labels), np.int64)
+        def _check_ids(self, column: np.ndarray) -> np.ndarray:
+            is_multi = self.problem_type == MULTI
+            limit = 2 if is_multi else len(self.labels)
             if not np.isin(column, np.arange(limit)).all():
-                raise ValueError(f"{self.name} compares the ids 0 to {limit - 1}; it was given {np.unique(column)}")
-            return column.astype(kind)
+                values = np.unique(column)
+                raise ValueError(f"{self.name} takes ids from 0 to {limit - 1}, not {values}")
+            return column.astype(bool if is_multi else np.int64)
 
-        def _compute(self, references, **compared):
+        def _compute(self, references: Any, **compared: Any) -> dict[str, float]:
             references, compared = np.asarray(references), np.asarray(compared[self.score.column])
             if self.problem_type != REGRESSION:
-                references = self._ids(references)
-                compared = self._ids(compared) if self.score.column == "predictions" else compared
-            if not np.isfinite(compared).all():  # of a model that diverged; scikit-learn would refuse it
-                value = np.nan
-            else:
-                with warnings.catch_warnings():  # an undefined score becomes the NaN that is logged below
+                references = self._check_ids(references)
+                if self.score.column == "predictions":
+                    compared = self._check_ids(compared)
+            value = np.nan
+            if np.isfinite(compared).all():  # scikit-learn refuses those of a model that diverged
+                with warnings.catch_warnings():  # a score that is not defined is logged below
                     warnings.simplefilter("ignore")
                     value = self.score.function(references, compared, len(self.labels))
             if np.ndim(value):
                 ratio = self.name.removesuffix("_per_class")
-                return {f"{ratio}[{label}]": float(one) for label, one in zip(self.labels, value, strict=True)}
+                scores = zip(self.labels, value, strict=True)
+                return {f"{ratio}[{label}]": float(score) for label, score in scores}
             if np.isnan(value):
-                reason = "one class only, a constant or a NaN"
-                logger.warning("%s has no value on these %d rows (%s)", self.name, len(references), reason)
+                logger.warning(
+                    "%s is not defined on these %d rows (one class only, a constant or a NaN)",
+                    self.name,
+                    len(references),
+                )
             return {self.name: float(value)}
 
     return LocalMetric
 
 
 def build(name: str, problem_type: str, labels: Sequence[str]) -> "evaluate.Metric":
-    """The metric `name`, on which `add` and `compute` work; one of `SCORES`, or of the Hub.
+    """Return the metric `name`: one of `SCORES`, or one of the Hub.
 
-    `hub:NAME` or `hub:NAME:CONFIG` (`hub:glue:mrpc`) is `evaluate.load(NAME, CONFIG)`, which *runs* the script that it
-    finds on the Hub, in the library's cache, or at a local path (`hub:./my_metric` for `my_metric/my_metric.py`).
+    `hub:NAME` or `hub:NAME:CONFIG` (`hub:glue:mrpc`) is `evaluate.load(NAME, CONFIG)`, which *runs*
+    the script that it finds on the Hub, in the cache of the library, or at a local path
+    (`hub:./my_metric` for `my_metric/my_metric.py`).
 
-    Raises `UserError` for a metric that does not fit the task or cannot be loaded.
+    Raises UserError for a metric that does not fit the task or cannot be loaded.
     """
-    check([name], problem_type, labels)
+    validate([name], problem_type, labels)
     if not name.startswith(HUB):
-        return _metric_class()(name, problem_type, labels)
+        return _local_metric_class()(name, problem_type, labels)
 
     import evaluate
     from huggingface_hub import constants
 
-    # The library knows its own HF_EVALUATE_OFFLINE only, and elsewhere waits for each of its requests to time out.
+    # The library has its own variable for being offline, and otherwise waits for each time-out.
     evaluate.config.HF_EVALUATE_OFFLINE |= constants.HF_HUB_OFFLINE
     path, _, config_name = name.removeprefix(HUB).partition(":")
     try:
         return evaluate.load(path, config_name or None, keep_in_memory=True)
     except (OSError, ImportError) as error:
-        # Offline, the library too says that the Hub has no such metric.
-        raise UserError(f"--task.metrics: {name!r} could not be loaded (is the Hub in reach?): {error}") from error
+        # Offline, the library says that the Hub has no such metric.
+        raise UserError(
+            f"--metrics: {name!r} cannot be loaded (can the Hub be reached?): {error}"
+        ) from error
 
 
-def feature_names(metric: "evaluate.Metric") -> list[str]:
-    """The columns that `metric` takes, such as ["predictions", "references"]."""
-    return list(metric.features[0] if isinstance(metric.features, list) else metric.features)
+class TokenMetric:
+    """A score of single-label classification over tokens: all that have a label count the same."""
 
+    def __init__(self, name: str, labels: Sequence[str]):
+        self.name = name
+        self.metric = build(name, SINGLE, labels)
 
-def add(metric: "evaluate.Metric", columns: Mapping[str, Any]) -> None:
-    """Give `metric` a batch of rows: of `columns` (CPU tensors, arrays or lists, each [rows, ...]) those it takes."""
-    names = feature_names(metric)
-    if not set(names) <= set(columns):
-        raise UserError(f"--task.metrics: {metric.name!r} needs {names}, this task gives {list(columns)}")
-    metric.add_batch(**{name: columns[name] for name in names})
+    def add_batch(self, predictions: Any, references: Any) -> None:
+        """Add the tokens of some rows, ids (rows, tokens). A token labelled -100 does not count."""
+        predictions, references = np.asarray(predictions), np.asarray(references)
+        counts = references != IGNORED
+        if counts.any():
+            self.metric.add_batch(predictions=predictions[counts], references=references[counts])
 
-
-def compute(metric: "evaluate.Metric") -> dict[str, float]:
-    """The scores of all rows added since the last time, which are then forgotten: `{name: value}`.
-
-    A per-class metric gives one score for each label, "recall[benign]". What a Hub metric returns beside numbers is
-    left out.
-    """
-    if not len(metric):  # the library would fail with an AttributeError
-        raise ValueError(f"{metric.name}: no row was added before compute")
-    scores = metric.compute()
-    return {name: float(value) for name, value in scores.items() if isinstance(value, numbers.Real)}
+    def compute(self) -> dict[str, float]:
+        """Return the score of all tokens since the last call, NaN if there were none."""
+        return self.metric.compute() if len(self.metric) else {self.name: float("nan")}
