@@ -120,12 +120,14 @@ class Trial:
         return True
 
     def _compute(self, rows: Sequence[int]) -> None:
-        """Compute a gradient, with memory reserved for AdamW: two numbers per weight."""
+        """Compute a gradient, with memory reserved for AdamW and, on several ranks, for DDP."""
+        # AdamW keeps two numbers per weight; DDP copies the gradients into its buckets.
+        copies = 2 if self.accelerator.num_processes == 1 else 3
         weights = [weight for weight in self.model.parameters() if weight.requires_grad]
-        reserved = [torch.empty_like(weight) for weight in weights for _ in range(2)]
+        reserved = [torch.empty_like(weight) for weight in weights for _ in range(copies)]
         keys = [(0, row) for row in rows]
         batch = make_batch(self.dataset, keys, self.task.collate, self.seed)
-        del batch["info"]  # which the loop takes, too
+        del batch["weight_sum"]  # the loop takes it out, too
         batch = send_to_device(batch, self.accelerator.device)
         self.model.train()
         with self.accelerator.autocast():
