@@ -39,8 +39,8 @@ def from_command_line(words: list[str]) -> Job:
         sys.exit(0)
     else:
         names = OptionNames.of(job)
-        words = expand_short_forms(words, names)
         reject_unknown_options(words, names)
+        words = expand_short_forms(words, names)
     job = tyro.cli(type(job), default=job, args=words, prog=prog, registry=REGISTRY)
     validate_job(job)
     return job

@@ -1,11 +1,9 @@
-"""The short help of a config file: what most people need, one line per option.
+"""The short help of a config file: the options that most people need, one line each.
 
-The text of an option is the comment or the docstring of its field; the short help shows its first
-sentence. `--help-all`, which tyro prints, shows everything.
+`--help-all`, which tyro prints, shows all options with the comments of their fields.
 """
 
 import ast
-import dataclasses
 import functools
 import inspect
 import io
@@ -16,42 +14,44 @@ from pathlib import Path
 from typing import Any
 
 from ftloop.cli.option_names import OptionNames
-from ftloop.cli.options import format_function, format_pairs
+from ftloop.cli.options import format_function, format_pairs, option_name
 
 COLUMNS = 100
 # Options that the task of the config does not have are left out.
 GROUPS = {
     "Data and model": {
-        "--data": "PATH",
-        "--data.files": "SPLIT FILE ...",
-        "--text": "COLUMN ...",
-        "--image": "COLUMN",
-        "--label": "COLUMN ...",
-        "--model": "MODEL",
-        "--max-length": "TOKENS",
-        "--image-size": "PIXELS",
-        "--metrics": "NAME ...",
+        "--data PATH": "A file, a folder, or the id of a dataset on the Hub",
+        "--data.files SPLIT FILE ...": "A file per split: train a.csv validation b.csv",
+        "--text COLUMN ...": "Column of the texts, or two columns for pairs",
+        "--image COLUMN": "Column of the images",
+        "--label COLUMN ...": "Column of the labels, or a column of 0 and 1 per label",
+        "--model MODEL": "Pretrained model: a Hub id or a folder",
+        "--max-length TOKENS": "Longer texts are truncated",
+        "--image-size PIXELS": "Side of the images. Default: that of the model",
+        "--augment NAME ...": "Random changes of training images",
+        "--metrics NAME ...": "Scores to compute. Default: usual ones for the kind of labels",
     },
     "Training": {
-        "--epochs": "N",
-        "--max-steps": "N",
-        "--batch-size": "N",
-        "--micro-batch-size": "N",
-        "--learning-rate": "RATE",
-        "--warmup": "STEPS",
-        "--precision": "TYPE",
-        "--seed": "N",
+        "--epochs N": "Passes over the training rows",
+        "--max-steps N": "Optimizer steps, instead of epochs",
+        "--batch-size N": "Rows per optimizer step, over all processes",
+        "--micro-batch-size N": "Rows per forward pass; 'auto': as many as fit into memory",
+        "--learning-rate RATE": "The highest rate, after warmup",
+        "--warmup STEPS": "Optimizer steps, or a fraction of all steps if below 1",
+        "--precision TYPE": "fp32, bf16 or fp16. Default: as accelerate launch, else fp32",
+        "--seed N": "Seed of new weights, the order of rows, augmentation and dropout",
     },
     "Evaluation": {
-        "--eval-every": "STEPS",
-        "--best-metric": "NAME",
-        "--patience": "N",
+        "--eval-every STEPS": "Optimizer steps between evaluations, or 'epoch'",
+        "--best-metric NAME": "Score that decides which checkpoint is exported",
+        "--patience N": "Stop after this many evaluations without a better score",
     },
     "Run": {
-        "--run-dir": "FOLDER",
-        "--max-minutes": "N",
-        "--track": "NAME ...",
-        "--check": "",
+        "--run-dir FOLDER": "Folder for checkpoints, logs, the model and the report",
+        "--max-minutes N": "Save and stop before a time limit; the same command resumes",
+        "--track NAME ...": "Trackers: tensorboard, wandb, trackio, mlflow",
+        "--push-to-hub REPO": "Upload the model to the Hub at the end",
+        "--check": "Look for mistakes in the data and exit",
     },
 }
 
@@ -62,13 +62,14 @@ def print_help(job: Any, file: str) -> None:
     print(f"usage: python train.py {file} [OPTION VALUE ...]")
     for title, group in {**GROUPS, **own_options(job, names)}.items():
         lines = []
-        for option, metavar in group.items():
+        for usage, text in group.items():
+            option = usage.partition(" ")[0]
             path = names.fields.get(names.short_forms().get(option, option))
             if path is not None:
-                lines.append(help_line(job, path, f"{option} {metavar}"))
+                lines.append(help_line(usage, text, get_field(job, path)))
         if lines:
             print(f"\n{title}", *lines, sep="\n")
-    print("\n--help-all shows all options. In brackets: the value in the config file.")
+    print("\nIn brackets: the value in the config file. --help-all shows all options.")
 
 
 def list_configs() -> str:
@@ -82,25 +83,30 @@ def list_configs() -> str:
 
 def own_options(job: Any, names: OptionNames) -> dict[str, dict[str, str]]:
     """Return a group for each class outside of ftloop, with the options that it adds."""
-    groups = {}
+    groups: dict[str, dict[str, str]] = {}
     for config, prefix in ((job, ""), (job.task, "task.")):
-        for cls in reversed(type(config).__mro__):
+        for cls in type(config).__mro__:
             if cls is object or cls.__module__.partition(".")[0] == "ftloop":
                 continue
-            added = {prefix + name for name in vars(cls).get("__annotations__", {})}
-            options = {option: "" for option, path in names.fields.items() if path in added}
-            groups[f"Options of {cls.__name__}"] = options
+            for name, text in field_texts(cls).items():
+                option = option_name(prefix + name)
+                if option in names.fields:
+                    groups.setdefault(f"Options of {cls.__name__}", {})[option] = text
     return groups
 
 
-def help_line(job: Any, path: str, usage: str) -> str:
-    """Return one line: the option, the first sentence of its help, and its value."""
-    *parents, name = path.split(".")
-    owner = functools.reduce(getattr, parents, job)
-    text = first_sentence(field_help(type(owner), name))
-    value = format_value(getattr(owner, name))
-    line = f"  {usage:<26} {text}" + (f" [{value}]" if value else "")
+def help_line(usage: str, text: str, value: Any) -> str:
+    """Return one line: an option, what it is, and its value."""
+    line = f"  {usage:<28}{text}"
+    formatted = format_value(value)
+    if formatted:
+        line += f" [{formatted}]"
     return line if len(line) <= COLUMNS else line[: COLUMNS - 1] + "…"
+
+
+def get_field(job: Any, path: str) -> Any:
+    """Return the value of a field by its path: "task.data.path"."""
+    return functools.reduce(getattr, path.split("."), job)
 
 
 def format_value(value: Any) -> str:
@@ -114,32 +120,17 @@ def format_value(value: Any) -> str:
     return format_function(value) if callable(value) else str(value)
 
 
-def first_sentence(text: str) -> str:
-    """Return the first sentence of a help text, without its full stop."""
-    return text.partition(". ")[0].removesuffix(".")
+def field_texts(cls: type) -> dict[str, str]:
+    """Return the first sentence of the help of each field that a class itself declares.
 
-
-def field_help(owner: type, name: str) -> str:
-    """Return the comment or the docstring of a field of a dataclass; "" if it has none."""
-    for cls in owner.__mro__:
-        if dataclasses.is_dataclass(cls):
-            text = class_help(cls).get(name)
-            if text:
-                return text
-    return ""
-
-
-@functools.cache
-def class_help(cls: type) -> dict[str, str]:
-    """Return the help of the fields that a class itself declares.
-
-    It is the string below a field or, without one, the comment at the end of its line. A class
-    without source code, as one defined in an interactive session, has none.
+    The help is the string below a field or, without one, the comment at the end of its line. A
+    class without source code, as one defined in an interactive session, has none.
     """
+    names = list(vars(cls).get("__annotations__", {}))
     try:
         source = textwrap.dedent(inspect.getsource(cls))
     except (OSError, TypeError):
-        return {}
+        return dict.fromkeys(names, "")
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     comments = {
         token.start[0]: token.string.lstrip("# ")
@@ -153,6 +144,6 @@ def class_help(cls: type) -> dict[str, str]:
             continue
         text = comments.get(node.end_lineno, "")
         if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
-            text = str(following.value.value)
-        texts[node.target.id] = " ".join(text.split())
+            text = " ".join(str(following.value.value).split())
+        texts[node.target.id] = text.partition(". ")[0].removesuffix(".")
     return texts

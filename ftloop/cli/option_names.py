@@ -27,6 +27,7 @@ class OptionNames:
 
     fields: dict[str, str]  # option -> path of its field: "--data.format" -> "task.data.format"
     negations: dict[str, str]  # option of a bool -> its negation: "--report" -> "--no-report"
+    optional_flags: frozenset[str]  # options of the type bool | None: "--group-by-length"
     aliases: frozenset[str]  # other names that tyro knows: "--private"
 
     @classmethod
@@ -34,6 +35,7 @@ class OptionNames:
         """Collect the names of the options of a job. Raises UserError if two fields share one."""
         fields: dict[str, str] = {}
         negations: dict[str, str] = {}
+        optional_flags: set[str] = set()
         aliases: set[str] = set()
         for path, field in option_fields(job):
             option = option_name(path)
@@ -46,12 +48,19 @@ class OptionNames:
             if "bool" in str(field.type):
                 prefix, dot, name = option.removeprefix("--").rpartition(".")
                 negations[option] = f"--{prefix}{dot}no-{name}"
+                if "None" in str(field.type):
+                    optional_flags.add(option)
             for marker in getattr(field.type, "__metadata__", ()):
                 aliases.update(getattr(marker, "aliases", None) or ())
-        return cls(fields, negations, frozenset(aliases))
+        return cls(fields, negations, frozenset(optional_flags), frozenset(aliases))
 
     def __contains__(self, option: str) -> bool:
-        return option in self.fields or option in self.negations.values() or option in self.aliases
+        return (
+            option in self.fields
+            or option in self.negations.values()
+            or option in self.aliases
+            or option in self.short_forms()
+        )
 
     def short_forms(self) -> dict[str, str]:
         """Return the short forms that this job has, and the options that they stand for."""
@@ -75,12 +84,20 @@ def option_fields(config: Any, prefix: str = "") -> Iterator[tuple[str, dataclas
 
 
 def expand_short_forms(words: list[str], names: OptionNames) -> list[str]:
-    """Replace --data, --text, --label and --image by the options that they stand for."""
+    """Write --data, --text, --label, --image and optional flags as tyro reads them.
+
+    "--data a.csv" becomes "--data.path a.csv", and "--no-group-by-length" "--group-by-length False".
+    """
     short_forms = names.short_forms()
+    flags = {option: [option, "True"] for option in names.optional_flags}
+    flags |= {names.negations[option]: [option, "False"] for option in names.optional_flags}
     expanded = []
     for word in words:
         option, equals, value = word.partition("=")
-        expanded.append(short_forms.get(option, option) + equals + value)
+        if word.replace("_", "-") in flags:
+            expanded += flags[word.replace("_", "-")]
+        else:
+            expanded.append(short_forms.get(option, option) + equals + value)
     return expanded
 
 
