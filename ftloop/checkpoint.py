@@ -4,8 +4,8 @@ A checkpoint is a folder `step-000460` with the files
 
     weights.pt      the state_dict of the model, by its names in memory
     training.pt     the state_dicts of optimizer, scheduler, gradient scaler, and registered objects
-    manifest.json   size and sha256 of these two, and the environment that wrote them
-    state.json      TrainState, with its own sha256; it alone is replaced, when the step is evaluated
+    manifest.json   TrainState, the environment that wrote it, size and sha256 of the other files, and
+                    a sha256 of all this
 
 It is written to `step-000460.tmp`, synced to disk and renamed: a folder without `.tmp` is complete,
 whenever the process was killed. `torch.load(weights_only=True)` reads it, so that a checkpoint from
@@ -14,6 +14,7 @@ elsewhere cannot run code.
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import logging
@@ -22,16 +23,19 @@ import os
 import pickle
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ftloop.config import Config, differences, encode, read_record
 from ftloop.errors import TrainingError, UserError
 from ftloop.state import TrainState
 
 logger = logging.getLogger("ftloop")
+
+FILES = ("weights.pt", "training.pt")
 
 
 def save_checkpoint(
@@ -43,28 +47,22 @@ def save_checkpoint(
 ) -> Path:
     """Write the checkpoint folder/step-NNNNNN and return its path.
 
-    If that checkpoint exists and is intact, only its state is written. Raises TrainingError when the
-    disk is full or read-only; earlier checkpoints stay as they are.
+    If that checkpoint exists and is intact, only its manifest is replaced: its step was evaluated.
+    Raises TrainingError when the disk is full or read-only; earlier checkpoints stay as they are.
     """
     final = folder / checkpoint_name(state.step)
     temporary = final.with_name(final.name + ".tmp")
-    size = tensor_bytes(weights) + tensor_bytes(training)
     try:
-        if final.exists():  # the run resumed from this step, or has evaluated it now
-            if damage(final) is None:
-                write_state(final, state)
-                return final
+        if final.exists() and damage(final) is None:
+            write_manifest(final, state, environment)
+            return final
+        if final.exists():
             remove_checkpoint(final)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        if shutil.disk_usage(folder).free < size:
-            raise OSError(errno.ENOSPC, "No space left on device")
         torch.save(dict(weights), temporary / "weights.pt")
         torch.save(dict(training), temporary / "training.pt")
-        files = {file.name: _fingerprint(file) for file in sorted(temporary.iterdir())}
-        manifest = {"files": files, "environment": environment}
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        write_state(temporary, state)
+        write_manifest(temporary, state, environment)
         for path in (*temporary.iterdir(), temporary):
             _fsync(path)
         temporary.rename(final)
@@ -72,30 +70,27 @@ def save_checkpoint(
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         with contextlib.suppress(OSError):
             shutil.rmtree(temporary, ignore_errors=True)
-        free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
         raise TrainingError(
-            f"cannot save the checkpoint {final}: {error}. It needs {size / 1e6:.1f} MB, and "
-            f"{free / 1e6:.1f} MB are free. The previous checkpoint is intact: free some space and run the "
-            "same command again to resume."
+            f"cannot save the checkpoint {final}: {error}. The previous checkpoint is intact: free some "
+            "space and run the same command again to resume."
         ) from error
-    logger.debug("saved %s", final)
     return final
 
 
-def tensor_bytes(value: Any) -> int:
-    """Return the bytes of all tensors in nested dictionaries and lists."""
-    if isinstance(value, torch.Tensor):
-        return value.numel() * value.element_size()
-    if isinstance(value, Mapping):
-        return sum(map(tensor_bytes, value.values()))
-    return sum(map(tensor_bytes, value)) if isinstance(value, list | tuple) else 0
+def write_manifest(checkpoint: Path, state: TrainState, environment: Mapping[str, Any]) -> None:
+    """Write or replace the manifest of a checkpoint atomically."""
+    files = {name: _fingerprint(checkpoint / name) for name in FILES}
+    content = {"state": asdict(state), "environment": dict(environment), "files": files}
+    write_text(checkpoint / "manifest.json", json.dumps({**content, "sha256": _sha256(content)}))
 
 
-def write_state(checkpoint: Path, state: TrainState) -> None:
-    """Write or replace the state of a checkpoint atomically."""
-    values = asdict(state)
-    text = json.dumps({"state": values, "sha256": _sha256(values)})
-    write_text(checkpoint / "state.json", text)
+def read_manifest(checkpoint: Path) -> dict[str, Any]:
+    """Read the manifest of a checkpoint. Raises ValueError, among others, if it was changed."""
+    content = json.loads((checkpoint / "manifest.json").read_text())
+    if content.pop("sha256") != _sha256(content):
+        raise ValueError("it has changed since it was written")
+    TrainState(**content["state"])
+    return content
 
 
 def write_text(file: Path, text: str) -> None:
@@ -142,22 +137,15 @@ def discard_after(folder: Path, step: int) -> None:
 def damage(checkpoint: Path) -> str | None:
     """Describe what is wrong with a checkpoint, by its manifest; None if it is intact."""
     try:
-        manifest = json.loads((checkpoint / "manifest.json").read_text())
-        files, _ = dict(manifest["files"]), dict(manifest["environment"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        return f"manifest.json is unreadable ({error})"
-    for name in ("weights.pt", "training.pt"):
+        files = read_manifest(checkpoint)["files"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return f"manifest.json is unreadable: {error}"
+    for name in FILES:
         if not (checkpoint / name).is_file():
             return f"{name} is missing"
         if _fingerprint(checkpoint / name) != files.get(name):
             return f"{name} has changed since it was written"
-    try:
-        record = json.loads((checkpoint / "state.json").read_text())
-        is_unchanged = _sha256(record["state"]) == record["sha256"]
-        TrainState(**record["state"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        return f"state.json is unreadable ({error})"
-    return None if is_unchanged else "state.json has changed since it was written"
+    return None
 
 
 def newest_intact(folder: Path) -> Path | None:
@@ -166,19 +154,20 @@ def newest_intact(folder: Path) -> Path | None:
         problem = damage(checkpoint)
         if problem is None:
             return checkpoint
-        logger.warning("checkpoint %s is damaged (%s): trying the previous one", checkpoint, problem)
+        logger.warning(
+            "checkpoint %s is damaged (%s): trying the previous one", checkpoint, problem
+        )
     return None
 
 
 def load_state(checkpoint: Path) -> TrainState:
     """Read the TrainState of a checkpoint."""
-    values = json.loads((checkpoint / "state.json").read_text())["state"]
-    return TrainState(**{item.name: values[item.name] for item in fields(TrainState)})
+    return TrainState(**read_manifest(checkpoint)["state"])
 
 
 def load_environment(checkpoint: Path) -> dict[str, Any]:
     """Read the environment that wrote a checkpoint; see `distributed.environment_info`."""
-    return json.loads((checkpoint / "manifest.json").read_text())["environment"]
+    return read_manifest(checkpoint)["environment"]
 
 
 def load_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -201,19 +190,79 @@ def _load_tensors(file: Path) -> dict[str, Any]:
         ) from error
 
 
-def prune(folder: Path, keep_last: int, keep_best: int, metric: str, direction: str) -> None:
+def prune(folder: Path, config: Config) -> None:
     """Delete all checkpoints except the newest `keep_last` and the best `keep_best` (ties: the older)."""
-    checkpoints = find_checkpoints(folder)
-    values = {}
+    checkpoints, values = find_checkpoints(folder), {}
     for checkpoint in checkpoints:
         state = load_state(checkpoint)
         scores = state.scores if state.last_eval_step == state.step else None
-        if scores and not math.isnan(scores.get(metric, math.nan)):
-            values[checkpoint] = scores[metric] if direction == "min" else -scores[metric]
-    best = sorted(values, key=values.__getitem__)[:keep_best]
-    for checkpoint in checkpoints[:-keep_last]:
+        value = math.nan if scores is None else scores.get(config.best_metric, math.nan)
+        if not math.isnan(value):
+            values[checkpoint] = value if config.direction == "min" else -value
+    best = sorted(values, key=values.__getitem__)[: config.keep_best]
+    for checkpoint in checkpoints[: -config.keep_last]:
         if checkpoint not in best:
             remove_checkpoint(checkpoint)
+
+
+# The run folder, before a run starts
+
+
+def check_run_folder(folder: Path) -> None:
+    """Raise UserError for a folder that holds something other than a run."""
+    own_files = {"lock", "config.json.tmp"}  # of a run that was killed while it opened the folder
+    try:
+        is_free = (folder / "config.json").is_file() or not folder.exists()
+        if not is_free and (
+            not folder.is_dir() or {path.name for path in folder.iterdir()} - own_files
+        ):
+            message = f"{str(folder)!r} is not empty and holds no run; choose another."
+            raise UserError(message, field="run_dir")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{str(folder)!r} cannot be used: {error}.", field="run_dir") from error
+
+
+def lock_run_folder(folder: Path) -> int:
+    """Lock a run folder for this process. The kernel releases the lock when the process ends.
+
+    Not by `flock`, which data workers would inherit. Raises UserError if another process holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{str(folder)!r} cannot be written: {error}.", field="run_dir") from error
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        message = (
+            f"{str(folder)!r} cannot be locked, as file systems without locks cannot: {error}."
+        )
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            message = f"another process is training in {str(folder)!r}."
+        raise UserError(message, field="run_dir") from error
+    return descriptor
+
+
+def find_resume_checkpoint(config: Config) -> Path | None:
+    """Return the checkpoint to resume from, or None for a new run.
+
+    Raises UserError if the folder holds a run with other options, which would be mixed with this one.
+    """
+    folder = Path(config.run_dir)
+    if not (folder / "config.json").is_file():
+        return None
+    if not config.resume:
+        message = f"{str(folder)!r} holds a run already, and resume is off; choose another."
+        raise UserError(message, field="run_dir")
+    changes = differences(read_record(folder)["config"], encode(config), config.may_change)
+    if changes and not config.allow_changes:
+        message = f"{str(folder)!r} holds a run with other options ({'; '.join(changes)}); choose another."
+        raise UserError(message, field="run_dir")
+    if changes:
+        logger.warning("resume: with other options than before: %s", "; ".join(changes))
+    return newest_intact(folder / "checkpoints")
 
 
 def _fingerprint(file: Path) -> dict[str, Any]:

@@ -38,7 +38,9 @@ class Config:
     micro_batch_size: int | Literal["auto"] | None = None
     """Rows per forward pass on each process. Default: the whole batch (on a CPU, at most 4096
     tokens). 'auto' uses the largest size that fits in memory."""
-    max_tokens: int | None = None  # padded tokens per forward pass on each process. Needs group_by_length
+    max_tokens: int | None = (
+        None  # padded tokens per forward pass on each process. Needs group_by_length
+    )
     group_by_length: bool | None = None
     """Form batches of rows of similar length, which saves most of the padding. Default: yes if rows
     have lengths and no row_order is given."""
@@ -50,18 +52,24 @@ class Config:
     # Optimization
     learning_rate: float = 5e-5  # the highest rate, reached after warmup
     weight_decay: float = 0.01  # of weight matrices; biases and norms are not decayed
-    optimizer: Callable[..., Any] = adamw  # function f(model, config) that returns a torch optimizer
+    optimizer: Callable[..., Any] = (
+        adamw  # function f(model, config) that returns a torch optimizer
+    )
     warmup: float = 0.0  # optimizer steps (1 or more), or a fraction of all steps (below 1)
     schedule: str | Callable[..., Any] = "linear"
     """Learning-rate schedule: a name of transformers.get_scheduler, or a function
     f(step, total_steps, warmup_steps) that returns a factor, or one factor per parameter group."""
-    schedule_options: dict[str, Any] = field(default_factory=dict)  # of a named schedule: num_cycles 2
+    schedule_options: dict[str, Any] = field(
+        default_factory=dict
+    )  # of a named schedule: num_cycles 2
     max_grad_norm: float = 1.0  # gradients with a larger norm are scaled down to it. 0: no clipping
 
     # Devices and processes
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     """Precision of the forward pass. Default: what accelerate launch was configured with, else fp32."""
-    find_unused_parameters: bool = False  # of DistributedDataParallel, for models that skip parameters
+    find_unused_parameters: bool = (
+        False  # of DistributedDataParallel, for models that skip parameters
+    )
     timeout: float = 600  # seconds that a process waits for the others before the run ends
     workers: int | Literal["auto"] = "auto"
     """Processes that load data. 0: the training process does. Default: some if rows are not
@@ -76,18 +84,24 @@ class Config:
     """Whether a smaller or a larger best_metric is better. Default: min for losses and errors."""
     patience: int | None = None
     """Evaluations without a better best_metric before training stops early. Default: never."""
-    log_every: int = 10  # optimizer steps between log lines; only then does the loop wait for the GPU
+    log_every: int = (
+        10  # optimizer steps between log lines; only then does the loop wait for the GPU
+    )
 
     # Checkpoints
     save_every: int | None = None  # optimizer steps between checkpoints, besides one per evaluation
     keep_last: int = 1  # number of newest checkpoints to keep
     keep_best: int = 1  # number of best checkpoints to keep
-    on_save_error: Literal["stop", "continue"] = "stop"  # if a checkpoint cannot be written (disk full)
+    on_save_error: Literal["stop", "continue"] = (
+        "stop"  # if a checkpoint cannot be written (disk full)
+    )
     max_minutes: float | None = None  # save and stop before a time limit; the same command resumes
     resume: str = "auto"
     """auto: resume an unfinished run in run_dir. none: never resume. Or the path of a checkpoint or
     run folder to start from."""
-    allow_changes: bool = False  # with a path in resume: start from it with other options than it had
+    allow_changes: bool = (
+        False  # with a path in resume: start from it with other options than it had
+    )
 
     may_change: ClassVar[frozenset[str]] = frozenset(
         ("run_dir", "resume", "allow_changes", "workers", "timeout", "log_every", "max_minutes")
@@ -109,15 +123,26 @@ class Config:
         return self.best_direction or ("min" if self.best_metric in SMALLER_IS_BETTER else "max")
 
 
+COUNTS = (
+    "epochs",
+    "max_steps",
+    "batch_size",
+    "micro_batch_size",
+    "max_tokens",
+    "save_every",
+    "eval_every",
+)
+COUNTS += ("eval_batch_size", "patience", "log_every", "keep_last", "keep_best")
+AMOUNTS = ("learning_rate", "weight_decay", "warmup", "max_grad_norm", "workers")
+
+
 def validate(config: Config) -> None:
     """Raise UserError for values that cannot work, before anything is read, written or trained."""
-    at_least_one = ("epochs", "max_steps", "batch_size", "micro_batch_size", "max_tokens", "save_every")
-    at_least_one += ("eval_every", "eval_batch_size", "patience", "log_every", "keep_last", "keep_best")
-    for name in at_least_one:
+    for name in COUNTS:
         value = getattr(config, name)
         if isinstance(value, int) and value < 1:
             raise UserError(f"must be at least 1, but is {value}.", field=name)
-    for name in ("learning_rate", "weight_decay", "warmup", "max_grad_norm", "workers"):
+    for name in AMOUNTS:
         value = getattr(config, name)
         if value != "auto" and not (math.isfinite(value) and value >= 0):
             raise UserError(f"must be a finite number of at least 0, but is {value}.", field=name)
@@ -127,57 +152,44 @@ def validate(config: Config) -> None:
             raise UserError(
                 f"must be above 0 and at most {MAX_TIMEOUT}, but is {value}.", field=name
             )
-    if config.warmup > 1 and config.warmup != int(config.warmup):
-        raise UserError(
-            f"must be a whole number of steps or a fraction below 1, but is {config.warmup}.",
-            field="warmup",
-        )
+    size, warmup = config.micro_batch_size, config.warmup
+    if warmup > 1 and warmup != int(warmup):
+        message = f"must be a whole number of steps or a fraction below 1, but is {warmup}."
+        raise UserError(message, field="warmup")
     if not config.run_dir:
         raise UserError("is missing: give the folder for the run.", field="run_dir")
-    if config.allow_changes and config.resume in ("auto", "none"):
-        raise UserError("needs the path of a checkpoint in resume.", field="allow_changes")
-    if isinstance(config.micro_batch_size, int) and config.micro_batch_size > config.batch_size:
-        raise UserError(
-            f"{config.micro_batch_size} is larger than batch_size {config.batch_size}, but a "
-            "micro-batch is a part of a batch.",
-            field="micro_batch_size",
-        )
-    if config.max_tokens is not None and config.micro_batch_size is not None:
-        raise UserError(
-            "cannot be combined with micro_batch_size: both limit a forward pass.", field="max_tokens"
-        )
+    if isinstance(size, int) and size > config.batch_size:
+        message = f"{size} is larger than batch_size {config.batch_size}, of which it is a part."
+        raise UserError(message, field="micro_batch_size")
+    if config.max_tokens is not None and size is not None:
+        message = "cannot be combined with micro_batch_size: both limit a forward pass."
+        raise UserError(message, field="max_tokens")
     validate_schedule(config.schedule, config.schedule_options)
     config.task.validate()
 
 
 def validate_with_datasets(config: Config, datasets: Mapping[str, Any]) -> None:
     """Raise UserError for what does not fit the data, or a `best_metric` that will not be computed."""
-    train = datasets["train"]
+    train, max_tokens = datasets["train"], config.max_tokens
     lengths = getattr(train, "lengths", None)
     if len(train) == sys.maxsize and config.max_steps is None:
         raise UserError("is needed for a stream, whose length is not known.", field="max_steps")
     if config.patience is not None and "validation" not in datasets:
-        raise UserError(
-            "counts evaluations on validation, but the data has no such split.", field="patience"
-        )
+        message = "counts evaluations on validation, but the data has no such split."
+        raise UserError(message, field="patience")
     if config.group_by_length and lengths is None:
         raise UserError("the training rows have no lengths.", field="group_by_length")
-    if config.max_tokens is not None:
-        if lengths is None or config.group_by_length is False:
-            raise UserError("needs rows that are grouped by length.", field="max_tokens")
-        if config.max_tokens < max(lengths):
-            raise UserError(
-                f"is {config.max_tokens}, but the longest training row has {max(lengths)} tokens.",
-                field="max_tokens",
-            )
-    names = config.task.score_names()
+    if max_tokens is not None and (lengths is None or config.group_by_length is False):
+        raise UserError("needs rows that are grouped by length.", field="max_tokens")
+    if max_tokens is not None and max_tokens < max(lengths):
+        message = f"is {max_tokens}, but the longest training row has {max(lengths)} tokens."
+        raise UserError(message, field="max_tokens")
+    names, best = config.task.score_names(), config.best_metric
     choices = ("loss", *(names or ()))
-    if names is not None and config.best_metric not in choices:
-        raise UserError(
-            f"{config.best_metric!r} is not computed{did_you_mean(config.best_metric, choices)}. "
-            f"The scores are {', '.join(choices)}.",
-            field="best_metric",
-        )
+    if names is not None and best not in choices:
+        suggestion = did_you_mean(best, choices)
+        message = f"{best!r} is not computed{suggestion}. The scores are {', '.join(choices)}."
+        raise UserError(message, field="best_metric")
 
 
 # The record of a run: config.json
@@ -191,11 +203,17 @@ def encode(value: Any) -> Any:
     the name of its class. Raises UserError for a function without a name, such as a lambda.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {item.name: encode(getattr(value, item.name)) for item in dataclasses.fields(value)}
+        fields = {
+            item.name: encode(getattr(value, item.name)) for item in dataclasses.fields(value)
+        }
         return {"class": qualified_name(type(value)), **fields}
     if isinstance(value, functools.partial):
         name = qualified_name(value.func)
-        return {"function": name, "arguments": encode(value.args), "options": encode(value.keywords)}
+        return {
+            "function": name,
+            "arguments": encode(value.args),
+            "options": encode(value.keywords),
+        }
     if isinstance(value, list | tuple):
         return [encode(item) for item in value]
     if isinstance(value, dict):
@@ -224,20 +242,22 @@ def qualified_name(value: Any) -> str:
             "module of the config."
         )
     main = sys.modules["__main__"]
-    if module == "__main__" and hasattr(main, "__file__"):  # the next process imports it by its file
+    if module == "__main__" and hasattr(
+        main, "__file__"
+    ):  # the next process imports it by its file
         module = main.__spec__.name if main.__spec__ else Path(main.__file__).stem
     return f"{module}:{path}"
 
 
 def record_text(config: Config) -> str:
     """Return the text of config.json: version, command, and the encoded config."""
-    encoded, command = encode(config), shlex.join(["python", *sys.argv])
-    record = {"ftloop": __version__, "command": command, "import_from": _import_folders(encoded)}
-    return json.dumps({**record, "config": encoded}, indent=1) + "\n"
+    command = shlex.join(["python", *sys.argv])
+    record = {"ftloop": __version__, "command": command, "config": encode(config)}
+    return json.dumps(record, indent=1) + "\n"
 
 
 def read_record(run_dir: Path) -> dict[str, Any]:
-    """Read the config.json of a run: {"ftloop", "command", "import_from", "config"}.
+    """Read the config.json of a run: {"ftloop": version, "command": ..., "config": {...}}.
 
     Raises UserError if the folder holds no run, or a run of version 0.1.
     """
@@ -271,27 +291,3 @@ def differences(old: Any, new: Any, may_change: frozenset[str], prefix: str = ""
         else:
             changes.append(f"{prefix}{name}: {json.dumps(before)} -> {json.dumps(after)}")
     return changes
-
-
-def recorded_modules(encoded: Any) -> set[str]:
-    """Return the modules, other than those of ftloop, whose classes and functions a config names."""
-    if isinstance(encoded, list):
-        return {module for item in encoded for module in recorded_modules(item)}
-    if not isinstance(encoded, dict):
-        return set()
-    modules = {module for item in encoded.values() for module in recorded_modules(item)}
-    name = encoded.get("class") or encoded.get("function") or "ftloop"
-    module = name.partition(":")[0] if isinstance(name, str) else "ftloop"
-    return modules if module.partition(".")[0] == "ftloop" else {*modules, module}
-
-
-def _import_folders(encoded: Any) -> list[str]:
-    """Return the folders that have to be on sys.path to import the modules that a config names."""
-    folders = set()
-    for module in recorded_modules(encoded):
-        file = getattr(sys.modules.get(module) or sys.modules["__main__"], "__file__", None)
-        if file is not None:
-            path = Path(file).resolve()
-            levels = module.count(".") + (path.stem == "__init__")
-            folders.add(str(path.parents[levels]))
-    return sorted(folders)

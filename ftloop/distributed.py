@@ -22,6 +22,8 @@ from accelerate.utils import (
 from ftloop.config import Config, __version__
 from ftloop.errors import UserError
 from ftloop.extensions import Setup
+from ftloop.loader import make_batch
+from ftloop.task import Task
 
 PRECISIONS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}  # accelerate's names and ours
 SUPPORTED = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "XLA")
@@ -62,7 +64,10 @@ def build_accelerator(
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             **options,
         )
-    except (ValueError, RuntimeError) as error:  # a precision that the device lacks, no address, ...
+    except (
+        ValueError,
+        RuntimeError,
+    ) as error:  # a precision that the device lacks, no address, ...
         raise UserError(f"accelerate cannot start: {error}", field="precision") from error
     _check_accelerator(accelerator, world_size)
     return accelerator
@@ -73,7 +78,9 @@ def _check_accelerator(accelerator: Accelerator, world_size: int) -> None:
     precision = accelerator.mixed_precision
     if precision not in PRECISIONS or (precision == "fp16" and not accelerator.scaler):
         device = accelerator.device.type
-        raise UserError(f"{precision} is not available on this device ({device}).", field="precision")
+        raise UserError(
+            f"{precision} is not available on this device ({device}).", field="precision"
+        )
     if not accelerator.is_fsdp2 and accelerator.distributed_type not in SUPPORTED:
         raise UserError(
             f"accelerate is configured for {accelerator.distributed_type}, which ftloop does not support. "
@@ -172,7 +179,7 @@ def _shard_like(value: Any, like: Any) -> Any:
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def warm_up_ddp_buckets(model: Any, task: Any, batch: dict[str, Any], accelerator: Accelerator) -> None:
+def warm_up_ddp_buckets(model: Any, task: Task, dataset: Any, accelerator: Accelerator) -> None:
     """Run one backward pass with a zero loss, with three ranks or more.
 
     DistributedDataParallel rebuilds its buckets after the first backward pass, which changes the order
@@ -180,7 +187,9 @@ def warm_up_ddp_buckets(model: Any, task: Any, batch: dict[str, Any], accelerato
     """
     if accelerator.num_processes < 3 or accelerator.is_fsdp2:
         return
-    tensors = {name: value.to(accelerator.device) for name, value in batch.items() if name != "info"}
+    batch = make_batch(dataset, [(0, 0)], task.collate, seed=0)
+    del batch["weight_sum"]
+    tensors = {name: value.to(accelerator.device) for name, value in batch.items()}
     model.eval()  # no dropout; running statistics stay as they are
     accelerator.backward(task.compute_losses(model, tensors).losses.sum() * 0)
     model.zero_grad()
@@ -237,7 +246,9 @@ class StopSignals:
         """Tell whether any rank should stop; all get the same answer. On GPUs, this waits for them."""
         if accelerator.num_processes == 1:
             return self.received()
-        exit_code = torch.tensor([self.exit_code if self.received() else 0], device=accelerator.device)
+        exit_code = torch.tensor(
+            [self.exit_code if self.received() else 0], device=accelerator.device
+        )
         agreed = int(accelerator.gather(exit_code).max())
         if agreed and self.reason is None:
             self.reason, self.exit_code = "another rank", agreed

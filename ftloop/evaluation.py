@@ -36,7 +36,7 @@ def build_eval_loader(
     """Build the prepared DataLoader over all rows of a dataset, the longest first."""
     sampler = EvalSampler(
         dataset,
-        batch_size=batch_size,
+        micro_batch_size=batch_size,
         num_processes=accelerator.num_processes,
         max_tokens=MAX_TOKENS_ON_CPU if accelerator.device.type == "cpu" else None,
     )
@@ -118,7 +118,7 @@ def iterate_predictions(
 
 def predict_batch(model: torch.nn.Module, batch: Batch, task: Task) -> Values:
     """Compute the predictions of a batch on this rank and, if it has labels, its losses."""
-    batch.pop("info", None)
+    batch.pop("weight_sum", None)
     outputs = model(**model_inputs(batch))
     values = {"row_ids": batch["row_ids"], **task.predict(outputs, batch)}
     if "labels" not in batch:
@@ -128,7 +128,9 @@ def predict_batch(model: torch.nn.Module, batch: Batch, task: Task) -> Values:
     weighted_sum(losses, weights)  # checks the shapes
     is_weighted = weights != 0
     values["losses"] = losses
-    values["loss_sums"] = torch.where(is_weighted, losses * weights, 0).reshape(len(losses), -1).sum(1)
+    values["loss_sums"] = (
+        torch.where(is_weighted, losses * weights, 0).reshape(len(losses), -1).sum(1)
+    )
     values["weight_sums"] = weights.reshape(len(weights), -1).sum(1)
     return values
 

@@ -64,8 +64,8 @@ class Observer:
     def on_log(self, run: "Run", steps: "list[StepRecord]", speed: dict[str, float]) -> None:
         """Called when the values of some steps are known, in order, every `log_every` steps.
 
-        `speed` holds rows_per_second, data_wait (share of the time), peak_memory_mb and, if batches
-        have an attention mask, tokens_per_second and padding (share of the tokens).
+        `speed` holds rows_per_second, and data_wait: the share of the time that the loop waited for
+        batches.
         """
 
     def on_eval_batch(self, run: "Run", split: str, values: dict[str, "torch.Tensor"]) -> None:

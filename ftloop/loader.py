@@ -7,7 +7,6 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ftloop.errors import TrainingError, UserError
-from ftloop.metric_log import Throughput
+from ftloop.metric_log import MetricLog
 from ftloop.sampler import EvalSampler, TrainSampler
 from ftloop.state import fold_in, temporary_seed
 from ftloop.task import Batch
@@ -24,17 +23,10 @@ from ftloop.task import Batch
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-MAX_WORKERS = 8  # per process for workers="auto": more of them hold batches in memory and rarely help
+MAX_WORKERS = (
+    8  # per process for workers="auto": more of them hold batches in memory and rarely help
+)
 Keys = list[tuple[int, int]]  # (epoch, row id) of the rows of a micro-batch
-
-
-@dataclass
-class BatchInfo:
-    """Facts about a micro-batch that the loop needs on the CPU; `batch["info"]` until the loop takes it."""
-
-    weight_sum: float  # of its items, in float64
-    num_tokens: int  # without padding; 0 if the batch has no attention mask
-    num_padded_tokens: int  # with padding
 
 
 class KeyedDataset(Dataset):
@@ -64,7 +56,7 @@ class KeyedDataset(Dataset):
 
 
 class Collate:
-    """Calls the collate method of a task and adds "row_ids", "weights" and "info" to the batch."""
+    """Calls the collate method of a task and adds "row_ids", "weights" and "weight_sum"."""
 
     def __init__(self, collate: Callable[[Any], Batch]):
         self.collate = collate
@@ -75,20 +67,12 @@ class Collate:
         row_ids = torch.tensor([row for _, row in keys])
         weights = batch.get("weights")
         weights = torch.ones(len(keys)) if weights is None else weights.float()
-        batch["weights"] = weights.masked_fill(_expand_as(row_ids < 0, weights), 0.0)  # padding rows
+        is_padding_row = (row_ids < 0).reshape(-1, *[1] * (weights.ndim - 1))
+        batch["weights"] = weights.masked_fill(is_padding_row, 0.0)
         batch["row_ids"] = row_ids
-        mask = batch.get("attention_mask")
-        batch["info"] = BatchInfo(
-            weight_sum=batch["weights"].double().sum().item(),
-            num_tokens=0 if mask is None else int(mask.sum()),
-            num_padded_tokens=0 if mask is None else mask.numel(),
-        )
+        # A number, which stays on the CPU when the tensors go to the GPU. The loop takes it out.
+        batch["weight_sum"] = batch["weights"].double().sum().item()
         return batch
-
-
-def _expand_as(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Add dimensions to `values`, shape (rows,), until it broadcasts to `like`, shape (rows, ...)."""
-    return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def make_batch(dataset: Any, keys: Keys, collate: Callable[[Any], Batch], seed: int) -> Batch:
@@ -99,16 +83,18 @@ def make_batch(dataset: Any, keys: Keys, collate: Callable[[Any], Batch], seed: 
 def check_collate(dataset: Any, collate: Callable[[Any], Batch], seed: int) -> None:
     """Raise UserError if the collate method of a task draws at random."""
     keys_and_examples = KeyedDataset(dataset, seed).__getitems__([(0, 0)])
-    before = torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1:3]
+
+    def random_states() -> tuple[Any, ...]:
+        numpy_state = numpy.random.get_state()
+        return (
+            torch.get_rng_state().tolist(),
+            random.getstate(),
+            [str(part) for part in numpy_state],
+        )
+
+    before = random_states()
     Collate(collate)(keys_and_examples)
-    after = torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1:3]
-    is_unchanged = (
-        torch.equal(before[0], after[0])
-        and before[1] == after[1]
-        and numpy.array_equal(before[2][0], after[2][0])
-        and before[2][1] == after[2][1]
-    )
-    if not is_unchanged:
+    if random_states() != before:
         raise UserError(
             "draws at random, and its draw would depend on how a batch is divided. Make random choices in "
             "the dataset's __getitem__, which is seeded by (seed, epoch, row).",
@@ -140,7 +126,9 @@ def build_dataloader(
     workers: int = 0,
 ) -> DataLoader:
     """Build the DataLoader that yields the micro-batches of a sampler. accelerator.prepare takes it."""
-    if workers:  # the threads of the tokenizers do not survive a fork, and warn about it in each worker
+    if (
+        workers
+    ):  # the threads of the tokenizers do not survive a fork, and warn about it in each worker
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return DataLoader(
         KeyedDataset(dataset, seed),
@@ -158,43 +146,31 @@ def optimizer_steps(
     sampler: TrainSampler,
     start_step: int,
     accelerator: "Accelerator",
-    throughput: Throughput,
+    log: MetricLog,
 ) -> Iterator[tuple[list[Batch], "float | torch.Tensor"]]:
     """Yield (micro_batches, total_weight) for each optimizer step from `start_step` on.
 
     micro_batches: those of this rank. total_weight: the sum of the weights of the whole step over all
-    ranks; on GPUs a tensor, so that nothing waits for it. One reduction per step computes it.
+    ranks, in float64; on several GPUs a tensor, so that nothing waits for it. One reduction per step
+    computes it. Raises TrainingError if it is 0.
     """
     sampler.start_step = start_step
     batches = iter(loader)
     for step in range(start_step, sampler.total_steps):
-        plan = sampler.plan(step)
-        count = len(sampler.micro_batches(plan)) // sampler.num_processes
+        count = len(sampler.micro_batches(sampler.plan(step))) // sampler.num_processes
         began = time.perf_counter()
         micro_batches = list(islice(batches, count))
+        log.data_wait_seconds += time.perf_counter() - began
         if len(micro_batches) < count:
             raise RuntimeError(f"the DataLoader ended before optimizer step {step + 1}")
-        infos = [batch.pop("info") for batch in micro_batches]
-        throughput.add_step(
-            wait_seconds=time.perf_counter() - began,
-            rows=len(plan.row_ids),
-            tokens=sum(info.num_tokens for info in infos),
-            padded_tokens=sum(info.num_padded_tokens for info in infos),
-        )
-        weight = sum(info.weight_sum for info in infos)
-        yield micro_batches, sum_over_ranks(weight, accelerator, step)
-
-
-def sum_over_ranks(
-    weight: float, accelerator: "Accelerator", step: int
-) -> "float | torch.Tensor":
-    """Add up the weights of a step over all ranks, in float64. Raises TrainingError if the sum is 0."""
-    total: float | torch.Tensor = weight
-    if accelerator.num_processes > 1:
-        tensor = torch.tensor(weight, dtype=torch.float64, device=accelerator.device)
-        total = accelerator.reduce(tensor, reduction="sum")
-        if accelerator.device.type == "cpu":
-            total = total.item()
-    if isinstance(total, float) and total == 0:  # on several GPUs, the loss becomes NaN instead
-        raise TrainingError(f"the weights of all items of optimizer step {step + 1} are 0.")
-    return total
+        total_weight: float | torch.Tensor = sum(batch.pop("weight_sum") for batch in micro_batches)
+        if accelerator.num_processes > 1:
+            weight = torch.tensor(total_weight, dtype=torch.float64, device=accelerator.device)
+            total_weight = accelerator.reduce(weight, reduction="sum")
+            if accelerator.device.type == "cpu":
+                total_weight = total_weight.item()
+        if (
+            isinstance(total_weight, float) and total_weight == 0
+        ):  # several GPUs: the loss becomes NaN
+            raise TrainingError(f"the weights of all items of optimizer step {step + 1} are 0.")
+        yield micro_batches, total_weight

@@ -1,159 +1,158 @@
-"""The training loop. `train` reads from top to bottom; what it calls is one file away.
+"""The training loop. Read `train_step` and `train` from top to bottom; what they call is one file away.
 
-Its laws (each is a test): the loss is a sum over rows divided once by the rows of the optimizer step, however these are
-cut into micro-batches and processes; order and dropout are functions of the seed and of counters; the position, the
-weights, the optimizer and the schedule are all there is to save.
+The laws of the loop, each of which is a test (docs/exactness.md):
+
+- The gradient of an optimizer step is a weighted sum over its items, divided once by the sum of their
+  weights. It does not depend on how the step is divided into micro-batches and over ranks.
+- The order of rows, random changes of rows, and dropout are functions of the seed and of counters.
+- The position of a run is its optimizer step. A run resumes to the same bits wherever it was killed.
 """
 
-import dataclasses
-import logging
-import math
-from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from typing import Any
 
-from ftloop import startup
-from ftloop.distributed import kernels
-from ftloop.logs import terminal as tracking
-from ftloop.config import Config, validate, validate_with_data
-from ftloop.loader import build_loader, workers_of
-from ftloop.sampler import TOKENS_ON_CPU, TrainOrder, Window, batching_of, mix, seed_all
-from ftloop.distributed import precision_of, start_accelerator
-from ftloop.evaluation import evaluation_loader
-from ftloop.devices.memory import Memory, save_memory
-from ftloop.optim import build_schedule
-from ftloop.run import Run, Scores
-from ftloop.devices.sharding import whole
+import torch
+from accelerate import Accelerator
 
-logger = logging.getLogger("ftloop")
+from ftloop.config import Config, validate, validate_with_datasets
+from ftloop.distributed import build_accelerator, full_tensor, warm_up_ddp_buckets
+from ftloop.evaluation import build_eval_loader, evaluate
+from ftloop.loader import build_dataloader, check_collate, count_workers, optimizer_steps
+from ftloop.metric_log import weighted_sum
+from ftloop.optim import build_scheduler, drop_frozen_gradients
+from ftloop.run import Run, Scores
+from ftloop.sampler import TrainSampler, check_division
+from ftloop.state import TrainState, fold_in, set_seed
+from ftloop.task import Batch, Losses, Task
+
+
+def train_step(
+    task: Task,
+    model: torch.nn.Module,
+    micro_batches: list[Batch],
+    total_weight: float | torch.Tensor,
+    state: TrainState,
+    accelerator: Accelerator,
+) -> list[Losses]:
+    """Accumulate the gradient of one optimizer step. Change this function for FGM, SAM and the like.
+
+    micro_batches: those of this rank. total_weight: the sum of the weights of all items of the step,
+    over all micro-batches and ranks. Returns the losses of each micro-batch, without their graph.
+    """
+    outputs = []
+    for index, batch in enumerate(micro_batches):
+        set_seed(fold_in(state.seed, "dropout", state.step, index, accelerator.process_index))
+        is_last = index == len(micro_batches) - 1
+        with nullcontext() if is_last else accelerator.no_sync(model):  # one all-reduce per step
+            with accelerator.autocast():
+                output = task.compute_losses(model, batch)  # one loss per item, not reduced
+            loss = weighted_sum(output.losses, batch["weights"])  # items of weight 0 are masked
+            # DDP averages gradients over ranks; num_processes turns the average back into a sum.
+            accelerator.backward(loss * accelerator.num_processes / total_weight)
+        outputs.append(output.detach())
+    return outputs
 
 
 def train(config: Config) -> Scores:
-    """Train what `config` describes, and return the scores of the kept weights: {"validation": {...}, "test": {...}}.
+    """Train what `config` describes, and return the scores of the best weights by split.
 
-    Leaves in `config.run_dir`: config.json, metrics.jsonl, ledger.jsonl, checkpoints/, model/, scores.json. Goes on
-    where an unfinished run of the same config stopped; a finished one is left as it is. Run it in one process, or in
-    several by `accelerate launch`, torchrun or `notebook_launcher`. Raises UserError, before training, for what cannot
-    work.
+    Writes config.json, metrics.jsonl, checkpoints/, model/ and scores.json to `config.run_dir`. An
+    unfinished run of the same config resumes; a finished one is left as it is. Run it in one process, or
+    in several by `accelerate launch`, torchrun or `notebook_launcher`. Raises UserError, before
+    training, for what cannot work, and Stopped after a signal.
     """
     validate(config)
-    accelerator = start_accelerator(config.precision, config.timeout, config.deterministic)
-    tracking.set_up_logging(accelerator.is_main_process, config.least_said)
-    config = dataclasses.replace(config, precision=precision_of(accelerator))  # recorded, also if the launcher chose it
-    if config.compile:
-        config = dataclasses.replace(config, task=config.task.in_few_shapes())
-    task, run = config.task, Run(config, accelerator)
-    if run.finished:
-        return run.read_scores()
-    run.matmul = kernels.settle(config.matmul, run.recorded.get("matmul"), accelerator)
-
-    # What is learned, and from what. One process of a machine prepares the rows, the others read its cache.
-    with accelerator.local_main_process_first():
-        data = task.load()
-    validate_with_data(config, data)
-    seed_all(mix(config.seed, "model"))
-    model = task.build_model().to(accelerator.device)
-    kernels.adapt(model, run.matmul, config.cheaper_dropout, config.compile)
-    if config.gradient_checkpointing:
-        save_memory(model)
-    if config.keep_memory:  # not before: what preparing the rows took is given back
-        kernels.keep_memory(accelerator.device)
-    optimizer = config.optimizer(model, config)
-
-    # In which order, for how long.
-    rows, processes = len(data["train"]), accelerator.num_processes
-    total_steps = config.max_steps or config.epochs * math.ceil(rows / config.batch_size)
-    at_once = config.at_once(processes)
-    most_tokens = TOKENS_ON_CPU if accelerator.device.type == "cpu" and config.micro_batch_size is None else None
-    order = TrainOrder(
-        *(rows, config.batch_size, at_once, processes, total_steps, config.seed, run.state),
-        **batching_of(data["train"], config.batching),
-        most_tokens=most_tokens,
+    setups = config.setups()  # compile, matrix backend, ...; an empty list in the core
+    accelerator = build_accelerator(
+        config.precision, config.timeout, setups, config.find_unused_parameters
     )
-    workers = workers_of(config.workers, data["train"], accelerator.device)
-    loader = build_loader(data["train"], order, task.collate, config.seed, workers)
-    schedule = build_schedule(optimizer, config, total_steps)
+    # The run takes the lock of its folder before it looks at anything, and releases it at the end.
+    with closing(Run(config, accelerator, setups)) as run:
+        if run.is_finished:
+            return run.load_scores()
 
-    model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
-    loaders = {
-        split: evaluation_loader(data[split], task, accelerator, config.eval_batch_size, workers)
-        for split in ("validation", "test")
-        if split in data
-    }
-    memory = Memory(config, order, run.state, accelerator)
-    run.start(data, order, model, optimizer, schedule, loaders)
-    state = run.state
+        # Data and model. One process per machine prepares the data; the others read its cache.
+        task = config.task
+        with accelerator.local_main_process_first():
+            datasets = task.load_datasets()
+        train_dataset = datasets["train"]
+        validate_with_datasets(config, datasets)
+        check_collate(train_dataset, task.collate, config.seed)
+        set_seed(fold_in(config.seed, "init"))
+        model = task.build_model().to(accelerator.device)
+        run.apply_setups(model)
+        optimizer = config.optimizer(model, config)
 
-    startup.done()
-    model.train()
-    parameters = list(model.parameters())
-    bar = tracking.progress_bar(total_steps, state.step, accelerator.is_main_process)
-    served, profile = tracking.Served(loader), tracking.Profile(config.profile, run.folder, accelerator)
-    with closing(run), bar, closing(profile), run.stop as stop:
-        memory.divide(model, data["train"])
-        logger.info("train: %s, %s on %s, into %s", order, config.precision, accelerator.device.type, run.folder)
-        steps = tracking.StepLog(run.log, run.ledger, bar, served, accelerator, config.on_nan)
-        if run.owes_evaluation(total_steps):
-            run.judge(run.evaluate("validation", order.epochs_done()), order.epochs_done())
-            run.save()
-        for window, micro_batches in windows(served, order):
-            if run.stops_early():
-                break
+        # Order of the rows, number of steps, learning-rate schedule
+        sampler = TrainSampler(
+            train_dataset, config, accelerator.num_processes, accelerator.device.type
+        )
+        run.choose_micro_batch_size(sampler, model)
+        check_division(task, model, sampler)
+        scheduler = build_scheduler(optimizer, config, sampler.total_steps)
+        workers = count_workers(config.workers, train_dataset, accelerator.device)
+        train_loader = build_dataloader(train_dataset, sampler, task.collate, config.seed, workers)
+        model, optimizer, train_loader, scheduler = accelerator.prepare(
+            model, optimizer, train_loader, scheduler
+        )
+        eval_loaders = build_eval_loaders(datasets, task, accelerator, config)
+        warm_up_ddp_buckets(model, task, train_dataset, accelerator)
 
-            losses = []
-            with memory:
-                for number, (batch, is_last) in enumerate(micro_batches):
-                    seed_all(mix(config.seed, "dropout", state.step, number, accelerator.process_index))
-                    ids, targets = batch.pop("rows"), batch.pop("labels")
-                    # Processes exchange gradients once a step, with the last micro-batch.
-                    with nullcontext() if is_last else accelerator.no_sync(model):
-                        loss = task.losses(model(**batch), targets) * (ids >= 0)  # an empty seat counts nothing
-                        # Processes average their gradients: times their number, the average is a sum.
-                        accelerator.backward(loss.sum() * processes / len(window.rows))
-                    losses.append((ids, loss.detach()))
-            if memory.ran_out:  # the window comes again, in smaller micro-batches
-                batch = targets = loss = None  # or they would keep what did not fit
-                optimizer.zero_grad()
-                memory.release()
-                continue
+        # Resume
+        run.register_for_checkpointing(model=model, optimizer=optimizer, scheduler=scheduler)
+        state = run.start(sampler, eval_loaders)  # step 0 in a new run
 
-            gradient_norm = whole(accelerator.clip_grad_norm_(parameters, config.max_grad_norm or math.inf))
-            learning_rate = schedule.get_last_lr()[0]
-            if run.takes(gradient_norm):
-                optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            state.advance(window)
-
-            profile.step()
-            epoch = order.epochs_after(window)
-            steps.add(tracking.Step(state.step, epoch, window, losses, gradient_norm, learning_rate))
-            evaluates = config.evaluates_after(state.step, window.ends_epoch) or state.step == total_steps
-            logs = evaluates or config.saves_after(state.step) or state.step % config.log_every == 0
-            stops = stop.asked(accelerator, may_wait=logs)
-            if logs or stops:
-                steps.flush()  # the device is waited for
-            if evaluates and not stops and "validation" in loaders:
-                run.judge(run.evaluate("validation", epoch), epoch)
-            if evaluates or stops or config.saves_after(state.step):
-                run.save()
-                steps.restart_clock()
-            if stops:
+        model.train()
+        steps = optimizer_steps(train_loader, sampler, state.step, accelerator, run.log)
+        while True:
+            # A run that was stopped between a step and its evaluation resumes here: evaluate first.
+            if run.should_evaluate(state):
+                validation = eval_loaders["validation"]
+                scores = evaluate(
+                    model, validation, task, accelerator, run.stop_requested, run.on_eval_batch
+                )
+                run.log_scores(scores)  # None if a stop was requested
+            if run.should_save(state):
+                run.save_checkpoint(state)
+            if run.stop_requested():  # a signal or the time limit, agreed by all ranks
+                run.save_checkpoint(state)
                 raise run.stopped()
-
-        bar.close()
-        return run.finish(order.epochs_done())
-
-
-def windows(loader: Any, order: TrainOrder) -> Iterator[tuple[Window, Iterator[tuple[dict[str, Any], bool]]]]:
-    """Each optimizer step from the position of the state on: its window, and this process's micro-batches of it, each
-    with whether it is the last. A loader that ends too early is a RuntimeError, not a step without gradients.
-
-    A step that was not done comes again, where what is computed at once was made smaller."""
-    while order.state.step < order.total_steps:
-        batches, at_once = iter(loader), order.at_once
-        for window in order.windows():
-            rounds = len(order.rounds(window))
-            yield window, ((next(batches), number == rounds) for number in range(1, rounds + 1))
-            if order.at_once != at_once:
+            if run.training_is_complete(state):  # the last step, or early stopping
                 break
+
+            micro_batches, total_weight = next(steps)
+            outputs = train_step(task, model, micro_batches, total_weight, state, accelerator)
+            drop_frozen_gradients(optimizer)
+            grad_norm = clip_gradients(model, config.max_grad_norm, accelerator)
+            learning_rate = scheduler.get_last_lr()[0]
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+            state.step += 1
+            run.log_step(micro_batches, outputs, total_weight, grad_norm, learning_rate)
+        return run.finish(model, eval_loaders)  # best weights, test scores, model/
+
+
+def clip_gradients(
+    model: torch.nn.Module, max_grad_norm: float, accelerator: Accelerator
+) -> torch.Tensor:
+    """Scale the gradients down to a norm of at most `max_grad_norm` (0: no limit).
+
+    Returns the norm before clipping, over all parameters, on the device.
+    """
+    limit = max_grad_norm or float("inf")
+    return full_tensor(accelerator.clip_grad_norm_(model.parameters(), limit))
+
+
+def build_eval_loaders(
+    datasets: dict[str, Any], task: Task, accelerator: Accelerator, config: Config
+) -> dict[str, Any]:
+    """Build the loaders of validation and test, as far as the data has them."""
+    loaders = {}
+    for split in ("validation", "test"):
+        if split in datasets:
+            workers = count_workers(config.workers, datasets[split], accelerator.device)
+            loaders[split] = build_eval_loader(
+                datasets[split], task, accelerator, config.eval_batch_size, workers
+            )
+    return loaders

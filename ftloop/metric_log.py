@@ -1,11 +1,10 @@
-"""metrics.jsonl, and the buffer in front of it: losses are read from the device every `log_every` steps."""
+"""metrics.jsonl, and the buffer in front of it: values are read from the GPU every `log_every` steps."""
 
 import contextlib
 import json
 import logging
 import math
 import os
-import resource
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,140 +15,157 @@ from accelerate.utils import gather_object
 
 from ftloop.errors import TrainingError
 from ftloop.sampler import StepPlan
-from ftloop.task import Batch, Losses
+from ftloop.task import Losses
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 logger = logging.getLogger("ftloop")
 
-# Steps in a row that the gradient scaler of fp16 may skip. It starts at 65536 and halves each time.
+# Steps in a row that the gradient scaler of fp16 may skip. Its scale starts at 65536 and is halved
+# each time.
 MAX_SKIPPED_STEPS = 20
-
-
-class MetricLog:
-    """Appends to metrics.jsonl: one line per value, with step, epoch, split, name, value and time."""
-
-    def __init__(self, file: Path, keep_bytes: int):
-        """Open the log and cut it to the length it had at the step from which the run resumes."""
-        self.file, self.stream = file, file.open("ab")
-        self.stream.truncate(min(keep_bytes, file.stat().st_size))
-
-    def write(
-        self,
-        step: int,
-        epoch: float,
-        split: str,
-        scores: dict[str, float],
-        rows_per_second: float,
-        speed: dict[str, float] | None = None,
-    ) -> None:
-        """Write one line for each score. Raises TrainingError if the disk is full or read-only."""
-        now, lines = round(time.time(), 3), b""
-        for name, value in json_scores(scores).items():
-            line: dict[str, Any] = {"step": step, "epoch": round(epoch, 6), "split": split}
-            line |= {"name": name, "value": value, "time": now}
-            line["items_per_second"] = round(rows_per_second, 2)
-            if speed:
-                line["speed"] = speed
-            lines += json.dumps(line).encode() + b"\n"
-        try:
-            self.stream.write(lines)
-        except OSError as error:
-            raise write_error(self.file, error) from error
-
-    def sync(self) -> int:
-        """Wait until all lines are on disk, and return the length of the file in bytes."""
-        try:
-            self.stream.flush()
-            os.fsync(self.stream.fileno())
-        except OSError as error:
-            raise write_error(self.file, error) from error
-        return self.stream.tell()
-
-    def flush(self) -> None:
-        """Hand all lines to the operating system, so that other processes can read them."""
-        try:
-            self.stream.flush()
-        except OSError as error:
-            raise write_error(self.file, error) from error
-
-    def close(self) -> None:
-        """Close the file. A full disk was reported before."""
-        with contextlib.suppress(OSError):
-            self.stream.close()
-
-
-def write_error(file: Path, error: OSError) -> TrainingError:
-    """Return the error for a log file that cannot be written."""
-    return TrainingError(
-        f"cannot write {file}: {error}. The newest checkpoint is intact: free some space and run the same "
-        "command again to resume."
-    )
-
-
-class Throughput:
-    """What this rank computed since the last log line, and how long it took. Ranks get equal work."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        """Start counting anew, for example after an evaluation, which is not training."""
-        self.began = time.perf_counter()
-        self.wait_seconds, self.rows, self.tokens, self.padded_tokens = 0.0, 0, 0, 0
-
-    def add_step(self, wait_seconds: float, rows: int, tokens: int, padded_tokens: int) -> None:
-        """Count the batches of one step, and how long the loop waited for them."""
-        self.wait_seconds += wait_seconds
-        self.rows += rows
-        self.tokens += tokens
-        self.padded_tokens += padded_tokens
-
-    def summarize(self, accelerator: "Accelerator") -> dict[str, float]:
-        """Return the speed since the last restart; see `Observer.on_log`."""
-        seconds = max(time.perf_counter() - self.began, 1e-9)
-        speed = {
-            "rows_per_second": round(self.rows / seconds, 2),
-            "data_wait": round(self.wait_seconds / seconds, 4),
-            "peak_memory_mb": peak_memory_mb(accelerator.device),
-        }
-        if self.padded_tokens:
-            tokens_per_second = self.tokens * accelerator.num_processes / seconds
-            speed["tokens_per_second"] = round(tokens_per_second, 1)
-            speed["padding"] = round(1 - self.tokens / self.padded_tokens, 4)
-        return speed
-
-
-def peak_memory_mb(device: torch.device) -> int:
-    """Return the largest memory that this process has held so far, in MB: of its GPU, or of the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) // 10**6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000
 
 
 @dataclass
 class StepRecord:
-    """What one optimizer step leaves behind. The values below the line are known after a flush."""
+    """What one optimizer step leaves behind: tensors on the device and, after a flush, their values."""
 
     step: int  # from 1
     epoch: float  # epochs done after this step
     plan: StepPlan
     learning_rate: float
     row_ids: list[torch.Tensor]  # of each micro-batch of this rank; negative ids are padding rows
-    outputs: list[Losses]  # of each micro-batch of this rank, on the device
     weights: list[torch.Tensor]
-    total_weight: float | torch.Tensor
+    outputs: list[Losses]
+    total_weight: float | torch.Tensor  # over all micro-batches and ranks
     grad_norm_tensor: torch.Tensor
-
     loss: float = math.nan
     grad_norm: float = math.nan
-    scalars: dict[str, float] = field(default_factory=dict)
+    scalars: dict[str, float] = field(default_factory=dict)  # named values of the task
 
     @property
     def rows(self) -> int:
         """The number of rows of the step, over all ranks."""
         return len(self.plan.row_ids)
+
+
+class MetricLog:
+    """Appends to metrics.jsonl: one line per value, with step, epoch, split, name, value and time.
+
+    Every rank has one, since a flush gathers values from all ranks; the main process has the file.
+    """
+
+    def __init__(self, accelerator: "Accelerator"):
+        self.accelerator = accelerator
+        self.buffer: list[StepRecord] = []
+        self.num_skipped_steps = 0  # in a row, by the gradient scaler of fp16
+        self.stream: Any = None
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Measure speed from now on: called after what is not training, such as an evaluation."""
+        self.began, self.data_wait_seconds = time.perf_counter(), 0.0
+
+    def seconds(self) -> float:
+        """Return the seconds since the clock was restarted."""
+        return max(time.perf_counter() - self.began, 1e-9)
+
+    def open(self, file: Path, keep_bytes: int) -> None:
+        """Open the file and cut it to the length it had at the step from which the run resumes."""
+        self.stream = file.open("ab")
+        self.stream.truncate(min(keep_bytes, file.stat().st_size))
+
+    def flush(self) -> tuple[list[StepRecord], dict[str, float]]:
+        """Read and write the values of the buffered steps. Returns them, and the speed since then.
+
+        This waits for the GPU. All ranks must call it. Raises TrainingError for a loss or gradient norm
+        that is not finite.
+        """
+        records, self.buffer = self.buffer, []
+        if not records:
+            return [], {}
+        names = sorted(records[0].outputs[0].scalars)
+        sums = torch.stack([sum_losses(record, names) for record in records])  # (steps, values)
+        # Gathered and added in Python: the order of a reduction may depend on the number of steps.
+        by_rank = self.accelerator.gather(sums.unsqueeze(0)).tolist()
+        grad_norms = torch.stack([record.grad_norm_tensor for record in records]).tolist()
+        for index, record in enumerate(records):
+            total = float(record.total_weight)
+            totals = [
+                sum(values) for values in zip(*(rank[index] for rank in by_rank), strict=True)
+            ]
+            record.loss, *scalars = [value / total if total else math.nan for value in totals]
+            record.scalars = dict(zip(names, scalars, strict=True))
+            record.grad_norm = grad_norms[index]
+            self._check_finite(record)
+        rate = round(sum(record.rows for record in records) / self.seconds(), 2)
+        speed = {"rows_per_second": rate, "data_wait": round(self.data_wait_seconds / self.seconds(), 4)}
+        for record in records:
+            scores = {"loss": record.loss, "learning_rate": record.learning_rate}
+            scores |= {"grad_norm": record.grad_norm, **record.scalars}
+            more = {"speed": speed} if record is records[-1] else {}
+            self.write(record.step, record.epoch, "train", scores, rate, **more)
+        self.sync(wait_for_disk=False)
+        self.restart_clock()
+        return records, speed
+
+    def write(
+        self, step: int, epoch: float, split: str, scores: dict[str, float], rate: float, **more: Any
+    ) -> None:
+        """Write one line for each score, on the main process. `rate`: rows per second."""
+        if self.stream is None:
+            return
+        position = {"step": step, "epoch": round(epoch, 6), "split": split}
+        speed = {"time": round(time.time(), 3), "items_per_second": rate, **more}
+        for name, value in json_scores(scores).items():
+            line = json.dumps({**position, "name": name, "value": value, **speed})
+            with raise_write_errors(self.stream.name):
+                self.stream.write(line.encode() + b"\n")
+
+    def sync(self, wait_for_disk: bool = True) -> int:
+        """Hand all lines to the operating system, or wait for the disk. Returns the length in bytes."""
+        if self.stream is None:
+            return 0
+        with raise_write_errors(self.stream.name):
+            self.stream.flush()
+            if wait_for_disk:
+                os.fsync(self.stream.fileno())
+        return self.stream.tell()
+
+    def close(self) -> None:
+        """Close the file. A full disk was reported before."""
+        if self.stream is not None:
+            with contextlib.suppress(OSError):
+                self.stream.close()
+
+    def _check_finite(self, record: StepRecord) -> None:
+        """Raise TrainingError for a step whose loss or gradient norm is not finite."""
+        self.num_skipped_steps = (
+            0 if math.isfinite(record.grad_norm) else self.num_skipped_steps + 1
+        )
+        may_skip = MAX_SKIPPED_STEPS if self.accelerator.scaler else 0
+        if not math.isfinite(record.loss) or self.num_skipped_steps > may_skip:
+            raise TrainingError(
+                f"step {record.step}: the loss is {record.loss} and the gradient norm is "
+                f"{record.grad_norm}, because of {find_cause(record)}. Nothing was saved since the last "
+                "checkpoint. A smaller learning_rate or max_grad_norm may help."
+            )
+        if self.num_skipped_steps:
+            message = "step %d was skipped: its gradient overflows in fp16 (%d in a row)"
+            logger.warning(message, record.step, self.num_skipped_steps)
+
+
+@contextlib.contextmanager
+def raise_write_errors(file: str) -> Any:
+    """Turn a full or read-only disk into a TrainingError."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"cannot write {file}: {error}. The newest checkpoint is intact: free some space and run the "
+            "same command again to resume."
+        ) from error
 
 
 def weighted_sum(losses: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -165,111 +181,36 @@ def weighted_sum(losses: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return torch.where(weights != 0, losses * weights, 0).sum()
 
 
-class StepBuffer:
-    """Holds the values of steps on the device until a flush reads them. Nothing else waits for the GPU."""
-
-    def __init__(self, accelerator: "Accelerator"):
-        self.accelerator = accelerator
-        self.records: list[StepRecord] = []
-        self.num_skipped_steps = 0  # in a row, by the gradient scaler of fp16
-
-    def flush(self) -> list[StepRecord]:
-        """Read the buffered values and return the records. All ranks must call it.
-
-        Raises TrainingError for a loss or gradient norm that is not finite.
-        """
-        records, self.records = self.records, []
-        if not records:
-            return []
-        names = sorted(records[0].outputs[0].scalars)
-        sums = torch.stack([self._sums(record, names) for record in records])  # (steps, values)
-        # Gathered and added in Python, since the order of a reduction may depend on its size.
-        by_rank = self.accelerator.gather(sums.unsqueeze(0)).tolist()
-        grad_norms = torch.stack([record.grad_norm_tensor for record in records]).tolist()
-        for index, record in enumerate(records):
-            total = float(record.total_weight)
-            values = [sum(rank[index][value] for rank in by_rank) for value in range(len(names) + 1)]
-            record.loss = values[0] / total if total else math.nan
-            record.scalars = {
-                name: value / total for name, value in zip(names, values[1:], strict=True)
-            }
-            record.grad_norm = grad_norms[index]
-            self._check(record)
-        return records
-
-    def _sums(self, record: StepRecord, names: list[str]) -> torch.Tensor:
-        """Return the weighted sums of the loss and the named scalars over the step, on this rank."""
-        columns = []
-        for output, weights in zip(record.outputs, record.weights, strict=True):
-            if sorted(output.scalars) != names:
-                raise TrainingError(
-                    f"compute_losses returned the scalars {sorted(output.scalars)} after {names}: the names "
-                    "must be the same in each call."
-                )
-            scalars = [_scalar_sum(output.scalars[name], weights) for name in names]
-            columns.append(torch.stack([weighted_sum(output.losses, weights), *scalars]))
-        return torch.stack(columns).sum(dim=0)
-
-    def _check(self, record: StepRecord) -> None:
-        """Raise TrainingError for a step whose loss or gradient norm is not finite."""
-        is_finite = math.isfinite(record.grad_norm)
-        self.num_skipped_steps = 0 if is_finite else self.num_skipped_steps + 1
-        may_skip = MAX_SKIPPED_STEPS if self.accelerator.scaler else 0
-        if math.isfinite(record.loss) and self.num_skipped_steps <= may_skip:
-            if not is_finite:
-                logger.warning(
-                    "step %d was skipped: its gradient overflows in fp16 (%d in a row)",
-                    record.step,
-                    self.num_skipped_steps,
-                )
-            return
-        raise TrainingError(
-            f"step {record.step}: the loss is {record.loss} and the gradient norm {record.grad_norm}, "
-            f"because of {self._find_rows(record)}. Nothing was saved since the last checkpoint. A smaller "
-            "learning_rate or max_grad_norm may help."
-        )
-
-    def _find_rows(self, record: StepRecord) -> str:
-        """Name the rows whose losses are not finite, over all ranks."""
-        rows: list[int] = []
-        for row_ids, output in zip(record.row_ids, record.outputs, strict=True):
-            is_bad = ~output.losses.isfinite().reshape(len(row_ids), -1).all(dim=1)
-            rows += [row for row in row_ids[is_bad].tolist() if row >= 0]
-        rows = sorted(gather_object(rows))
-        if rows:
-            return f"rows {', '.join(map(str, rows[:20]))} of train (counted from 0)"
-        if float(record.total_weight) == 0:
-            return "weights that sum to 0"
-        return "the gradient, not the loss of a row"
+def sum_losses(record: StepRecord, names: list[str]) -> torch.Tensor:
+    """Return the weighted sums of the loss and the named scalars over the step, on this rank."""
+    rows = []
+    for output, weights in zip(record.outputs, record.weights, strict=True):
+        if sorted(output.scalars) != names:
+            raise TrainingError(
+                f"compute_losses returned the scalars {sorted(output.scalars)} after {names}: the names "
+                "must be the same in each call."
+            )
+        sums = [weighted_sum(output.losses, weights)]
+        for name in names:
+            value = output.scalars[name]  # one for the micro-batch, or one per item
+            is_mean = value.ndim == 0
+            sums.append(value * weights.sum() if is_mean else weighted_sum(value, weights))
+        rows.append(torch.stack(sums))
+    return torch.stack(rows).sum(dim=0)
 
 
-def _scalar_sum(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Return the sum of a named scalar by weight: of one value per item, or of one for the batch."""
-    return values * weights.sum() if values.ndim == 0 else weighted_sum(values, weights)
-
-
-def make_record(
-    step: int,
-    epoch: float,
-    plan: StepPlan,
-    micro_batches: list[Batch],
-    outputs: list[Losses],
-    total_weight: float | torch.Tensor,
-    grad_norm: Any,
-    learning_rate: float,
-) -> StepRecord:
-    """Make the record of a step, which keeps of its batches only row ids and weights."""
-    return StepRecord(
-        step=step,
-        epoch=epoch,
-        plan=plan,
-        learning_rate=learning_rate,
-        row_ids=[batch["row_ids"] for batch in micro_batches],
-        outputs=outputs,
-        weights=[batch["weights"] for batch in micro_batches],
-        total_weight=total_weight,
-        grad_norm_tensor=grad_norm,
-    )
+def find_cause(record: StepRecord) -> str:
+    """Name the rows whose losses are not finite, over all ranks. All ranks must call it."""
+    rows: list[int] = []
+    for row_ids, output in zip(record.row_ids, record.outputs, strict=True):
+        is_finite = output.losses.isfinite().reshape(len(row_ids), -1).all(dim=1)
+        rows += [row for row in row_ids[~is_finite].tolist() if row >= 0]
+    rows = sorted(gather_object(rows))
+    if rows:
+        return f"rows {', '.join(map(str, rows[:20]))} of train (counted from 0)"
+    if float(record.total_weight) == 0:
+        return "weights that sum to 0"
+    return "the gradient, not the loss of a row"
 
 
 def json_scores(scores: dict[str, float]) -> dict[str, float | None]:

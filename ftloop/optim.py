@@ -13,17 +13,9 @@ from ftloop.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     import torch
 
-SCHEDULES = (
-    "linear",
-    "cosine",
-    "cosine_with_restarts",
-    "polynomial",
-    "constant",
-    "constant_with_warmup",
-    "inverse_sqrt",
-    "cosine_with_min_lr",
-    "cosine_warmup_with_min_lr",
-    "warmup_stable_decay",
+SCHEDULES = tuple(
+    "linear cosine cosine_with_restarts polynomial constant constant_with_warmup inverse_sqrt "
+    "cosine_with_min_lr cosine_warmup_with_min_lr warmup_stable_decay".split(" ")
 )
 # Two more schedules of transformers follow the scores. With them, the learning rate would not be a
 # function of the step.
@@ -113,7 +105,9 @@ def validate_schedule(schedule: Any, options: dict[str, Any] | None = None) -> N
     """Raise UserError for a name that is not a schedule, and for options that nothing would read."""
     if options and (callable(schedule) or schedule in SCHEDULES_WITHOUT_OPTIONS):
         name = "a function" if callable(schedule) else schedule
-        raise UserError(f"{options} has no effect: {name} takes no options.", field="schedule_options")
+        raise UserError(
+            f"{options} has no effect: {name} takes no options.", field="schedule_options"
+        )
     if callable(schedule) or schedule in SCHEDULES:
         return
     choices = f"Choose one of {', '.join(SCHEDULES)}, or a function."

@@ -5,15 +5,19 @@ directly, so that resuming at step one million costs as much as starting at step
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from sys import maxsize as UNBOUNDED  # the length of a dataset without end (a stream)
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 
 from ftloop.errors import UserError
 from ftloop.state import fold_in
+
+if TYPE_CHECKING:
+    from ftloop.config import Config
+    from ftloop.task import Task
 
 BLOCK_SIZE = 65_536  # positions of an epoch whose rows are computed and cached together
 # Tokens of one forward pass on a CPU, after padding. 32 texts of up to 512 tokens in one pass took 1.8
@@ -148,25 +152,30 @@ class TrainSampler:
     """
 
     def __init__(
-        self,
-        dataset: Any,
-        batch_size: int,
-        total_steps: int,
-        seed: int,
-        num_processes: int = 1,
-        micro_batch_size: int | None = None,
-        max_tokens: int | None = None,
-        row_order: Callable[[Any, int, int], Sequence[int]] = random_order,
-        group_by_length: bool = False,
+        self, dataset: Any, config: "Config", num_processes: int = 1, device_type: str = ""
     ):
-        self.dataset, self.batch_size, self.total_steps, self.seed = dataset, batch_size, total_steps, seed
-        self.num_processes, self.max_tokens = num_processes, max_tokens
-        self.micro_batch_size = micro_batch_size or ceil_div(batch_size, num_processes)
-        self.row_order, self.group_by_length = row_order, group_by_length
+        self.dataset, self.seed, self.num_processes = dataset, config.seed, num_processes
+        self.rows_per_step = config.batch_size
         lengths = getattr(dataset, "lengths", None)
         self.lengths = None if lengths is None else numpy.asarray(lengths).astype(numpy.int32)
-        self.num_rows = len(row_order(dataset, seed, 0))  # in an epoch
-        self.steps_per_epoch = ceil_div(self.num_rows, batch_size)
+
+        # A dataset may have an order of its own (a stream). The config decides over it.
+        own_order = ask_dataset if hasattr(dataset, "row_order") else random_order
+        self.row_order = config.row_order or own_order
+        self.num_rows = len(self.row_order(dataset, self.seed, 0))  # in an epoch
+        self.steps_per_epoch = ceil_div(self.num_rows, self.rows_per_step)
+        self.total_steps = config.max_steps or config.epochs * self.steps_per_epoch
+        self.group_by_length = config.group_by_length
+        if config.group_by_length is None:
+            self.group_by_length = lengths is not None and self.row_order is random_order
+
+        # Limits of one forward pass on each rank
+        size = config.micro_batch_size
+        share = ceil_div(self.rows_per_step, num_processes)
+        self.micro_batch_size = min(size, share) if isinstance(size, int) else share
+        self.max_tokens = config.max_tokens
+        if self.max_tokens is None and size is None and device_type == "cpu":
+            self.max_tokens = MAX_TOKENS_ON_CPU if config.task.independent_rows else None
         self.start_step = 0  # read once, when iteration begins: data workers run ahead of the loop
         # Two of each are cached, since data workers may be one group or epoch ahead of the loop.
         self._order = functools.lru_cache(maxsize=2)(self._compute_order)
@@ -179,8 +188,8 @@ class TrainSampler:
             group, position = divmod(index, STEPS_PER_GROUP)
             row_ids = self._group(epoch, group)[position]
         else:
-            start = index * self.batch_size
-            row_ids = list(self._order(epoch)[start : start + self.batch_size])
+            start = index * self.rows_per_step
+            row_ids = list(self._order(epoch)[start : start + self.rows_per_step])
         return StepPlan(epoch, index, row_ids, ends_epoch=index == self.steps_per_epoch - 1)
 
     def micro_batches(self, plan: StepPlan) -> list[list[int]]:
@@ -203,7 +212,7 @@ class TrainSampler:
     def epochs_done(self, step: int) -> float:
         """Return how many epochs `step` optimizer steps are, for example 1.5."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        return epoch + index * self.batch_size / self.num_rows
+        return epoch + index * self.rows_per_step / self.num_rows
 
     def longest_rows(self, count: int) -> list[int]:
         """Return the ids of the longest rows, or of the first ones if rows have no lengths."""
@@ -216,13 +225,13 @@ class TrainSampler:
         """Describe the order and the division of rows in one line, for the log."""
         rows = "a stream" if self.num_rows == UNBOUNDED else f"{self.num_rows} rows"
         order = " grouped by length" if self.group_by_length else ""
-        accumulation = ceil_div(self.batch_size, self.micro_batch_size * self.num_processes)
+        accumulation = ceil_div(self.rows_per_step, self.micro_batch_size * self.num_processes)
         division = f"{self.num_processes} process(es) x {accumulation} micro-batch(es)"
         limit = f"at most {self.micro_batch_size} rows"
         if self.group_by_length and self.max_tokens is not None:
             limit += f" and {self.max_tokens} tokens"
         return (
-            f"{rows}{order}, {self.total_steps} optimizer steps of {self.batch_size} rows, "
+            f"{rows}{order}, {self.total_steps} optimizer steps of {self.rows_per_step} rows, "
             f"{division} of {limit}"
         )
 
@@ -244,17 +253,19 @@ class TrainSampler:
         and has rows of all lengths. The first step of a run holds the longest row: if memory is too
         small, it fails at once.
         """
-        size = STEPS_PER_GROUP * self.batch_size
+        size = STEPS_PER_GROUP * self.rows_per_step
         rows = numpy.array(self._grouped_order(epoch, group * size, (group + 1) * size))
-        num_full_steps = len(rows) // self.batch_size
-        full, rest = numpy.split(rows, [num_full_steps * self.batch_size])
+        num_full_steps = len(rows) // self.rows_per_step
+        full, rest = numpy.split(rows, [num_full_steps * self.rows_per_step])
         if not num_full_steps:
             return [self._longest_first(rest)]
-        steps = split_rows(self._longest_first(full), self.batch_size, num_processes=1)
+        steps = split_rows(self._longest_first(full), self.rows_per_step, num_processes=1)
         shuffled = RandomOrder(num_full_steps, fold_in(self.seed, "steps", epoch), group)[:]
         if epoch == group == 0:
             shuffled = [0, *(step for step in shuffled if step != 0)]
-        return [steps[step] for step in shuffled] + ([self._longest_first(rest)] if len(rest) else [])
+        return [steps[step] for step in shuffled] + (
+            [self._longest_first(rest)] if len(rest) else []
+        )
 
     def _grouped_order(self, epoch: int, start: int, stop: int) -> list[int]:
         """Return a part of the epoch's order; in epoch 0, the longest row and the first change places."""
@@ -270,36 +281,31 @@ class TrainSampler:
         return rows[numpy.argsort(-self.lengths[rows], kind="stable")].tolist()
 
 
-def build_train_sampler(dataset: Any, config: Any, num_processes: int, device_type: str) -> TrainSampler:
-    """Build the sampler that a config describes."""
-    has_lengths = getattr(dataset, "lengths", None) is not None
-    # A dataset may have an order of its own (a stream); the config decides over it.
-    own_order = getattr(dataset, "row_order", None)
-    row_order = config.row_order or random_order
-    if config.row_order is None and own_order is not None:
-        row_order = _ask_dataset
-    group_by_length = config.group_by_length
-    if group_by_length is None:
-        group_by_length = has_lengths and row_order is random_order
-    max_tokens = config.max_tokens
-    if max_tokens is None and config.micro_batch_size is None and device_type == "cpu":
-        max_tokens = MAX_TOKENS_ON_CPU
-    num_rows = len(row_order(dataset, config.seed, 0))
-    total_steps = config.max_steps or config.epochs * ceil_div(num_rows, config.batch_size)
-    return TrainSampler(
-        dataset=dataset,
-        batch_size=config.batch_size,
-        total_steps=total_steps,
-        seed=config.seed,
-        num_processes=num_processes,
-        micro_batch_size=config.micro_batch_size if config.micro_batch_size != "auto" else None,
-        max_tokens=max_tokens,
-        row_order=row_order,
-        group_by_length=group_by_length,
+def check_division(task: "Task", model: Any, sampler: TrainSampler) -> None:
+    """Raise UserError if a batch would be divided although the task or the model does not allow it.
+
+    That are tasks whose rows depend on each other (in-batch negatives), and models with running
+    statistics (BatchNorm), which each rank and micro-batch would compute from its own rows.
+    """
+    share = ceil_div(sampler.rows_per_step, sampler.num_processes)
+    is_divided = sampler.num_processes > 1 or sampler.micro_batch_size < share
+    if sampler.max_tokens is not None and sampler.group_by_length and sampler.lengths is not None:
+        is_divided = is_divided or share * int(max(sampler.lengths)) > sampler.max_tokens
+    reason = (
+        None if task.independent_rows else f"the loss of {type(task).__name__} compares its rows"
     )
+    for name, module in model.named_modules():
+        if getattr(module, "running_mean", None) is not None:
+            reason = f"{name} keeps running statistics of it (BatchNorm)"
+    if is_divided and reason is not None:
+        raise UserError(
+            f"a batch must not be divided, since {reason}. Use one process, and neither micro_batch_size "
+            "nor max_tokens below the whole batch.",
+            field="micro_batch_size",
+        )
 
 
-def _ask_dataset(dataset: Any, seed: int, epoch: int) -> Sequence[int]:
+def ask_dataset(dataset: Any, seed: int, epoch: int) -> Sequence[int]:
     """Return the row order that a dataset defines itself."""
     return dataset.row_order(seed, epoch)
 
@@ -307,29 +313,25 @@ def _ask_dataset(dataset: Any, seed: int, epoch: int) -> Sequence[int]:
 class EvalSampler:
     """Batch sampler of an evaluation: every row once, the longest first, for the ranks in turn.
 
-    Sorting by length saves padding, and if memory is too small, the first batch fails.
+    Sorting by length saves padding, and if memory is too small, the first batch fails. Like
+    `TrainSampler`, it has no attribute `batch_size`.
     """
 
     def __init__(
-        self,
-        dataset: Any,
-        batch_size: int,
-        num_processes: int,
-        max_tokens: int | None = None,
+        self, dataset: Any, micro_batch_size: int, num_processes: int, max_tokens: int | None
     ):
-        """Take rows per forward pass on each rank, and the limit of tokens of such a pass."""
-        self.dataset, self.batch_size = dataset, batch_size
+        self.dataset, self.micro_batch_size = dataset, micro_batch_size
         self.num_processes, self.max_tokens = num_processes, max_tokens
-        self.start_step = 0
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         lengths = getattr(self.dataset, "lengths", None)
         row_ids = list(range(len(self.dataset)))
         if lengths is not None:
-            row_ids = numpy.argsort(-numpy.asarray(lengths, dtype=numpy.int64), kind="stable").tolist()
+            lengths = numpy.asarray(lengths).astype(numpy.int32)
+            row_ids = numpy.argsort(-lengths, kind="stable").tolist()
         pieces = split_rows(
             row_ids=row_ids,
-            size=self.batch_size,
+            size=self.micro_batch_size,
             num_processes=self.num_processes,
             lengths=lengths,
             max_tokens=self.max_tokens,

@@ -7,12 +7,15 @@ micro-batch and the random choices of a row are functions of (seed, counters); s
 import contextlib
 import functools
 import hashlib
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy
 import torch
+
+from ftloop.errors import UserError, did_you_mean
 
 
 @dataclass
@@ -29,6 +32,23 @@ class TrainState:
     micro_batch_size: int | None = None  # rows per forward pass on each rank
     dataset_fingerprint: str = ""  # of the training rows; a run resumes on the same rows only
     log_bytes: int = 0  # length of metrics.jsonl at this step; later lines are cut off on resume
+
+    def update_best(self, scores: dict[str, float], metric: str, direction: str) -> None:
+        """Record validation scores and update the best step (ties: the earlier step is the best)."""
+        if metric not in scores:
+            suggestion = did_you_mean(metric, scores)
+            message = (
+                f"{metric!r} was not computed{suggestion}. The scores are {', '.join(scores)}."
+            )
+            raise UserError(message, field="best_metric")
+        self.scores, self.last_eval_step = scores, self.step
+        value = scores[metric]
+        best = math.nan if self.best_scores is None else self.best_scores[metric]
+        is_better = value > best if direction == "max" else value < best
+        if is_better or math.isnan(best):  # any number is better than NaN
+            self.best_scores, self.best_step, self.evaluations_since_best = scores, self.step, 0
+        else:
+            self.evaluations_since_best += 1
 
 
 def fold_in(seed: int, *counters: int | str) -> int:

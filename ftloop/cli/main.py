@@ -3,11 +3,12 @@
 from collections.abc import Callable
 
 from ftloop.cli.options import option_name
-from ftloop.errors import UserError, run_main
+from ftloop.cli.exit_codes import run_main
+from ftloop.errors import UserError
 
 
 def run(main: Callable[[], None]) -> int:
-    """Run a main function and return its exit code, as `ftloop.errors.run_main` does.
+    """Run a main function and return its exit code, as `ftloop.cli.exit_codes.run_main` does.
 
     A UserError about a field of the config names the option: "--batch-size: must be at least 1".
     """

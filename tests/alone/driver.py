@@ -8,8 +8,7 @@ import sys
 
 from points import PointTask
 
-from ftloop import Config, train
-from ftloop.errors import run_main
+from ftloop import Config, UserError, train
 
 
 def kill_in_micro_batch(number):
@@ -25,18 +24,21 @@ def kill_in_micro_batch(number):
     PointTask.compute_losses = compute_or_die
 
 
-def main():
-    logging.basicConfig(level="INFO")
-    for options in json.loads(sys.argv[1]):
-        if "kill_in" in options:
-            kill_in_micro_batch(options.pop("kill_in"))
-        task = PointTask(**options.pop("task", {}))
+def check_modules():
+    """Check that every module of ftloop was imported from the copy of the core."""
+    core = os.path.join(os.path.dirname(os.path.abspath(__file__)), "ftloop")
+    for name, module in sys.modules.items():
+        if name.partition(".")[0] == "ftloop":
+            assert os.path.dirname(module.__file__) == core, name
+
+
+logging.basicConfig(level="INFO")
+for options in json.loads(sys.argv[1]):
+    if "kill_in" in options:
+        kill_in_micro_batch(options.pop("kill_in"))
+    task = PointTask(**options.pop("task", {}))
+    try:
         train(Config(task=task, **options))
-
-
-code = run_main(main)
-names = [name for name in sys.modules if name.partition(".")[0] == "ftloop"]
-folder = os.path.dirname(os.path.abspath(__file__))
-for name in names:
-    assert os.path.dirname(sys.modules[name].__file__) == os.path.join(folder, "ftloop"), name
-sys.exit(code)
+    except UserError as error:
+        sys.exit(f"UserError: {error}")
+check_modules()
