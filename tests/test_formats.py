@@ -27,7 +27,7 @@ from ftloop.data import Data
 from ftloop.data.formats import read_files
 from ftloop.data.tables import store_splits
 from ftloop.runs.finished import evaluate_run
-from ftloop.tasks.text import TextClassification
+from ftloop.tasks import TextClassification
 
 ROWS = [
     {"text": "NA", "label": "a", "size": 0},

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ARCHITECTURES, ranks, run_script, sentences, write_csv
-from test_data import cached
+from test_data import list_cached_files
 from test_resume import Cut, cut_at, digest
 
 from ftloop import Data, TextClassification, UserError, evaluation, load_run
@@ -204,13 +204,13 @@ def test_a_finished_run_scores_and_predicts_texts_and_not_windows(words, tmp_pat
     run = tmp_path / "run"
     trained = run_script("train.py", *words, "--run-dir", run, "--eval-batch-size", "4", "--task.dropout", "0.1")
     assert trained.code == 0, trained.err
-    recorded, files = json.loads((run / "scores.json").read_text()), cached()
+    recorded, files = json.loads((run / "scores.json").read_text()), list_cached_files()
     for split in ("validation", "test"):
         result = run_script("evaluate.py", run, "--split", split, "--json")
         assert result.code == 0, result.err
         assert json.loads(result.out) == pytest.approx(recorded[split], rel=1e-6)
         assert evaluation.evaluate(run, split, 2) == pytest.approx(recorded[split], rel=1e-6)
-    assert cached() == files  # what training tokenised is found, though the tokenizer now lies in model/
+    assert list_cached_files() == files  # what training tokenised is found, though the tokenizer now lies in model/
 
     task, model = load_run(run)
     rows = task.load()["test"]
