@@ -37,6 +37,6 @@ if __name__ == "evaluate":
     replace_by_library()
 elif __name__ == "__main__":
     from ftloop.cli.evaluate import main
-    from ftloop.cli.main import run
+    from ftloop.cli.exit_codes import run_main
 
-    sys.exit(run(main))
+    sys.exit(run_main(main))

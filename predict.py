@@ -14,8 +14,8 @@ Rows are read, labelled and written block by block, so that any number of them f
 
 import sys
 
-from ftloop.cli.main import run
+from ftloop.cli.exit_codes import run_main
 from ftloop.cli.predict import main
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_main(main))

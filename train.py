@@ -17,8 +17,8 @@ Run the same command again to resume a run that was interrupted.
 import sys
 
 from ftloop.cli.config_file import from_command_line
+from ftloop.cli.exit_codes import run_main
 from ftloop.cli.help import list_configs
-from ftloop.cli.main import run
 from ftloop.errors import UserError
 
 
@@ -42,4 +42,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_main(main))

@@ -1,14 +1,14 @@
 """Commands before and after training.
 
-    python -m ftloop.cli explore configs/text.py --data my.csv   a page about the data
-    python -m ftloop.cli report runs/mrpc                        write report.html again
-    python -m ftloop.cli compare runs/mrpc runs/other            a page about the differences of runs
-    python -m ftloop.cli features configs/mrpc.py --out f.parquet --probe     pretrained features
-    python -m ftloop.cli features runs/mrpc --split test --out f.parquet      fine-tuned features
-    python -m ftloop.cli verify runs/mrpc                        every row was used once per epoch
-    python -m ftloop.cli verify runs/mrpc runs/again             the first step where two runs differ
-    python -m ftloop.cli card runs/mrpc                          write the model card again
-    python -m ftloop.cli push runs/mrpc me/mrpc                  upload model/ and report.html
+python -m ftloop.cli explore configs/text.py --data my.csv   a page about the data
+python -m ftloop.cli report runs/mrpc                        write report.html again
+python -m ftloop.cli compare runs/mrpc runs/other            a page about the differences of runs
+python -m ftloop.cli features configs/mrpc.py --out f.parquet --probe     pretrained features
+python -m ftloop.cli features runs/mrpc --split test --out f.parquet      fine-tuned features
+python -m ftloop.cli verify runs/mrpc                        every row was used once per epoch
+python -m ftloop.cli verify runs/mrpc runs/again             the first step where two runs differ
+python -m ftloop.cli card runs/mrpc                          write the model card again
+python -m ftloop.cli push runs/mrpc me/mrpc                  upload model/ and report.html
 """
 
 import functools
@@ -18,7 +18,7 @@ from typing import Any
 import tyro
 
 from ftloop.cli import commands
-from ftloop.cli.main import run
+from ftloop.cli.exit_codes import run_main
 from ftloop.errors import UserError
 
 PROGRAM = "python -m ftloop.cli"
@@ -64,4 +64,4 @@ def call_with_job_options(name: str, words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_main(main))

@@ -1,4 +1,4 @@
-"""`run_main`: run a script, print an expected error without a traceback, return the exit code."""
+"""Run the main function of a script: exit codes, and errors without a traceback."""
 
 import contextlib
 import errno
@@ -9,23 +9,29 @@ import traceback
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from ftloop.cli.options import option_name
 from ftloop.errors import Stopped, TrainingError, UserError, colored, is_out_of_memory, root_cause
 
 
 def run_main(main: Callable[[], None]) -> int:
-    """Run the main function of a script, print the message of an expected error, return the exit code.
+    """Run a main function, print the message of an expected error, and return the exit code.
 
-    0: success. 1: TrainingError, or a part of the run died. 2: UserError. 130: SIGINT.
-    143: another signal. An unexpected exception passes through, with its traceback.
+    0: success. 1: TrainingError, or a process of the run died. 2: UserError. 130: SIGINT. 143:
+    another signal. An unexpected exception passes through, with its traceback.
     """
     is_first_rank = os.environ.get("LOCAL_RANK", "0") == "0"  # one process of each machine prints
     try:
         with _exit_on_signals():
             main()
-    except (UserError, TrainingError) as error:
+    except UserError as error:
+        if is_first_rank:  # names the option of a field: "--batch-size: must be at least 1"
+            option = f"{option_name(error.field)}: " if error.field else ""
+            print_error(option + error.message)
+        return 2
+    except TrainingError as error:
         if is_first_rank:
             print_error(str(error))
-        return 2 if isinstance(error, UserError) else 1
+        return 1
     except Stopped as stopped:
         if is_first_rank:
             print(stopped, file=sys.stderr)
@@ -61,8 +67,8 @@ def _exit_on_signals() -> Iterator[None]:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             name = signal.Signals(number).name
             print(
-                f"{name}: stopped outside of the training loop. The checkpoints are unchanged; run the "
-                "same command again to resume.",
+                f"{name}: stopped outside of the training loop. The checkpoints are unchanged; "
+                "run the same command again to resume.",
                 file=sys.stderr,
             )
         raise SystemExit(143)  # not an Exception, which the libraries catch in many places
@@ -84,28 +90,30 @@ def signals_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[Non
 
 
 def explain_failure(error: Exception) -> str | None:
-    """Explain a dead rank, a dead data worker, a full disk or a lack of memory; None for other errors."""
+    """Explain a dead rank, a dead data worker, a full disk or a lack of memory, else return None."""
     text = root_cause(error)
     disk_errors = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
     disk_is_full = isinstance(error, OSError) and error.errno in disk_errors
     if disk_is_full or "No space left on device" in text:
         return (
-            f"cannot write to disk: {text}. Free some space and run the same command again: it resumes "
-            "from the newest checkpoint."
+            f"cannot write to disk: {text}. Free some space and run the same command again: it "
+            "resumes from the newest checkpoint."
         )
-    # A worker that dies while it sends a batch closes its socket; that error does not name the DataLoader.
+    # A worker that dies while it sends a batch closes its socket, and that error does not name
+    # the DataLoader.
     files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
     if "DataLoader worker" in text or any(file.endswith("resource_sharer.py") for file in files):
-        return f"a data loading worker died: {text}. If memory is short, use workers=0."
+        return f"a data loading worker died: {text}. If memory is short, use --workers 0."
     backends = ("gloo", "NCCL", "DistBackendError", "DistNetworkError", "DistStoreError")
     if any(backend in text for backend in backends):
         return (
-            "another rank of this run died, or did not answer within the number of seconds in "
-            f"timeout: {text}"
+            "another rank of this run died, or did not answer within the seconds of --timeout: "
+            f"{text}"
         )
     if is_out_of_memory(error):
         return (
-            f"out of memory: {text}. A smaller micro_batch_size (in evaluation: eval_batch_size) needs "
-            "less and gives the same result. The same command with it resumes the run."
+            f"out of memory: {text}. A smaller --micro-batch-size (in evaluation, a smaller "
+            "--eval-batch-size; in evaluate.py and predict.py, --batch-size) needs less and gives "
+            "the same result. The same command with it resumes the run."
         )
     return None

@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from ftloop.cli.exit_codes import signals_to
 from ftloop.cli.options import REGISTRY, LogLevel, effective_log_level
-from ftloop.errors import Stopped, UserError, signals_to
+from ftloop.errors import Stopped, UserError
 
 RunFolder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 Inputs = Annotated[
