@@ -57,9 +57,8 @@ class Classification(PretrainedTask):
     metrics: tuple[str, ...] = ()
     """Scores of ftloop/tasks/metrics.py, or hub:NAME for a metric of the Hub. Default: accuracy
     and f1_macro, or the usual ones of the other kinds of problems."""
-    threshold: float = (
-        0.5  # probability from which a label is predicted, with several labels per row
-    )
+    threshold: float = 0.5
+    """Probability from which a label is predicted, with several labels per row."""
 
     predictor_class: ClassVar[type[Predictor]] = ClassificationPredictor
 
