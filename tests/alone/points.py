@@ -19,8 +19,7 @@ class Points(torch.utils.data.Dataset):
         return len(self.labels)
 
     def __getitem__(self, row):
-        noise = torch.randn(4, dtype=torch.float64) / 10  # a random augmentation
-        return self.points[row] + noise, self.labels[row], self.weights[row]
+        return self.points[row] + torch.randn(4) / 10, self.labels[row], self.weights[row]
 
 
 class Accuracy:
