@@ -1,4 +1,4 @@
-"""What a user can get wrong: one clear error that names the option, before training, with nothing written over."""
+"""Mistakes of a user give one clear error that names the option, and change no file."""
 
 import hashlib
 import shutil
@@ -10,317 +10,447 @@ import pytest
 import torch
 from conftest import Result, run_script, sentences, write_csv
 
-from ftloop import Config, Data, TextClassification, train
-from ftloop.errors import TrainingError
+from ftloop import Config, TrainingError, train
+from ftloop.data import Data
+from ftloop.tasks import TextClassification
 
 SPLITS = {"train": 43, "validation": 11, "test": 11}
 
 
 @dataclass(frozen=True)
 class Case:
-    """Words for `train.py configs/text.py ...` after those of a run that works, and what the answer must say.
+    """Options that spoil a valid command `train.py configs/text.py ...`, and the error to expect.
 
-    "FOLDER" in a word stands for the folder of the tables and of `files`, "MODELS" for that of the models.
+    "FOLDER" stands for the folder of the tables and of `files`, "MODELS" for that of the models.
     """
 
-    words: str
+    options: str
     expected: tuple[str, ...]
     files: dict[str, str | bytes] = field(default_factory=dict)
     config: str = "configs/text.py"
 
 
-def answer(words: str, *expected: str, config: str = "configs/text.py", **files: str | bytes) -> Case:
-    """Files are named by keyword: `train_csv="..."` is FOLDER/train.csv."""
-    return Case(words, expected, {name.replace("_", "."): content for name, content in files.items()}, config)
+def case(
+    options: str, *expected: str, config: str = "configs/text.py", **files: str | bytes
+) -> Case:
+    """Make a Case. Files are keyword arguments: `train_csv="..."` is FOLDER/train.csv."""
+    contents = {name.replace("_", "."): content for name, content in files.items()}
+    return Case(options, expected, contents, config)
 
 
-OPTIONS = {
-    # of the command line
-    "unknown option": answer("--learning-rat 1e-3", "Unrecognized options", "--learning-rat", "--learning-rate"),
-    "unknown option of the task": answer("--task.max-len 12", "Unrecognized options", "--task.max-length"),
-    "no number": answer("--epochs many", "--epochs", "many"),
-    "a precision that the device lacks": answer("--precision fp16", "--precision fp16", "cpu"),
-    "unknown choice": answer("--precision fp64", "--precision", "fp64", "fp32", "bf16", "fp16"),
-    "pairs without a value": answer("--task.data.files train a.csv test", "'test' has no value", "KEY=VALUE"),
-    "pairs given twice": answer("--task.data.files train a.csv train b.csv", "'train' is given twice"),
-    # config files
-    "unknown config": answer("", "'configs/txet.py' does not exist", "'configs/text.py'?", config="configs/txet.py"),
-    "no folder of configs": answer("", "'confgs/text.py' does not exist", "found: none", config="confgs/text.py"),
-    "config with a syntax error": answer(
-        "", "config file 'FOLDER/wrong1.py', line 2: SyntaxError", config="FOLDER/wrong1.py", wrong1_py="a = 1\nb = (\n"
+COMMAND_LINE = {
+    "unknown option": case(
+        "--learning-rat 1e-3", "--learning-rat is not an option", "'--learning-rate'"
     ),
-    "config that fails": answer(
+    "unknown option of the task": case(
+        "--max-len 12", "--max-len is not an option", "'--max-length'"
+    ),
+    "not a number": case("--epochs many", "--epochs", "many"),
+    "unknown choice": case("--precision fp64", "--precision", "fp64", "fp32", "bf16", "fp16"),
+    "precision that the device lacks": case("--precision fp16", "--precision: fp16", "CPU"),
+    "pairs without a value": case(
+        "--data.files train a.csv test", "'test' has no value", "KEY=VALUE"
+    ),
+    "repeated key": case("--data.files train a.csv train b.csv", "'train' is given twice"),
+}
+
+CONFIG_FILES = {
+    "misspelled config file": case(
+        "",
+        "config file 'configs/txet.py' does not exist",
+        "did you mean 'configs/text.py'?",
+        config="configs/txet.py",
+    ),
+    "misspelled folder": case(
+        "", "'confgs/text.py' does not exist", "none", config="confgs/text.py"
+    ),
+    "syntax error": case(
+        "",
+        "config file 'FOLDER/wrong1.py', line 2: SyntaxError",
+        config="FOLDER/wrong1.py",
+        wrong1_py="a = 1\nb = (\n",
+    ),
+    "exception": case(
         "",
         "config file 'FOLDER/wrong2.py', line 3: ZeroDivisionError: division by zero",
         config="FOLDER/wrong2.py",
         wrong2_py="import json\n\nratio = 1 / 0\n",
     ),
-    "config with an unknown field": answer(
+    "unknown field": case(
         "",
-        "config file 'FOLDER/wrong3.py', line 2: TypeError",
+        "config file 'FOLDER/wrong3.py', line 3: TypeError",
         "unexpected keyword argument 'learning_rat'",
         config="FOLDER/wrong3.py",
-        wrong3_py="from ftloop import Config, TextClassification\n"
-        "config = Config(task=TextClassification(), run_dir='x', learning_rat=1e-3)\n",
+        wrong3_py="from ftloop.cli import Job\nfrom ftloop.tasks import TextClassification\n"
+        "config = Job(task=TextClassification(), run_dir='x', learning_rat=1e-3)\n",
     ),
-    "config that imports what is not there": answer(
+    "missing module": case(
         "",
-        "config file 'FOLDER/wrong4.py', line 1: ModuleNotFoundError: No module named 'not_installed'",
+        "config file 'FOLDER/wrong4.py', line 1: ModuleNotFoundError: "
+        "No module named 'not_installed'",
         config="FOLDER/wrong4.py",
         wrong4_py="import not_installed\n",
     ),
-    "config without config": answer(
-        "", "sets no variable `config`", "ftloop.Config", config="FOLDER/wrong5.py", wrong5_py="settings = {}\n"
+    "no config": case(
+        "",
+        "'FOLDER/wrong5.py' has no variable `config`",
+        "ftloop.cli.Job",
+        config="FOLDER/wrong5.py",
+        wrong5_py="settings = {}\n",
     ),
-    "no config": answer("", "the config file comes first: python train.py configs/text.py", config="--epochs"),
-    "no Python file": answer("", "train.csv'", "ending .py is needed", config="FOLDER/train.csv"),
-    # numbers
-    "no epoch": answer("--epochs 0", "--epochs 0: at least 1 is needed"),
-    "negative steps": answer("--max-steps -5", "--max-steps -5: at least 1 is needed"),
-    "no batch": answer("--batch-size 0", "--batch-size 0: at least 1 is needed"),
-    "more micro-batch than batch": answer(
-        "--batch-size 8 --micro-batch-size 16", "--micro-batch-size 16 is more than --batch-size 8"
+    "no config file": case(
+        "", "the config file comes first: python train.py configs/text.py", config="--epochs"
     ),
-    "negative learning rate": answer("--learning-rate=-1e-3", "--learning-rate -0.001: a finite number from 0 on"),
-    "learning rate NaN": answer("--learning-rate nan", "--learning-rate nan: a finite number"),
-    "infinite weight decay": answer("--weight-decay inf", "--weight-decay inf: a finite number"),
-    "negative clipping": answer("--max-grad-norm=-1", "--max-grad-norm -1.0: a finite number"),
-    "broken warmup": answer("--warmup 1.5", "--warmup 1.5: whole steps, or a share below 1"),
-    "negative workers": answer("--workers=-1", "--workers -1"),
-    "eval-every zero": answer("--eval-every 0", "--eval-every 0: steps from 1 on, or 'epoch'"),
-    "eval-every of a word": answer("--eval-every epochs", "--eval-every", "epochs", "epoch"),
-    "patience zero": answer("--patience 0", "--patience 0: at least 1 is needed"),
-    "dropout of 1": answer("--task.dropout 1.0", "--task.dropout 1.0: a probability from 0 to below 1"),
-    "dropout NaN": answer("--task.dropout nan", "--task.dropout nan: a probability"),
-    "threshold of 2": answer("--task.threshold 2", "--task.threshold 2.0: a probability between 0 and 1"),
-    "max-length of 2": answer("--task.max-length 2", "--task.max-length 2: at least 4 tokens"),
-    "three text columns": answer("--task.text-columns a b c", "--task.text-columns a b c: one column, or the two of a"),
-    "padding to a multiple of 0": answer("--task.pad-to-multiple-of 0", "--task.pad-to-multiple-of 0: at least 1"),
-    # words
-    "one column as a pair": answer("--task.text-columns text text", "--task.text-columns text text: the same column"),
-    "label among the texts": answer("--task.text-columns text colour", "--task.label-column colour is in --task.text"),
-    "no label column": answer("--task.label-column", "--task.label-column: name at least one column"),
-    "empty separator": answer("--task.label-separator=", "--task.label-separator is empty"),
-    "keep of nothing": answer("--keep last=0", "--keep 'last=0': write last=N,best=N"),
-    "keep of a number": answer("--keep 3", "--keep '3': write last=N,best=N"),
-    "keep of a typo": answer("--keep bets=3", "--keep 'bets=3': write last=N,best=N"),
-    "unknown schedule": answer("--schedule cosin", "--schedule 'cosin' is unknown (did you mean 'cosine'?)", "linear"),
-    "schedule that follows scores": answer("--schedule reduce_lr_on_plateau", "follows the scores", "choose one of"),
-    "schedule without its options": answer(
-        "--schedule warmup_stable_decay", "--schedule warmup_stable_decay", "num_decay_steps", "--schedule-options"
-    ),
-    "option that the schedule lacks": answer(
-        "--schedule-options num_cycles=2", "--schedule-options {'num_cycles': 2}: linear takes none"
-    ),
-    "schedule that cannot be imported": answer("--schedule nowhere:f", "'nowhere:f' cannot be imported"),
-    "optimizer that is no name": answer("--optimizer adamw", "'adamw' is no qualified name: MODULE:NAME"),
-    "no run folder": answer("--run-dir=", "--run-dir is missing"),
-    "no model": answer("--task.model=", "--task.model is missing"),
-    # metrics
-    "unknown metric": answer(
-        "--task.metrics acuracy", "'acuracy' is not a metric", "did you mean 'accuracy'?", "f1_macro"
-    ),
-    "metric of regression": answer("--task.metrics pearson", "'pearson' does not fit", "with 3 labels", "accuracy"),
-    "binary metric on three classes": answer("--task.metrics f1", "'f1' does not fit", "f1_macro", "f1_micro"),
-    "metric of the Hub without a hub": answer("--task.metrics hub:bleu", "'hub:bleu' could not be loaded", "Hub"),
-    "best-metric that is not computed": answer(
-        "--best-metric f1_micro", "--best-metric 'f1_micro' is not computed", "the scores are loss, accuracy, f1_macro"
-    ),
-    "best-metric with a typo": answer("--best-metric acuracy", "did you mean 'accuracy'?"),
+    "not a Python file": case("", "train.csv'", ".py", config="FOLDER/train.csv"),
 }
 
+VALUES = {
+    # Numbers
+    "no epoch": case("--epochs 0", "--epochs: must be at least 1, but is 0"),
+    "negative steps": case("--max-steps -5", "--max-steps: must be at least 1, but is -5"),
+    "empty batch": case("--batch-size 0", "--batch-size: must be at least 1, but is 0"),
+    "micro-batch larger than the batch": case(
+        "--batch-size 8 --micro-batch-size 16", "--micro-batch-size: 16 is larger than batch_size 8"
+    ),
+    "negative learning rate": case(
+        "--learning-rate=-1e-3",
+        "--learning-rate: must be a finite number of at least 0, but is -0.001",
+    ),
+    "learning rate NaN": case("--learning-rate nan", "--learning-rate: must be a finite number"),
+    "infinite weight decay": case("--weight-decay inf", "--weight-decay: must be a finite number"),
+    "negative clipping": case("--max-grad-norm=-1", "--max-grad-norm: must be a finite number"),
+    "fractional warmup steps": case(
+        "--warmup 1.5", "--warmup: must be a whole number of steps or a fraction below 1"
+    ),
+    "negative workers": case("--workers=-1", "--workers: must be a finite number"),
+    "eval-every 0": case("--eval-every 0", "--eval-every: must be at least 1, but is 0"),
+    "eval-every with a typo": case("--eval-every epochs", "--eval-every", "epochs", "epoch"),
+    "patience 0": case("--patience 0", "--patience: must be at least 1, but is 0"),
+    "no checkpoint": case("--keep-last 0", "--keep-last: must be at least 1, but is 0"),
+    "dropout 1": case("--dropout 1.0", "--dropout 1.0 is not a probability from 0 to below 1"),
+    "dropout NaN": case("--dropout nan", "--dropout nan is not a probability"),
+    "threshold 2": case("--threshold 2", "--threshold 2.0 is not a probability between 0 and 1"),
+    "max-length 2": case("--max-length 2", "--max-length 2 is not at least 4 tokens"),
+    "padding to a multiple of 0": case(
+        "--pad-to-multiple-of 0", "--pad-to-multiple-of 0 is not at least 1"
+    ),
+    # Names
+    "three text columns": case(
+        "--text-columns a b c", "--text-columns a b c: give one column, or the two columns"
+    ),
+    "one column as a pair": case(
+        "--text-columns text text", "--text-columns text text: the two columns of a pair must"
+    ),
+    "label among the texts": case(
+        "--text-columns text colour", "--label-column colour is also in --text-columns"
+    ),
+    "no label column": case("--label-column", "--label-column must name at least one column"),
+    "empty separator": case("--label-separator=", "--label-separator is empty"),
+    "no run folder": case("--run-dir=", "--run-dir: is missing"),
+    "no model": case("--model=", "--model is missing"),
+    # Schedules and functions
+    "unknown schedule": case(
+        "--schedule cosin", "--schedule: 'cosin' is unknown (did you mean 'cosine'?)", "linear"
+    ),
+    "schedule that needs scores": case(
+        "--schedule reduce_lr_on_plateau",
+        "--schedule: reduce_lr_on_plateau",
+        "scores",
+        "Choose one of",
+    ),
+    "schedule without its options": case(
+        "--schedule warmup_stable_decay",
+        "--schedule-options: the schedule warmup_stable_decay",
+        "num_decay_steps",
+    ),
+    "option that the schedule lacks": case(
+        "--schedule-options num_cycles=2",
+        "--schedule-options: {'num_cycles': 2} has no effect: linear takes no options",
+    ),
+    "schedule that cannot be imported": case(
+        "--schedule nowhere:f", "'nowhere:f' cannot be imported"
+    ),
+    "optimizer that is not a function": case("--optimizer adamw", "'adamw'", "MODULE:NAME"),
+    # Metrics
+    "unknown metric": case(
+        "--metrics acuracy", "--metrics: 'acuracy'", "did you mean 'accuracy'?", "f1_macro"
+    ),
+    "metric of regression": case(
+        "--metrics pearson", "--metrics: 'pearson'", "3 labels", "accuracy"
+    ),
+    "binary metric with three classes": case(
+        "--metrics f1", "--metrics: 'f1'", "f1_macro", "f1_micro"
+    ),
+    "metric of the Hub, offline": case(
+        "--metrics hub:bleu", "--metrics: 'hub:bleu' cannot be loaded", "Hub"
+    ),
+    "best-metric that is not computed": case(
+        "--best-metric f1_micro",
+        "--best-metric: 'f1_micro' is not computed",
+        "The scores are loss, accuracy, f1_macro",
+    ),
+    "best-metric with a typo": case("--best-metric acuracy", "did you mean 'accuracy'?"),
+}
+
+TRAIN_ONLY = "--data.files train FOLDER/train.csv"
+
 TABLES = {
-    "missing file": answer("--task.data.files train FOLDER/no.csv", "train file 'FOLDER/no.csv' does not exist"),
-    "missing path": answer(
-        "--task.data.files --task.data.path FOLDER/no.csv", "--task.data.path 'FOLDER/no.csv': no such"
+    # Files
+    "missing file": case(
+        "--data.files train FOLDER/no.csv", "the train file 'FOLDER/no.csv' does not exist"
     ),
-    "no data": answer("--task.data.files", "give the data by --task.data.path or by --task.data.files"),
-    "data twice": answer(
-        "--task.data.path FOLDER/train.csv", "--task.data.path or by --task.data.files, one of the two"
+    "missing path": case(
+        "--data.files --data.path FOLDER/no.csv",
+        "--data.path 'FOLDER/no.csv': there is no such file or folder",
     ),
-    "folder without data": answer("--task.data.files --task.data.path MODELS", "'MODELS' holds no train.csv, .tsv"),
-    "hub without a hub": answer(
-        "--task.data.files --task.data.path nyu-mll/glue", "'nyu-mll/glue' is no file or folder"
+    "no data": case("--data.files", "give it with --data.path or --data.files"),
+    "data twice": case(
+        "--data.path FOLDER/train.csv", "--data.path and --data.files cannot be combined"
     ),
-    "unknown format": answer("--task.data.format exel", "--task.data.format 'exel' is none of csv, tsv, json, jsonl"),
-    "ending of no format": answer(
-        "--task.data.files train FOLDER/rows.xlsx", "cannot tell how to read", "--task.data.format", rows_xlsx="PK"
+    "folder without data": case(
+        "--data.files --data.path MODELS", "--data.path 'MODELS' has no train.csv, .tsv"
     ),
-    "unknown split": answer(
-        "--task.data.files train FOLDER/train.csv tset FOLDER/test.csv",
-        "'tset' is none of train, validation, test (did you mean 'test'?)",
+    "Hub dataset, offline": case(
+        "--data.files --data.path nyu-mll/glue",
+        "--data.path 'nyu-mll/glue': there is no such file or folder",
+        "Hub dataset",
     ),
-    "split that the source lacks": answer(
-        "--task.data.splits train train test tset",
-        "--task.data.splits: the source has no 'tset' (did you mean 'test'?)",
+    "unknown format": case(
+        "--data.format exel", "--data.format 'exel' is not one of csv, tsv, json, jsonl"
     ),
-    "no train split": answer("--task.data.files test FOLDER/test.csv", "there is no split 'train'", "has test"),
-    "missing text column": answer(
-        "--task.text-columns txt", "--task.text-columns", "no column 'txt' (did you mean 'text'?)", "'colour', 'number'"
+    "unknown extension": case(
+        "--data.files train FOLDER/rows.xlsx",
+        "--data.format: cannot tell the format of 'FOLDER/rows.xlsx'",
+        rows_xlsx="PK",
     ),
-    "missing label column": answer(
-        "--task.label-column color", "--task.label-column", "no column 'color' (did you mean 'colour'?)", "'text'"
+    "unknown split": case(
+        "--data.files train FOLDER/train.csv tset FOLDER/test.csv",
+        "--data.files: 'tset' is not one of train, validation, test (did you mean 'test'?)",
     ),
-    "column that validation lacks": answer(
+    "split that the source lacks": case(
+        "--data.splits train train test tset",
+        "--data.splits: the source has no split 'tset' (did you mean 'test'?)",
+    ),
+    "no train split": case(
+        "--data.files test FOLDER/test.csv", "the source has no split 'train'", "(test)"
+    ),
+    "empty file": case("", "the train file 'FOLDER/train.csv' is empty", train_csv=b""),
+    "only line breaks": case(
+        "", "the split 'train' is empty", "FOLDER/train.csv", train_csv="\n\n"
+    ),
+    "only a header": case("", "the split 'validation' is empty", validation_csv="text,colour\n"),
+    "empty list": case(
+        "--data.files train FOLDER/a.json", "the split 'train' is empty", a_json="[]"
+    ),
+    "too many cells": case(
         "",
-        "--task.text-columns: the split 'validation' has no column 'text'",
+        "cannot read the train file 'FOLDER/train.csv'",
+        "Expected 2 fields in line 3, saw 3",
+        "--data.options sep",
+        train_csv="text,colour\nsky,red\nsea, deep,blue\n",
+    ),
+    "another separator": case(
+        "", "no column 'text'", "'text;colour'", train_csv="text;colour\nsky;red\nsea;blue\n"
+    ),
+    "another encoding": case(
+        "",
+        "cannot read the train file",
+        "UnicodeDecodeError",
+        "--data.options encoding=latin-1",
+        train_csv="text,colour\né,red\n".encode("l1"),
+    ),
+    "unknown reader option": case(
+        "--data.options seperator ;", "cannot read the train file", "seperator"
+    ),
+    "damaged JSON Lines": case(
+        "--data.files train FOLDER/a.jsonl",
+        "cannot read the train file",
+        "JSON",
+        a_jsonl='{"text": "a"}\n{"text": \n',
+    ),
+    "damaged JSON": case(
+        "--data.files train FOLDER/a.json", "cannot read the train file", a_json='[{"text": "a"},'
+    ),
+    "damaged Parquet": case(
+        "--data.files train FOLDER/a.parquet", "cannot read the train file", a_parquet=b"PAR1broken"
+    ),
+    "damaged gzip": case(
+        "--data.files train FOLDER/a.csv.gz",
+        "cannot read the train file",
+        "gzip",
+        a_csv_gz=b"no gzip",
+    ),
+    # Columns
+    "missing text column": case(
+        "--text-columns txt",
+        "--text-columns: the split 'train' has no column 'txt' (did you mean 'text'?)",
+        "'colour', 'number'",
+    ),
+    "missing label column": case(
+        "--label-column color",
+        "--label-column: the split 'train' has no column 'color' (did you mean 'colour'?)",
+        "'text'",
+    ),
+    "column that validation lacks": case(
+        "",
+        "--text-columns: the split 'validation' has no column 'text'",
         "'words'",
         validation_csv="words,colour\nsky,red\n",
     ),
-    "label that train lacks": answer(
-        "",
-        "--task.label-column 'colour': validation has 2 label(s) that train lacks: 'gren', 'violet'",
-        "did you mean 'green'?",
-        "'blue', 'green', 'red'",
-        validation_csv="text,colour\nsky,gren\nsea,violet\ngrass,red\n",
+    "text column of numbers": case(
+        "--text-columns number", "--text-columns: the column 'number' holds", "int64", "not text"
     ),
-    "header only": answer("", "the split 'validation' is empty", validation_csv="text,colour\n"),
-    "no byte": answer("", "train file 'FOLDER/train.csv' is empty", train_csv=b""),
-    "line breaks only": answer("", "the split 'train' is empty", "FOLDER/train.csv", train_csv="\n\n"),
-    "empty list": answer("--task.data.files train FOLDER/a.json", "the split 'train' is empty", a_json="[]"),
-    "empty and blank texts": answer(
+    # Empty cells
+    "empty and blank texts": case(
         "",
         "the split 'train' has 2 empty text (rows 1, 3), counted from 0",
-        "--task.data.drop-empty",
+        "--data.drop-empty",
         train_csv='text,colour\nsky,red\n,red\nsea,blue\n"  ",blue\n',
     ),
-    "many empty texts": answer(
+    "many empty texts": case(
         "",
         "20 empty text (rows 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, ...)",
         train_csv="text,colour\nsky,red\n" + ",blue\n" * 20,
     ),
-    "null text": answer(
-        "--task.data.files train FOLDER/a.jsonl",
+    "null text": case(
+        "--data.files train FOLDER/a.jsonl",
         "1 empty text (rows 1)",
-        a_jsonl='{"text": "sky", "colour": "red"}\n{"text": null, "colour": "red"}\n{"text": "a", "colour": "blue"}\n',
+        a_jsonl='{"text": "sky", "colour": "red"}\n{"text": null, "colour": "red"}\n'
+        '{"text": "a", "colour": "blue"}\n',
     ),
-    "missing label": answer(
-        "", "the split 'test' has 1 missing label (rows 1)", test_csv="text,colour\nsky,red\nsea,\ngrass,green\n"
+    "missing label": case(
+        "",
+        "the split 'test' has 1 missing label (rows 1)",
+        test_csv="text,colour\nsky,red\nsea,\ngrass,green\n",
     ),
-    "row without a label": answer(
-        "", "the split 'train' has 1 missing label (rows 1)", train_csv="text,colour\nsky,red\nsea\ngrass,green\n"
+    "row without a label": case(
+        "",
+        "the split 'train' has 1 missing label (rows 1)",
+        train_csv="text,colour\nsky,red\nsea\ngrass,green\n",
     ),
-    "nothing left without empty rows": answer(
-        "--task.data.drop-empty", "the split 'validation' is empty without its", validation_csv="text,colour\n,red\n"
+    "no row left": case(
+        "--data.drop-empty",
+        "all rows of the split 'validation' are dropped",
+        validation_csv="text,colour\n,red\n",
     ),
-    "texts as 0 and 1": answer(
-        "--task.label-column colour number", "'colour': train holds ['blue'", "0 or 1 is needed"
+    # Labels
+    "label that train lacks": case(
+        "",
+        "--label-column 'colour': validation has 2 label(s)",
+        "'gren', 'violet'",
+        "did you mean 'green'?",
+        "'blue', 'green', 'red'",
+        validation_csv="text,colour\nsky,gren\nsea,violet\ngrass,red\n",
     ),
-    "one class": answer(
-        "--task.data.files train FOLDER/train.csv",
-        "--task.label-column 'colour': train has one class only, 'red'",
+    "texts as 0 and 1": case(
+        "--label-column colour number", "--label-column 'colour': train holds", "'blue'", "0 or 1"
+    ),
+    "one class": case(
+        TRAIN_ONLY,
+        "--label-column 'colour': train has only one class, 'red'",
         train_csv="text,colour\n" + "sky,red\n" * 20,
     ),
-    "text column of numbers": answer(
-        "--task.text-columns number", "--task.text-columns: 'number' holds", "int64", "not text"
+    "regression on texts": case(
+        "--problem-type regression", "holds texts ('", "regression needs numbers"
     ),
-    "regression on texts": answer("--task.problem-type regression", "holds texts ('", "regression needs numbers"),
-    "several labels a row from single values": answer(
-        "--task.problem-type multi_label_classification",
-        "does not fit the label column colour",
-        "--task.label-separator",
+    "several labels per row from single values": case(
+        "--problem-type multi_label_classification",
+        "--problem-type multi_label_classification does not fit the label column colour",
+        "--label-separator",
     ),
-    "whole decimals": answer(
+    "whole decimals": case(
         "",
         "holds whole numbers written as decimals",
-        "--task.problem-type regression or single_label_classification",
+        "--problem-type regression or single_label_classification",
         train_csv="text,colour\nsky,1.0\nsea,2.0\n",
     ),
-    "names from a missing file": answer(
-        "--task.label-names labels.txt", "--task.label-names 'labels.txt': give all names"
+    "label names from a missing file": case(
+        "--label-names labels.txt", "--label-names 'labels.txt'"
     ),
-    "names from a table": answer("--task.label-names FOLDER/train.csv", "lacks: 'blue', 'green', 'red'"),
-    "max-length beyond the model": answer(
-        "--task.max-length 65", "--task.max-length 65: the model", "64 tokens at most"
+    "label names from a table": case(
+        "--label-names FOLDER/train.csv", "--label-names", "'blue', 'green', 'red'"
     ),
-    "cells too many": answer(
-        "",
-        "cannot read train file 'FOLDER/train.csv'",
-        "Expected 2 fields in line 3, saw 3",
-        "--task.data.options sep",
-        train_csv="text,colour\nsky,red\nsea, deep,blue\n",
+    "max-length beyond the model": case(
+        "--max-length 65", "--max-length 65: the model", "at most 64 tokens"
     ),
-    "another separator": answer(
-        "", "no column 'text'", "it has 'text;colour'", train_csv="text;colour\nsky;red\nsea;blue\n"
+    # Cutting splits
+    "validation as large as train": case(
+        f"{TRAIN_ONLY} --data.validation 43",
+        "--data.validation 43.0: cannot cut 43 rows from the 43 rows of train",
     ),
-    "another encoding": answer(
-        "",
-        "cannot read train file",
-        "UnicodeDecodeError",
-        "encoding=latin-1",
-        train_csv="text,colour\né,red\n".encode("l1"),
+    "fractional number of rows": case(
+        "--data.test 1.5", "--data.test 1.5 must be a fraction below 1 or a whole number of rows"
     ),
-    "unknown reader option": answer("--task.data.options seperator ;", "cannot read train file", "seperator"),
-    "broken JSON Lines": answer(
-        "--task.data.files train FOLDER/a.jsonl", "cannot read train file", "JSON", a_jsonl='{"text": "a"}\n{"text": \n'
+    "negative fraction": case(
+        "--data.validation=-0.1", "--data.validation -0.1 must be a fraction below 1"
     ),
-    "broken JSON": answer("--task.data.files train FOLDER/a.json", "cannot read train file", a_json='[{"text": "a"},'),
-    "broken Parquet": answer(
-        "--task.data.files train FOLDER/a.parquet", "cannot read train file", a_parquet=b"PAR1broken"
-    ),
-    "broken gzip": answer("--task.data.files train FOLDER/a.csv.gz", "cannot read", "gzip", a_csv_gz=b"no gzip"),
-    "validation beyond train": answer(
-        "--task.data.files train FOLDER/train.csv --task.data.validation 43",
-        "--task.data.validation 43.0: 43 rows cannot be cut from the 43 rows of train",
-    ),
-    "broken count": answer("--task.data.test 1.5", "--task.data.test 1.5: a share below 1, or whole rows"),
-    "negative share": answer("--task.data.validation=-0.1", "--task.data.validation -0.1: a share below 1"),
-    "share NaN": answer("--task.data.validation nan", "--task.data.validation nan: a share below 1"),
-    "too few rows for the classes": answer(
-        "--task.data.files train FOLDER/train.csv --task.data.validation 2",
-        "--task.data.validation 2.0: cannot keep the shares of the classes",
-        "--task.data.no-stratify",
+    "fraction NaN": case("--data.validation nan", "--data.validation nan must be a fraction"),
+    "too few rows for the classes": case(
+        f"{TRAIN_ONLY} --data.validation 2",
+        "--data.validation 2.0: cannot keep the shares of the classes",
+        "--data.no-stratify",
     ),
 }
 
 MODELS = {
-    "model that is not there": answer("--task.model MODELS/no", "--task.model 'MODELS/no': no such folder"),
-    "model of the Hub without a hub": answer("--task.model google/bert", "--task.model 'google/bert'"),
-    "empty folder": answer("--task.model MODELS/empty", "--task.model 'MODELS/empty' holds no config.json"),
-    "no config.json": answer("--task.model MODELS/unnamed", "--task.model 'MODELS/unnamed' holds no config.json"),
-    "broken config.json": answer("--task.model MODELS/misnamed", "--task.model 'MODELS/misnamed'", "valid JSON"),
-    "truncated weights": answer("--task.model MODELS/truncated", "--task.model 'MODELS/truncated' cannot be loaded"),
-    "no weights": answer("--task.model MODELS/weightless", "--task.model 'MODELS/weightless' cannot be loaded"),
-    "no tokenizer": answer(
-        "--task.model MODELS/speechless", "--task.model 'MODELS/speechless': its tokenizer knows no"
+    "missing folder": case("--model MODELS/no", "--model 'MODELS/no': there is no such folder"),
+    "Hub model, offline": case("--model google/bert", "--model 'google/bert'"),
+    "empty folder": case("--model MODELS/empty", "--model 'MODELS/empty'", "no config.json"),
+    "no config.json": case("--model MODELS/unnamed", "--model 'MODELS/unnamed'", "no config.json"),
+    "damaged config.json": case(
+        "--model MODELS/misnamed", "--model 'MODELS/misnamed'", "valid JSON"
+    ),
+    "truncated weights": case(
+        "--model MODELS/truncated", "--model 'MODELS/truncated'", "cannot be loaded"
+    ),
+    "no weights": case(
+        "--model MODELS/weightless", "--model 'MODELS/weightless'", "cannot be loaded"
+    ),
+    "no tokenizer": case(
+        "--model MODELS/speechless", "--model 'MODELS/speechless': its tokenizer has no words"
     ),
 }
 
+CASES = {**COMMAND_LINE, **CONFIG_FILES, **VALUES, **TABLES, **MODELS}
 
-def fingerprints(folder: Path) -> dict[str, str]:
-    """Every file of a folder by its sha256."""
-    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
-    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+def digest_files(folder: Path) -> dict[str, str]:
+    """Return the sha256 of every file in a folder."""
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in files
+    }
 
 
 def write_tables(folder: Path) -> list[str]:
-    """The three splits as files, and the words of a run on them that works."""
-    files = {split: write_csv(folder / f"{split}.csv", sentences(rows, rows)) for split, rows in SPLITS.items()}
-    return [
-        *("--task.data.files", *(word for pair in files.items() for word in pair)),
-        *("--task.label-column", "colour", "--task.max-length", "32", "--batch-size", "8", "--epochs", "1"),
-    ]
+    """Write the three splits, and return the options of a valid run on them."""
+    options = ["--data.files"]
+    for split, count in SPLITS.items():
+        options += [split, write_csv(folder / f"{split}.csv", sentences(count, seed=count))]
+    options += ["--label-column", "colour", "--max-length", "32"]
+    return [*options, "--batch-size", "8", "--epochs", "1"]
 
 
 def assert_one_error(result: Result, *expected: str) -> None:
-    """Exit code 2, and one error that says what is expected, not a traceback."""
+    """Assert exit code 2 and one error with the expected texts, without a traceback."""
     assert result.code == 2, result.err
     assert "Traceback" not in result.out + result.err
     lines = [line for line in result.err.splitlines() if line.startswith("error: ")]
-    if "For full helptext" in result.err:  # tyro's answer, in a box
+    if "For full helptext" in result.err:  # an error of tyro, in a box
         assert not lines
         text = " ".join(result.err.replace("│", " ").split())
     else:
         assert len(lines) == 1, result.err
         text = lines[0]
-    for words in expected:
-        assert words in text
+    for part in expected:
+        assert part in text
 
 
 @pytest.fixture(scope="module")
 def models(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders with a model that works ("bert"), and with those that lack something."""
-    home = tmp_path_factory.mktemp("broken")
+    """A folder with a valid model ("bert"), and with models that lack something."""
+    home = tmp_path_factory.mktemp("damaged")
     for name in ("bert", "truncated", "weightless", "speechless", "unnamed", "misnamed"):
         shutil.copytree(tiny("bert"), home / name)
     weights = home / "truncated" / "model.safetensors"
@@ -334,34 +464,33 @@ def models(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, id=name) for name, case in {**OPTIONS, **TABLES, **MODELS}.items()]
-)
+@pytest.mark.parametrize("case", [pytest.param(value, id=name) for name, value in CASES.items()])
 def test_bad_input_gets_one_clear_error(case, models, tmp_path):
-    words = write_tables(tmp_path)
+    valid = ["--model", str(models / "bert"), "--run-dir", str(tmp_path / "run")]
+    valid += write_tables(tmp_path)
     for name, content in case.files.items():
-        file = tmp_path / name
-        file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    before = fingerprints(tmp_path)
+        content = content if isinstance(content, bytes) else content.encode()
+        (tmp_path / name).write_bytes(content)
+    before = digest_files(tmp_path)
 
-    def placed(text: str) -> str:
+    def insert_folders(text: str) -> str:
         return text.replace("FOLDER", str(tmp_path)).replace("MODELS", str(models))
 
-    given = [placed(word) for word in case.words.split()]
-    start = ("--task.model", str(models / "bert"), "--run-dir", str(tmp_path / "run"), *words)
-    assert_one_error(run_script("train.py", placed(case.config), *start, *given), *map(placed, case.expected))
-    assert fingerprints(tmp_path) == before
+    options = map(insert_folders, case.options.split())
+    result = run_script("train.py", insert_folders(case.config), *valid, *options)
+    assert_one_error(result, *map(insert_folders, case.expected))
+    assert digest_files(tmp_path) == before
     assert not (tmp_path / "run").exists()
 
 
-# ---- run folders
+# Run folders
 
 
 @pytest.fixture(scope="module")
 def finished(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
-    """The words of a run, without its folder, and that folder after it has finished."""
+    """The command of a finished run without its run folder, and the run folder."""
     home = tmp_path_factory.mktemp("finished")
-    words = ["configs/text.py", "--task.model", tiny("bert"), *write_tables(home)]
+    words = ["configs/text.py", "--model", tiny("bert"), *write_tables(home)]
     result = run_script("train.py", *words, "--run-dir", home / "run")
     assert result.code == 0, result.err
     return words, home / "run"
@@ -369,32 +498,35 @@ def finished(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[
 
 def test_a_folder_that_holds_another_run_is_left_alone(finished):
     words, run = finished
-    before = fingerprints(run)
-    changed = ("--epochs", "2", "--task.max-length", "16", "--task.data.validation", "0.2")
+    before = digest_files(run)
+    changed = ("--epochs", "2", "--max-length", "16", "--data.validation", "0.2")
     result = run_script("train.py", *words, "--run-dir", run, *changed)
-    expected = ("--epochs 1 -> 2", "--task.max-length 32 -> 16", "--task.data.validation 0.1 -> 0.2")
-    assert_one_error(result, f"--run-dir '{run}' holds another run", *expected, "choose another --run-dir")
-    assert fingerprints(run) == before
+    expected = ("--epochs 1 -> 2", "--max-length 32 -> 16", "--data.validation 0.1 -> 0.2")
+    assert_one_error(result, f"--run-dir: '{run}' holds another run", *expected)
+    assert digest_files(run) == before
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("options", "expected"),
     [
-        ("--resume none", "--run-dir 'RUN' holds a run already, and --resume none starts anew"),
-        ("--epochs 0", "--epochs 0: at least 1"),
+        ("--resume none", "--run-dir: 'RUN' holds a run already"),
+        ("--epochs 0", "--epochs: must be at least 1"),
         ("--batch-size 16", "--batch-size 8 -> 16"),
-        ("--resume atuo", "--resume 'atuo': no run there; give auto, none, or the path of a checkpoint"),
-        ("--resume RUN/checkpoints/step-000001", "--resume 'RUN/checkpoints/step-000001' is no intact checkpoint"),
+        ("--resume atuo", "--resume: 'atuo'"),
+        (
+            "--resume RUN/checkpoints/step-000001",
+            "--resume: 'RUN/checkpoints/step-000001' is not an intact checkpoint",
+        ),
         (
             "--run-dir RUN/new --resume RUN/checkpoints/damaged/step-000006",
-            "is no intact checkpoint: weights.pt is not",
+            "is not an intact checkpoint: weights.pt",
         ),
-        ("--run-dir RUN/config.json", "--run-dir 'RUN/config.json' is not empty and holds no run"),
-        ("--run-dir RUN/checkpoints", "--run-dir 'RUN/checkpoints' is not empty and holds no run"),
+        ("--run-dir RUN/config.json", "--run-dir: 'RUN/config.json'"),
+        ("--run-dir RUN/checkpoints", "--run-dir: 'RUN/checkpoints' is not empty"),
     ],
 )
-def test_what_lies_in_a_run_folder_stays_as_it_is(finished, words, expected, tmp_path):
-    given, original = finished
+def test_the_files_in_a_run_folder_stay_as_they_are(finished, options, expected, tmp_path):
+    words, original = finished
     run = tmp_path / "run"
     shutil.copytree(original, run)
     damaged = run / "checkpoints" / "damaged" / "step-000006"
@@ -402,48 +534,54 @@ def test_what_lies_in_a_run_folder_stays_as_it_is(finished, words, expected, tmp
     with (damaged / "weights.pt").open("r+b") as stream:
         stream.seek(1000)
         stream.write(b"damage")
-    before = fingerprints(run)
-    result = run_script("train.py", *given, "--run-dir", run, *words.replace("RUN", str(run)).split())
+    before = digest_files(run)
+    options = options.replace("RUN", str(run)).split()
+    result = run_script("train.py", *words, "--run-dir", run, *options)
     assert_one_error(result, expected.replace("RUN", str(run)))
-    assert fingerprints(run) == before
+    assert digest_files(run) == before
 
 
-# ---- a loss that is no number
+# Losses that are not finite
 
 
 @dataclass(frozen=True)
-class Poisoned(TextClassification):
-    """The loss of the rows with this label is infinite."""
+class InfiniteLoss(TextClassification):
+    """In training, the loss of the rows with the label `infinite_label` is infinite."""
 
-    poison: int = 0
+    infinite_label: int = 0
 
-    def losses(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
-        losses = super().losses(outputs, targets)
-        return torch.where(targets == self.poison, torch.inf, losses) if outputs.logits.requires_grad else losses
+    def losses(self, outputs: Any, batch: Any) -> torch.Tensor:
+        losses = super().losses(outputs, batch)
+        if not outputs.logits.requires_grad:
+            return losses
+        return torch.where(batch["labels"] == self.infinite_label, torch.inf, losses)
 
 
 def test_an_infinite_loss_stops_the_run_and_names_step_and_rows(tiny, tmp_path):
-    rows = [{"text": "sky", "colour": COLOUR} for COLOUR in ["red", "green"] * 10]
+    rows = [{"text": "sky", "colour": colour} for colour in ["red", "green"] * 10]
     rows[13]["colour"] = "blue"
     data = Data(path=write_csv(tmp_path / "train.csv", rows), validation=0)
-    task = Poisoned(model=tiny("bert"), data=data, label_column="colour", max_length=16, poison=0)
-    config = Config(task=task, run_dir=str(tmp_path / "run"), batch_size=4, save_every=1, seed=3, report=False)
-    with pytest.raises(
-        TrainingError, match=r"step \d+: the loss is inf, .* from rows 13 of the train split \(from 0"
-    ) as stop:
+    task = InfiniteLoss(model=tiny("bert"), data=data, label_column="colour", max_length=16)
+    run_dir = tmp_path / "run"
+    config = Config(task=task, run_dir=str(run_dir), batch_size=4, save_every=1, seed=3)
+    message = r"step \d+: the loss is inf, .* rows 13 of the train split"
+    with pytest.raises(TrainingError, match=message) as error:
         train(config)
-    step = int(str(stop.value).partition(":")[0].removeprefix("step "))
+    step = int(str(error.value).partition(":")[0].removeprefix("step "))
     assert step > 1
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step-{step - 1:06d}"]
-    assert not (tmp_path / "run" / "model").exists()
+    checkpoints = [path.name for path in (run_dir / "checkpoints").iterdir()]
+    assert checkpoints == [f"step-{step - 1:06d}"]
+    assert not (run_dir / "model").exists()
 
 
-def test_a_learning_rate_beyond_all_measure_stops_the_run_with_exit_code_1(tiny, colours, tmp_path):
-    words = ["configs/text.py", "--task.model", tiny("bert"), *colours, "--warmup", "0", "--save-every", "1"]
-    result = run_script("train.py", *words, "--learning-rate", "1e30")
+def test_a_far_too_large_learning_rate_stops_the_run_with_exit_code_1(tiny, colours, tmp_path):
+    words = ["configs/text.py", "--model", tiny("bert"), *colours, "--warmup", "0"]
+    words += ["--save-every", "1", "--learning-rate", "1e30"]
+    result = run_script("train.py", *words)
     assert result.code == 1
     assert "Traceback" not in result.err
     (line,) = [line for line in result.err.splitlines() if line.startswith("error: ")]
-    assert line.startswith("error: step 2: the loss is nan, the gradient norm nan, from rows ")
-    assert "A smaller --learning-rate" in line
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000001"]
+    assert line.startswith("error: step 2: the loss is nan, the gradient norm nan")
+    assert "learning_rate" in line or "--learning-rate" in line
+    checkpoints = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert checkpoints == ["step-000001"]
