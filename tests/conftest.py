@@ -67,6 +67,18 @@ def unchanged_torch() -> Iterator[None]:
         assert torch.get_deterministic_debug_mode() == 0
 
 
+@pytest.fixture
+def fresh_imports(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Forget what a test imports from its own folders, since two tests may name their files alike."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        file = getattr(sys.modules[name], "__file__", None) or ""
+        if file.endswith(".py") and "site-packages" not in file and not file.startswith(str(ROOT)):
+            del sys.modules[name]
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     """`tiny("bert")`: a folder with a random two-layer model of that architecture and a tokenizer of a few words."""

@@ -90,7 +90,7 @@ def signals_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[Non
 
 
 def explain_failure(error: Exception) -> str | None:
-    """Explain a dead rank, a dead data worker, a full disk or a lack of memory, else return None."""
+    """Explain a dead rank or data worker, a full disk or a lack of memory; else return None."""
     text = root_cause(error)
     disk_errors = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
     disk_is_full = isinstance(error, OSError) and error.errno in disk_errors

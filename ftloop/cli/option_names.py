@@ -1,6 +1,7 @@
 """The names of the options of a job: short forms, unknown names, and names of other libraries."""
 
 import dataclasses
+import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -45,10 +46,11 @@ class OptionNames:
                     "rename the field of the task."
                 )
             fields[option] = path
-            if "bool" in str(field.type):
+            types = member_types(field.type)
+            if bool in types:
                 prefix, dot, name = option.removeprefix("--").rpartition(".")
                 negations[option] = f"--{prefix}{dot}no-{name}"
-                if "None" in str(field.type):
+                if type(None) in types:
                     optional_flags.add(option)
             for marker in getattr(field.type, "__metadata__", ()):
                 aliases.update(getattr(marker, "aliases", None) or ())
@@ -79,14 +81,21 @@ def option_fields(config: Any, prefix: str = "") -> Iterator[tuple[str, dataclas
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             yield from option_fields(value, f"{prefix}{field.name}.")
-        else:
+        elif prefix or field.name != "task":  # a task that is not a dataclass has no options
             yield f"{prefix}{field.name}", field
+
+
+def member_types(annotation: Any) -> tuple[Any, ...]:
+    """Return the members of a union, or the type alone, without what is said to tyro about it."""
+    if hasattr(annotation, "__metadata__"):  # Annotated[bool, tyro.conf.arg(...)]
+        annotation = annotation.__origin__
+    return typing.get_args(annotation) or (annotation,)
 
 
 def expand_short_forms(words: list[str], names: OptionNames) -> list[str]:
     """Write --data, --text, --label, --image and optional flags as tyro reads them.
 
-    "--data a.csv" becomes "--data.path a.csv", and "--no-group-by-length" "--group-by-length False".
+    "--data FILE" becomes "--data.path FILE", "--no-group-by-length" "--group-by-length False".
     """
     short_forms = names.short_forms()
     flags = {option: [option, "True"] for option in names.optional_flags}

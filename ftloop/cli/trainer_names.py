@@ -13,7 +13,6 @@ TRAINER = {  # transformers.TrainingArguments
     "per_gpu_train_batch_size": "--batch-size {} (rows per optimizer step, over all processes)",
     "train_batch_size": "--batch-size {}",
     "per_device_eval_batch_size": "--eval-batch-size {}",
-    "eval_batch_size": "--eval-batch-size {}",
     "gradient_accumulation_steps": "--micro-batch-size N (the batch size divided by {} and by the "
     "number of processes)",
     "auto_find_batch_size": "--micro-batch-size auto",
