@@ -436,13 +436,17 @@ def run(job: Job) -> None:
 
 def use_kernels(model: Any, bf16: bool = False) -> None:
     """What ftloop does on this machine by itself."""
-    from ftloop.distributed import kernels
+    from ftloop.devices.attention import use_eager_attention
+    from ftloop.devices.keep_memory import keep_freed_memory
+    from ftloop.devices.matmul_probe import fastest_backend
+    from ftloop.devices.matmul_settings import set_matmul_backend
 
     device = next(model.parameters()).device
-    kernels.keep_memory(device)
-    matmul = "default" if bf16 or device.type != "cpu" else kernels.choose("auto")
-    kernels.use(matmul)
-    kernels.choose_attention(model, matmul)
+    keep_freed_memory(device)
+    backend = "default" if bf16 or device.type != "cpu" else fastest_backend()
+    set_matmul_backend(backend)
+    if backend == "onednn":
+        use_eager_attention(model)
 
 
 def words_of_ftloop(job: Job) -> list[str]:

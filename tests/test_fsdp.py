@@ -156,7 +156,7 @@ def driver(tmp_path_factory):
 def command(tiny, colours):
     # 4 micro-batches of 2 rows, on two ranks two each; steps 6 and 12 have 3 rows.
     sizes = ["--micro-batch-size", "2", "--epochs", "2", "--digest-every", "4", "--save-every", "4"]
-    order = ["--group-by-length", "False", "--keep-last", "2", "--keep-best", "1"]
+    order = ["--no-group-by-length", "--keep-last", "2", "--keep-best", "1"]
     return ["train.py", "configs/text.py", "--model", tiny("bert"), *colours, *sizes, *order]
 
 

@@ -2,7 +2,7 @@
 
 import gc
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,24 +67,26 @@ class Regression(Task):
         self.queue = state["queue"]
 
 
+DATASET = [(row, float(row)) for row in range(20)]
+
+
 @dataclass
 class FakeSampler:
     micro_batch_size: int
     lengths: Any = None
+    dataset: Any = field(default_factory=lambda: DATASET)
+    seed: int = 0
 
 
-DATASET = [(row, float(row)) for row in range(20)]
 LENGTHS = torch.arange(20).numpy() * 7 % 20  # row 17 is the longest, then row 14, ..
 
 
 def choose(task: Regression, size: int = 8, lengths: Any = LENGTHS, model: Any = None) -> int:
     return AutoMicroBatchSize().choose_micro_batch_size(
         model=model or nn.Linear(1, 1),
-        dataset=DATASET,
         sampler=FakeSampler(size, lengths),
         task=task,
         accelerator=Accelerator(cpu=True),
-        seed=0,
     )
 
 
@@ -141,7 +143,7 @@ def test_fsdp_is_refused():
 
     with pytest.raises(UserError, match="--micro-batch-size auto does not work with FSDP2"):
         AutoMicroBatchSize().choose_micro_batch_size(
-            nn.Linear(1, 1), DATASET, FakeSampler(8), Regression(), Sharded(), 0
+            nn.Linear(1, 1), FakeSampler(8), Regression(), Sharded()
         )
 
 
