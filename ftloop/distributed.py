@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from types import FrameType
 from typing import Any
@@ -17,6 +17,13 @@ from accelerate.utils import (
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
     gather_object,
+)
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
 )
 
 from ftloop.config import Config, __version__
@@ -42,18 +49,16 @@ def build_accelerator(
     a precision or a kind of parallelism that this device or ftloop does not support.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    ddp = DistributedDataParallelKwargs(
-        broadcast_buffers=False, find_unused_parameters=find_unused_parameters
-    )
-    process_group = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
-    options: dict[str, Any] = {"kwargs_handlers": [ddp, process_group]}
+    handlers: list[Any] = [InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))]
+    ddp = {"broadcast_buffers": False, "find_unused_parameters": find_unused_parameters}
+    handlers.append(DistributedDataParallelKwargs(**ddp))
+    options: dict[str, Any] = {}
     for setup in setups:
-        extra = setup.accelerator_options()
-        options["kwargs_handlers"] += extra.pop("kwargs_handlers", [])
-        options |= extra
+        options |= setup.accelerator_options()
     try:
         accelerator = Accelerator(
-            # Under torchrun without a GPU, accelerate would start separate runs unless told to use the CPU.
+            # Under torchrun without a GPU, accelerate would start separate runs unless told to use
+            # the CPU.
             cpu=world_size > 1 and not torch.accelerator.is_available(),
             mixed_precision="no" if precision == "fp32" else precision,
             # Micro-batches go to the ranks as the sampler yields them; even_batches would repeat rows.
@@ -62,36 +67,24 @@ def build_accelerator(
             step_scheduler_with_optimizer=False,
             # The loop divides the loss; steps configured in the launcher would divide it again.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            kwargs_handlers=handlers + options.pop("kwargs_handlers", []),
             **options,
         )
-    except (
-        ValueError,
-        RuntimeError,
-    ) as error:  # a precision that the device lacks, no address, ...
+    except (ValueError, RuntimeError) as error:  # the device lacks the precision, no address, ...
         raise UserError(f"accelerate cannot start: {error}", field="precision") from error
-    _check_accelerator(accelerator, world_size)
-    return accelerator
-
-
-def _check_accelerator(accelerator: Accelerator, world_size: int) -> None:
-    """Raise UserError for what accelerate accepts but ftloop does not support."""
-    precision = accelerator.mixed_precision
-    if precision not in PRECISIONS or (precision == "fp16" and not accelerator.scaler):
-        device = accelerator.device.type
-        raise UserError(
-            f"{precision} is not available on this device ({device}).", field="precision"
-        )
+    name, device = accelerator.mixed_precision, accelerator.device.type
+    if name not in PRECISIONS or (name == "fp16" and not accelerator.scaler):
+        raise UserError(f"{name} is not available on this device ({device}).", field="precision")
     if not accelerator.is_fsdp2 and accelerator.distributed_type not in SUPPORTED:
         raise UserError(
-            f"accelerate is configured for {accelerator.distributed_type}, which ftloop does not support. "
-            "Use one full copy of the model per process (accelerate launch --multi_gpu, torchrun), or "
-            "FSDP2 (--use_fsdp --fsdp_version 2)."
+            f"accelerate is configured for {accelerator.distributed_type}, which ftloop does not "
+            "support. Use one full copy of the model per process (accelerate launch --multi_gpu, "
+            "torchrun), or FSDP2 (--use_fsdp --fsdp_version 2)."
         )
     if accelerator.num_processes < world_size:
-        raise UserError(
-            f"{world_size} processes were started (WORLD_SIZE), but accelerate sees "
-            f"{accelerator.num_processes}."
-        )
+        count = accelerator.num_processes
+        raise UserError(f"{world_size} processes were started, but accelerate sees {count}.")
+    return accelerator
 
 
 def precision_of(accelerator: Accelerator) -> str:
@@ -119,64 +112,48 @@ def environment_info(accelerator: Accelerator, setups: Sequence[Setup]) -> dict[
 
 # Weights and optimizer states, which FSDP2 shards over the ranks
 
+FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
 
 def full_tensor(tensor: Any) -> Any:
-    """Gather a sharded tensor on its device. All ranks must call it. Other values are returned as is."""
+    """Gather a sharded tensor on its device. All ranks must call it. Others are returned as they are."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-def gather_state(values: Any, accelerator: Accelerator) -> Any:
-    """Gather the sharded tensors in nested dictionaries and lists on the CPU of the main process.
-
-    All ranks must call it; on the others, gathered tensors are None. Without sharding, the values
-    themselves are returned and nothing is copied.
-    """
-    if not accelerator.is_fsdp2:
-        return values
-    if isinstance(values, Mapping):
-        return {name: gather_state(value, accelerator) for name, value in values.items()}
-    if isinstance(values, list | tuple):
-        return [gather_state(value, accelerator) for value in values]
-    tensor = full_tensor(values)
-    if tensor is values:
-        return values
-    return tensor.cpu() if accelerator.is_main_process else None
 
 
 def full_state_dict(model: Any, accelerator: Accelerator) -> dict[str, Any]:
     """Return the full state_dict of a prepared model. All ranks must call it; the main one has it."""
-    return gather_state(accelerator.unwrap_model(model).state_dict(), accelerator)
+    unwrapped = accelerator.unwrap_model(model)
+    if accelerator.is_fsdp2:
+        return get_model_state_dict(unwrapped, options=FULL)
+    return unwrapped.state_dict()
 
 
 def load_full_state_dict(model: Any, weights: dict[str, Any], accelerator: Accelerator) -> None:
     """Load a full state_dict, strictly, into a prepared model; each rank keeps its shard."""
     unwrapped = accelerator.unwrap_model(model)
     if accelerator.is_fsdp2:
-        shards = unwrapped.state_dict()
-        weights = {name: _shard_like(value, shards.get(name)) for name, value in weights.items()}
-    unwrapped.load_state_dict(weights)
+        set_model_state_dict(unwrapped, weights, options=FULL)
+    else:
+        unwrapped.load_state_dict(weights)
 
 
-def load_optimizer_state(optimizer: Any, state: dict[str, Any], accelerator: Accelerator) -> None:
-    """Load a full state_dict into a prepared optimizer; moments are sharded as their weights are."""
+def optimizer_state_dict(optimizer: Any, model: Any, accelerator: Accelerator) -> dict[str, Any]:
+    """Return the full state_dict of a prepared optimizer, as `full_state_dict` does for the model."""
     if accelerator.is_fsdp2:
-        parameters = [item for group in optimizer.param_groups for item in group["params"]]
-        sharded = {
-            index: {name: _shard_like(value, parameters[index]) for name, value in values.items()}
-            for index, values in state["state"].items()
-        }
-        state = {**state, "state": sharded}
-    optimizer.load_state_dict(state)
+        unwrapped = accelerator.unwrap_model(model)
+        return get_optimizer_state_dict(unwrapped, optimizer.optimizer, options=FULL)
+    return optimizer.state_dict()
 
 
-def _shard_like(value: Any, like: Any) -> Any:
-    """Shard a full tensor as another of the same shape. Each rank has read it, so nothing is sent."""
-    if not hasattr(like, "full_tensor") or getattr(value, "shape", None) != like.shape:
-        return value
-    from torch.distributed.tensor import distribute_tensor
-
-    tensor = value.to(like.device)
-    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+def load_optimizer_state_dict(
+    optimizer: Any, model: Any, state: dict[str, Any], accelerator: Accelerator
+) -> None:
+    """Load a full state_dict into a prepared optimizer; each rank keeps its shard."""
+    if accelerator.is_fsdp2:
+        unwrapped = accelerator.unwrap_model(model)
+        set_optimizer_state_dict(unwrapped, optimizer.optimizer, state, options=FULL)
+    else:
+        optimizer.load_state_dict(state)
 
 
 def warm_up_ddp_buckets(model: Any, task: Task, dataset: Any, accelerator: Accelerator) -> None:

@@ -36,7 +36,7 @@ def build_eval_loader(
     """Build the prepared DataLoader over all rows of a dataset, the longest first."""
     sampler = EvalSampler(
         dataset,
-        micro_batch_size=batch_size,
+        size=batch_size,
         num_processes=accelerator.num_processes,
         max_tokens=MAX_TOKENS_ON_CPU if accelerator.device.type == "cpu" else None,
     )

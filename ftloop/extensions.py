@@ -1,4 +1,8 @@
-"""The two ways in which parts reach a run: setups, which change how it computes, and observers."""
+"""The two ways in which parts reach a run: setups, which change how it computes, and observers.
+
+`run` is a `ftloop.run.Run`, `steps` are `ftloop.metric_log.StepRecord` objects, and `sampler` is a
+`ftloop.sampler.TrainSampler`. Importing their types here would close an import cycle.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -6,11 +10,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
-
-    from ftloop.metric_log import StepRecord
-    from ftloop.run import Run
-    from ftloop.sampler import TrainSampler
-    from ftloop.task import Task
 
 
 class Setup:
@@ -30,13 +29,7 @@ class Setup:
         """Change the model in place. It is on its device; the optimizer does not exist yet."""
 
     def choose_micro_batch_size(
-        self,
-        model: "torch.nn.Module",
-        dataset: Any,
-        sampler: "TrainSampler",
-        task: "Task",
-        accelerator: "Accelerator",
-        seed: int,
+        self, model: "torch.nn.Module", sampler: Any, task: Any, accelerator: "Accelerator"
     ) -> int | None:
         """Return the rows per forward pass on each rank, or None for no opinion.
 
@@ -58,30 +51,30 @@ class Observer:
     Override the methods that you need; the others do nothing.
     """
 
-    def on_start(self, run: "Run") -> None:
+    def on_start(self, run: Any) -> None:
         """Called once before the first step; `run.state` is the position from which the run starts."""
 
-    def on_log(self, run: "Run", steps: "list[StepRecord]", speed: dict[str, float]) -> None:
+    def on_log(self, run: Any, steps: list[Any], speed: dict[str, float]) -> None:
         """Called when the values of some steps are known, in order, every `log_every` steps.
 
         `speed` holds rows_per_second, and data_wait: the share of the time that the loop waited for
         batches.
         """
 
-    def on_eval_batch(self, run: "Run", split: str, values: dict[str, "torch.Tensor"]) -> None:
+    def on_eval_batch(self, run: Any, split: str, values: dict[str, "torch.Tensor"]) -> None:
         """Called on the main process with what the metrics get: one entry per row, on the CPU."""
 
-    def on_scores(self, run: "Run", split: str, scores: dict[str, float], epoch: float) -> None:
+    def on_scores(self, run: Any, split: str, scores: dict[str, float], epoch: float) -> None:
         """Called after an evaluation."""
 
     def sync(self) -> None:
         """Make durable what was written so far: a checkpoint is about to be saved."""
 
-    def on_save(self, run: "Run", checkpoint: Path) -> None:
+    def on_save(self, run: Any, checkpoint: Path) -> None:
         """Called after a checkpoint was saved. All ranks wait for the main process."""
 
-    def on_finish(self, run: "Run", scores: dict[str, dict[str, float]]) -> None:
+    def on_finish(self, run: Any, scores: dict[str, dict[str, float]]) -> None:
         """Called when the run is finished: model/ and scores.json are written."""
 
-    def close(self, run: "Run") -> None:
+    def close(self, run: Any) -> None:
         """Called when the run ends, however it ends."""

@@ -84,9 +84,8 @@ def train(config: Config) -> Scores:
         optimizer = config.optimizer(model, config)
 
         # Order of the rows, number of steps, learning-rate schedule
-        sampler = TrainSampler(
-            train_dataset, config, accelerator.num_processes, accelerator.device.type
-        )
+        num_processes, device = accelerator.num_processes, accelerator.device
+        sampler = TrainSampler(train_dataset, config, num_processes, device.type)
         run.choose_micro_batch_size(sampler, model)
         check_division(task, model, sampler)
         scheduler = build_scheduler(optimizer, config, sampler.total_steps)

@@ -100,7 +100,10 @@ class MetricLog:
             record.grad_norm = grad_norms[index]
             self._check_finite(record)
         rate = round(sum(record.rows for record in records) / self.seconds(), 2)
-        speed = {"rows_per_second": rate, "data_wait": round(self.data_wait_seconds / self.seconds(), 4)}
+        speed = {
+            "rows_per_second": rate,
+            "data_wait": round(self.data_wait_seconds / self.seconds(), 4),
+        }
         for record in records:
             scores = {"loss": record.loss, "learning_rate": record.learning_rate}
             scores |= {"grad_norm": record.grad_norm, **record.scalars}
@@ -111,7 +114,13 @@ class MetricLog:
         return records, speed
 
     def write(
-        self, step: int, epoch: float, split: str, scores: dict[str, float], rate: float, **more: Any
+        self,
+        step: int,
+        epoch: float,
+        split: str,
+        scores: dict[str, float],
+        rate: float,
+        **more: Any,
     ) -> None:
         """Write one line for each score, on the main process. `rate`: rows per second."""
         if self.stream is None:

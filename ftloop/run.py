@@ -1,7 +1,7 @@
 """The run folder: lock, resume, checkpoints, logs, export.
 
-config.json      the record of the config         checkpoints/   see ftloop/checkpoint.py
-metrics.jsonl    see ftloop/metric_log.py         model/         the best weights, as the task exports them
+config.json      the record of the config       checkpoints/   see ftloop/checkpoint.py
+metrics.jsonl    see ftloop/metric_log.py       model/         the best weights, as the task exports them
 scores.json      the final scores by split; it is written last and marks a finished run
 
 Only the main process writes. All ranks call the methods of `Run` that the loop calls.
@@ -56,9 +56,7 @@ class Run:
         self.observers = config.observers()
         self.log = MetricLog(accelerator)
         self.stop_signals = distributed.StopSignals(config)
-        self._saved: tuple[int, int] | None = (
-            None  # (step, last_eval_step) of the newest checkpoint
-        )
+        self.saved_position = (0, 0)  # (step, last_eval_step) of the newest checkpoint
 
     @property
     def is_finished(self) -> bool:
@@ -75,30 +73,24 @@ class Run:
     # Before the first step
 
     def apply_setups(self, model: torch.nn.Module) -> None:
-        """Let each setup change the model, knowing the environment of the checkpoint to resume from."""
+        """Let each setup change the model; it knows the environment of the resumed checkpoint."""
         for setup in self.setups:
             if self.resumed_from is not None:
                 setup.resume(checkpoints.load_environment(self.resumed_from))
             setup.prepare_model(model, self.accelerator)
 
     def choose_micro_batch_size(self, sampler: TrainSampler, model: torch.nn.Module) -> None:
-        """Set the micro-batch size of the sampler: as configured, as resumed, or as a setup measures it."""
-        configured, recorded = self.config.micro_batch_size, self.state.micro_batch_size
-        if configured == "auto" and recorded is not None:
-            sampler.micro_batch_size = recorded
-        elif configured == "auto":
-            for setup in self.setups:
-                size = setup.choose_micro_batch_size(
-                    model, sampler.dataset, sampler, self.task, self.accelerator, self.config.seed
-                )
-                sampler.micro_batch_size = size or sampler.micro_batch_size
-        elif recorded not in (None, sampler.micro_batch_size):
-            logger.warning(
-                "resume: the micro-batch size changes from %s to %d. Without dropout, results are equal up "
-                "to rounding.",
-                *(recorded, sampler.micro_batch_size),
-            )
-        self.state.micro_batch_size = sampler.micro_batch_size
+        """Set the micro-batch size of the sampler: as configured, or 'auto' as recorded or measured."""
+        recorded = self.state.micro_batch_size
+        if self.config.micro_batch_size == "auto":
+            arguments = (model, sampler, self.task, self.accelerator)
+            measured = (setup.choose_micro_batch_size(*arguments) for setup in self.setups)
+            sizes = [recorded] if recorded else [size for size in measured if size]
+            sampler.micro_batch_size = min(sizes, default=sampler.micro_batch_size)
+        size = self.state.micro_batch_size = sampler.micro_batch_size
+        if recorded not in (None, size):
+            message = "resume: micro_batch_size %s -> %d. Without dropout, results are equal up to rounding."
+            logger.warning(message, recorded, size)
 
     def register_for_checkpointing(self, **objects: Any) -> None:
         """Save and restore the state_dict of these objects with each checkpoint, by their names.
@@ -114,33 +106,24 @@ class Run:
         Returns the state from which training continues: step 0 in a new run. Raises UserError if the
         training rows are not those of the checkpoint.
         """
-        self.sampler, self.eval_loaders, self.total_steps = (
-            sampler,
-            eval_loaders,
-            sampler.total_steps,
-        )
+        self.sampler, self.eval_loaders = sampler, eval_loaders
+        self.total_steps, folder = sampler.total_steps, self.checkpoint_folder
         self._check_fingerprint(sampler.dataset)
         if self.resumed_from is not None:
             self._restore(self.resumed_from)
-            self._saved = (self.state.step, self.state.last_eval_step)
-        message = (
-            "run_dir: the machines do not share this folder: their runs start at different steps."
-        )
+        message = "the machines do not share run_dir: their runs start at different steps."
         distributed.check_agreement(self.state.step, self.accelerator, message)
         if self.is_main_process:
-            self.checkpoint_folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             checkpoints.write_text(self.folder / "config.json", record_text(self.config))
-            checkpoints.discard_after(self.checkpoint_folder, self.state.step)
-            checkpoints.prune(
-                self.checkpoint_folder, self.config
-            )  # the run may have been killed before
+            checkpoints.discard_after(folder, self.state.step)
+            checkpoints.prune(folder, self.config)  # the run may have been killed before it could
             self.log.open(self.folder / "metrics.jsonl", self.state.log_bytes)
         for observer in self.observers:
             observer.on_start(self)
         self.stop_signals.__enter__()
-        precision = distributed.precision_of(self.accelerator)
-        device = self.accelerator.device.type
-        logger.info("training on %s in %s: %s", device, precision, sampler.describe())
+        device, precision = self.accelerator.device, distributed.precision_of(self.accelerator)
+        logger.info("training on %s in %s: %s", device.type, precision, sampler.describe())
         self.log.restart_clock()
         return self.state
 
@@ -151,33 +134,31 @@ class Run:
         distributed.check_agreement(fingerprint, self.accelerator, message)
         if self.state.dataset_fingerprint not in ("", fingerprint):
             raise UserError(
-                f"the training rows are not those on which {self.resumed_from} was trained. Restore the "
-                "data, or start a new run in another run_dir."
+                f"the training rows are not those on which {self.resumed_from} was trained. Restore "
+                "the data, or start a new run in another run_dir."
             )
         self.state.dataset_fingerprint = fingerprint
 
     def _restore(self, checkpoint: Path) -> None:
         """Load all registered objects from a checkpoint, strictly, and compare the environments."""
         training = self._load_registered(checkpoint)
-        optimizer, scaler = self.registered["optimizer"], self.accelerator.scaler
-        distributed.load_optimizer_state(optimizer, training["optimizer"], self.accelerator)
+        optimizer, state = self.registered["optimizer"], training["optimizer"]
+        distributed.load_optimizer_state_dict(optimizer, self.model, state, self.accelerator)
         self.registered["scheduler"].load_state_dict(training["scheduler"])
-        if scaler is not None:
-            scaler.load_state_dict(training["scaler"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(training["scaler"])
+        self.saved_position = (self.state.step, self.state.last_eval_step)
         logger.info("resuming from %s", checkpoint)
-        before = checkpoints.load_environment(checkpoint)
         now = distributed.environment_info(self.accelerator, self.setups)
+        before = checkpoints.load_environment(checkpoint)
         changes = [
-            f"{name} {old} -> {now.get(name)}"
-            for name, old in before.items()
-            if now.get(name) != old
+            f"{key} {before[key]} -> {now.get(key)}"
+            for key in before
+            if before[key] != now.get(key)
         ]
         if changes:
-            logger.warning(
-                "resume: the environment has changed (%s). Each step uses the same rows; without dropout, "
-                "results are equal up to rounding.",
-                ", ".join(changes),
-            )
+            message = "resume: the environment has changed (%s). Without dropout, results are equal up to rounding."
+            logger.warning(message, ", ".join(changes))
 
     def _load_registered(self, checkpoint: Path) -> dict[str, Any]:
         """Load the model, and what else was registered besides optimizer and scheduler."""
@@ -200,7 +181,7 @@ class Run:
 
     def should_save(self, state: TrainState) -> bool:
         """Whether to save a checkpoint now: due at this step, and not done yet."""
-        is_done = self._saved == (state.step, state.last_eval_step)
+        is_done = self.saved_position == (state.step, state.last_eval_step)
         return state.step > 0 and not is_done and self._save_is_due(state.step)
 
     def training_is_complete(self, state: TrainState) -> bool:
@@ -227,11 +208,10 @@ class Run:
 
     def stopped(self) -> Stopped:
         """Return the exception that ends a run which was asked to stop and is saved."""
-        return Stopped(
-            f"{self.stop_signals.reason}: stopped after step {self.state.step}; the checkpoint is saved. "
-            f"Run the same command again to resume: python {shlex.join(sys.argv)}",
-            self.stop_signals.exit_code,
-        )
+        step, reason = self.state.step, self.stop_signals.reason
+        message = f"{reason}: stopped after step {step}; the checkpoint is saved."
+        command = f"Run the same command again to resume: python {shlex.join(sys.argv)}"
+        return Stopped(f"{message} {command}", self.stop_signals.exit_code)
 
     def log_step(
         self,
@@ -242,11 +222,10 @@ class Run:
         learning_rate: float,
     ) -> None:
         """Buffer the values of the step that was just done. At log steps, read and write them."""
-        step = self.state.step
         record = StepRecord(
-            step=step,
-            epoch=self.sampler.epochs_done(step),
-            plan=self.sampler.plan(step - 1),
+            step=self.state.step,
+            epoch=self.sampler.epochs_done(self.state.step),
+            plan=self.sampler.plan(self.state.step - 1),
             learning_rate=learning_rate,
             row_ids=[batch["row_ids"] for batch in micro_batches],
             weights=[batch["weights"] for batch in micro_batches],
@@ -255,15 +234,14 @@ class Run:
             grad_norm_tensor=grad_norm,
         )
         self.log.buffer.append(record)
-        if self._log_is_due(step):
+        if self._log_is_due(record.step):
             self.flush_log()
 
     def flush_log(self) -> None:
         """Write the buffered steps. Raises TrainingError for a loss that is not finite."""
         records, speed = self.log.flush()
-        if records:
-            for observer in self.observers:
-                observer.on_log(self, records, speed)
+        for observer in self.observers if records else ():
+            observer.on_log(self, records, speed)
 
     def on_eval_batch(self, values: dict[str, torch.Tensor], split: str = "validation") -> None:
         """Pass on to the observers what the metrics get."""
@@ -280,8 +258,8 @@ class Run:
         if split == "validation":
             self.state.update_best(scores, self.config.best_metric, self.config.direction)
         epoch = self.sampler.epochs_done(self.state.step)
-        rate = len(self.eval_loaders[split].dataset) / self.log.seconds()
-        self.log.write(self.state.step, epoch, split, scores, round(rate, 2))
+        rate = round(len(self.eval_loaders[split].dataset) / self.log.seconds(), 2)
+        self.log.write(self.state.step, epoch, split, scores, rate)
         self.log.sync(wait_for_disk=False)
         for observer in self.observers:
             observer.on_scores(self, split, scores, epoch)
@@ -289,16 +267,20 @@ class Run:
 
     def save_checkpoint(self, state: TrainState) -> None:
         """Save a checkpoint, unless it exists already, and delete those that it replaces."""
-        if self._saved == (state.step, state.last_eval_step):
+        if self.saved_position == (state.step, state.last_eval_step) and state.step > 0:
             return
         for observer in self.observers:
             observer.sync()
         state.log_bytes = self.log.sync()
         # All ranks gather the weights, of which each may hold a shard.
         weights = distributed.full_state_dict(self.model, self.accelerator)
-        state_dicts = {name: value.state_dict() for name, value in self.registered.items()}
-        del state_dicts["model"]
-        training = distributed.gather_state(state_dicts, self.accelerator)
+        training = {
+            name: value.state_dict() for name, value in self.registered.items() if name != "model"
+        }
+        optimizer = self.registered["optimizer"]
+        training["optimizer"] = distributed.optimizer_state_dict(
+            optimizer, self.model, self.accelerator
+        )
         if self.accelerator.scaler is not None:
             training["scaler"] = self.accelerator.scaler.state_dict()
         if self.is_main_process:
@@ -308,7 +290,7 @@ class Run:
             checkpoints.prune(folder, self.config)
             for observer in self.observers:
                 observer.on_save(self, path)
-        self._saved = (state.step, state.last_eval_step)
+        self.saved_position = (state.step, state.last_eval_step)
         self.accelerator.wait_for_everyone()
         self.log.restart_clock()
 
@@ -334,15 +316,10 @@ class Run:
             self._load_registered(self.checkpoint_folder / name)
         scores: Scores = {"validation": state.best_scores} if state.best_scores else {}
         if "test" in eval_loaders:
+            loader, stop = eval_loaders["test"], self.stop_requested
             self.log.restart_clock()
-            test_scores = evaluate(
-                model,
-                eval_loaders["test"],
-                self.task,
-                self.accelerator,
-                stop_requested=self.stop_requested,
-                on_batch=lambda values: self.on_eval_batch(values, "test"),
-            )
+            on_batch = lambda values: self.on_eval_batch(values, "test")  # noqa: E731
+            test_scores = evaluate(model, loader, self.task, self.accelerator, stop, on_batch)
             if test_scores is None:
                 raise self.stopped()
             self.log_scores(test_scores, "test")

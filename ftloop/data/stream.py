@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import get_worker_info
 
 from ftloop.errors import UserError, root_cause
-from ftloop.sampler import UNBOUNDED, RandomOrder
+from ftloop.sampler import UNBOUNDED, random_permutation
 from ftloop.state import fold_in, temporary_seed
 
 if TYPE_CHECKING:
@@ -192,12 +192,12 @@ class Stream:
         # The first block has the order of a table of its size: a stream that fits into the buffer
         # trains on the same batches as a dataset in memory.
         seed = fold_in(self.seed, "block", index) if index else self.seed
-        return block.take(RandomOrder(len(block), seed, epoch)[:])
+        return block.take(random_permutation(len(block), seed, epoch))
 
     def _read_epoch(self, epoch: int, num_skipped: int) -> Iterator["pyarrow.Table"]:
         """Yield the rows of train in an epoch's shard order, without the first `num_skipped`."""
         num_shards = self.source.num_shards
-        for shard in RandomOrder(num_shards, fold_in(self.seed, "shards"), epoch)[:]:
+        for shard in random_permutation(num_shards, fold_in(self.seed, "shards"), epoch).tolist():
             if self.shard_sizes.get(shard, UNBOUNDED) <= num_skipped:
                 num_skipped -= self.shard_sizes[shard]
                 continue

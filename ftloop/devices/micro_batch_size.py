@@ -31,11 +31,9 @@ class AutoMicroBatchSize(Setup):
     def choose_micro_batch_size(
         self,
         model: torch.nn.Module,
-        dataset: Any,
         sampler: "TrainSampler",
         task: "Task",
         accelerator: "Accelerator",
-        seed: int,
     ) -> int:
         """Return the most rows that fit on every rank, at most `sampler.micro_batch_size`.
 
@@ -52,7 +50,8 @@ class AutoMicroBatchSize(Setup):
                 f"--micro-batch-size auto: the losses of {type(task).__name__} depend on other "
                 "rows of the batch, which is therefore never divided. Leave the option out."
             )
-        trial = Trial(model, dataset, task, accelerator, seed)
+        dataset = sampler.dataset
+        trial = Trial(model, dataset, task, accelerator, sampler.seed)
         rows = longest_rows(sampler.lengths, len(dataset), sampler.micro_batch_size)
         # With fewer rows in the dataset than in a batch, the whole batch fits if all of them do.
         fits = largest_that_fits(lambda count: trial.fits(rows[:count]), len(rows))
