@@ -47,7 +47,9 @@ COMMAND_LINE = {
     ),
     "not a number": case("--epochs many", "--epochs", "many"),
     "unknown choice": case("--precision fp64", "--precision", "fp64", "fp32", "bf16", "fp16"),
-    "precision that the device lacks": case("--precision fp16", "--precision: fp16", "CPU"),
+    "precision that the device lacks": case(
+        "--precision fp16", "--precision: fp16 is not available on this device (cpu)"
+    ),
     "pairs without a value": case(
         "--data.files train a.csv test", "'test' has no value", "KEY=VALUE"
     ),
@@ -501,8 +503,9 @@ def test_a_folder_that_holds_another_run_is_left_alone(finished):
     before = digest_files(run)
     changed = ("--epochs", "2", "--max-length", "16", "--data.validation", "0.2")
     result = run_script("train.py", *words, "--run-dir", run, *changed)
-    expected = ("--epochs 1 -> 2", "--max-length 32 -> 16", "--data.validation 0.1 -> 0.2")
-    assert_one_error(result, f"--run-dir: '{run}' holds another run", *expected)
+    changes = ("epochs: 1 -> 2", "max_length: 32 -> 16", "data.validation: 0.1 -> 0.2")
+    expected = f"--run-dir: '{run}' holds a run with other options"
+    assert_one_error(result, expected, *changes, "choose another")
     assert digest_files(run) == before
 
 
@@ -511,7 +514,7 @@ def test_a_folder_that_holds_another_run_is_left_alone(finished):
     [
         ("--resume none", "--run-dir: 'RUN' holds a run already"),
         ("--epochs 0", "--epochs: must be at least 1"),
-        ("--batch-size 16", "--batch-size 8 -> 16"),
+        ("--batch-size 16", "batch_size: 8 -> 16"),
         ("--resume atuo", "--resume: 'atuo'"),
         (
             "--resume RUN/checkpoints/step-000001",
@@ -564,7 +567,7 @@ def test_an_infinite_loss_stops_the_run_and_names_step_and_rows(tiny, tmp_path):
     task = InfiniteLoss(model=tiny("bert"), data=data, label_column="colour", max_length=16)
     run_dir = tmp_path / "run"
     config = Config(task=task, run_dir=str(run_dir), batch_size=4, save_every=1, seed=3)
-    message = r"step \d+: the loss is inf, .* rows 13 of the train split"
+    message = r"step \d+: the loss is inf .* rows 13 of train \(counted from 0\)"
     with pytest.raises(TrainingError, match=message) as error:
         train(config)
     step = int(str(error.value).partition(":")[0].removeprefix("step "))
@@ -581,7 +584,8 @@ def test_a_far_too_large_learning_rate_stops_the_run_with_exit_code_1(tiny, colo
     assert result.code == 1
     assert "Traceback" not in result.err
     (line,) = [line for line in result.err.splitlines() if line.startswith("error: ")]
-    assert line.startswith("error: step 2: the loss is nan, the gradient norm nan")
-    assert "learning_rate" in line or "--learning-rate" in line
+    assert line.startswith("error: step 2: the loss is nan and the gradient norm is nan")
+    assert "because of rows " in line
+    assert "A smaller learning_rate" in line
     checkpoints = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
     assert checkpoints == ["step-000001"]
