@@ -87,7 +87,8 @@ def option_names_of_predict() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        text = str(error).replace("--data.files", "--file").replace("--data.", "--")
+        text = str(error).replace("--data.files", "--file").replace("--data:", "--file:")
+        text = text.replace("--data.", "--")
         raise UserError(text) from error
 
 
