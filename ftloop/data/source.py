@@ -39,8 +39,8 @@ class Data:
     path: str | None = None
     """A file, a glob, a URL, a folder with train.*, validation.* and test.*, a folder of images by
     class, or the id of a Hub dataset (nyu-mll/glue)."""
-    name: str | None = None  # configuration of a Hub dataset (mrpc)
-    revision: str | None = None  # commit, tag or branch of a Hub dataset
+    name: str | None = None  # Configuration of a Hub dataset (mrpc)
+    revision: str | None = None  # Commit, tag or branch of a Hub dataset
     files: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Files by split, instead of path: train a.csv validation b.csv test c.csv"""
     splits: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -60,11 +60,11 @@ class Data:
     field: tuple[str, ...] = ()
     """Dotted key of the rows in nested JSON or in a pickled dictionary: data.rows. Of a pickle,
     tables under several keys are put side by side."""
-    query: str | None = None  # query of an SQLite file: SELECT ...
-    trust_pickle: bool = False  # read pickle files, which run code of whoever wrote them
+    query: str | None = None  # Query of an SQLite file: SELECT ...
+    trust_pickle: bool = False  # Read pickles, which runs code of whoever wrote them
     streaming: bool = False
     """Read the training rows during training. For sources that are larger than memory or disk."""
-    shuffle_buffer: int = 10_000  # rows of a stream that are held in memory and shuffled together
+    shuffle_buffer: int = 10_000  # Rows of a stream that are held in memory and shuffled together
 
     # Columns and rows
     columns: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -75,18 +75,18 @@ class Data:
     join: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Columns to join as one text, by the name of the new column: text title,body. 'text *' joins
     all text columns, including labels that are texts."""
-    filter: Callable[..., Any] | None = None  # function f(row) that tells whether to use a row
-    limit: int | None = None  # rows of each split to use, drawn at random. Default: all
-    drop_empty: bool = False  # drop rows with empty texts or missing labels. Default: an error
+    filter: Callable[..., Any] | None = None  # Function f(row) that tells whether to use a row
+    limit: int | None = None  # Rows of each split to use, drawn at random. Default: all
+    drop_empty: bool = False  # Drop rows with empty texts or missing labels. Default: an error
     drop_duplicates: bool = False
     """Drop rows whose input occurred before in the split, or occurs in validation or test."""
-    drop_unreadable: bool = False  # drop images that cannot be decoded. Default: an error
+    drop_unreadable: bool = False  # Drop images that cannot be decoded. Default: an error
 
     # Splits that the source lacks
     validation: float = 0.1
     """Rows (1 or more) or fraction of rows (below 1) to cut from train for validation, if the
     source has no such split. 0: none."""
-    test: float = 0.0  # the same for test
+    test: float = 0.0  # The same for test
     stratify: bool = True
     """Keep the shares of the classes when cutting. Applies to single-label classification."""
     split_group: str | None = None
@@ -94,7 +94,7 @@ class Data:
     split_hash: tuple[str, ...] = ()
     """Columns whose hash decides the split of a row, which then stays the same when rows are added.
     Default: rows are cut at random."""
-    split_seed: int = 42  # seed of the random cut, of split_hash and of limit
+    split_seed: int = 42  # Seed of the random cut, of split_hash and of limit
 
     def __post_init__(self) -> None:
         for name in ("field", "split_hash"):  # a config file may say field="rows" for ("rows",)
