@@ -1,131 +1,139 @@
-"""ledger.jsonl: the rows of each optimizer step, its loss and its weights, as a hash chain. ftloop/provenance/verify.py reads it.
+"""ledger.jsonl: the rows, the loss and, if wanted, the weights of each optimizer step, as a hash chain.
 
-One line a step; before them one with the plan (how many rows, how many a step, the seed), and another where a run goes
-on with another plan (--allow-changes). It is cut and continued with the checkpoints, and holds no clock: a run that was
-interrupted leaves the same bytes as one that was not.
+One line per step, and before them a line with the plan: the number of rows, the batch size, the seed
+and the row order. Another plan line follows where a run resumes with another plan. The ledger holds no
+clock: an interrupted run leaves the same bytes as one that was not interrupted.
 
-What is written of the rows is what the losses were computed from, not what was planned: the sum of 64 mixed bits of
-each row id, which needs no order, and so is added up over micro-batches and processes. Two sets of rows share it by
-chance once in 2 ** 64.
+What it records of the rows is what the losses were computed from, and not what was planned.
+`ftloop.provenance.verify` compares the two.
 """
 
 import hashlib
 import json
-import math
-from collections.abc import Iterable
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
 import torch
 
-from ftloop.sampler import splitmix
-from ftloop.devices.sharding import weights_of
-from ftloop.logs.terminal import MetricLog, NoMetricLog, Step
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-ODD = numpy.uint64(0x9E3779B97F4A7C15)  # added to an id before it is mixed: else row 0 would add nothing
+from ftloop.config import encode
+from ftloop.distributed import full_state_dict
+from ftloop.errors import UserError
+from ftloop.extensions import Observer
+from ftloop.metric_log import StepRecord, raise_write_errors
+from ftloop.provenance.row_digest import format_digest, hash_rows
 
 
-class Ledger:
-    """Lives on every process, for each knows its own rows; the main process writes."""
+class Ledger(Observer):
+    """Writes ledger.jsonl. Every rank has one, since each knows only its own rows."""
 
-    def __init__(self, accelerator: "Accelerator", model: Any, digest_every: int | None):
-        """`model` as it was prepared; `digest_every` in optimizer steps, None for never."""
-        self.accelerator, self.model, self.digest_every = accelerator, model, digest_every
-        self.file: Any = NoMetricLog()
-        self.newest = b""  # the line that the next one is chained to
-        self.told = 0  # bytes of the file that mean_loss has read
+    def __init__(self, digest_every: int | None = None):
+        """`digest_every`: optimizer steps between digests of the weights; None: no digests."""
+        self.digest_every = digest_every
+        self.stream: Any = None  # on the main process
+        self.last_line = b""  # to which the next line is chained
 
-    def open(self, file: Path, keep_bytes: int, step: int, plan: dict[str, int], weights: str | None) -> None:
-        """Cut the ledger to what the resumed `step` had written, and go on; on the main process only. `weights` is
-        their digest after that step, if one is due."""
-        self.file = MetricLog(file, keep_bytes)
-        planned = b""
-        with file.open("rb") as lines:
-            for self.newest in lines:
-                planned = self.newest if b'"train_rows"' in self.newest else planned
-        if json.dumps(plan)[1:-1].encode() + b"," not in planned:
-            self._append([{"step": step, **plan, "weights": weights}])
+    def on_start(self, run: Any) -> None:
+        """Cut the ledger at the resumed step, and write the plan if it is new."""
+        every, log_every = self.digest_every, run.config.log_every
+        if every is not None and every % log_every:
+            message = f"{every} must be a multiple of log_every, which is {log_every}."
+            raise UserError(message, field="digest_every")
+        digest = self._digest_weights(run, run.state.step)  # all ranks gather the weights
+        if not run.is_main_process:
+            return
+        lines = kept_lines(run.folder / "ledger.jsonl", run.state.step)
+        self.last_line = lines[-1] if lines else b""
+        self.stream = (run.folder / "ledger.jsonl").open("wb")
+        self.stream.writelines(lines)
+        plan = describe_plan(run.sampler)
+        if run.sampler.group_by_length:  # `verify` computes the order of the rows from them
+            numpy.save(run.folder / "lengths.npy", run.sampler.lengths)
+        plans = [line for line in map(json.loads, lines) if "num_rows" in line]
+        if not plans or any(plans[-1].get(name) != value for name, value in plan.items()):
+            self._append({"step": run.state.step, **plan, "weights": digest})
 
-    def weights_after(self, step: int) -> str | None:
-        """The digest of the weights as they are now, if one is due after this step; on the main process. All call it:
-        each may have a part of the weights. The device is waited for."""
+    def on_log(self, run: Any, steps: list[StepRecord], speed: dict[str, float]) -> None:
+        """Write one line per step. All ranks take part: their rows are added up."""
+        sums = torch.from_numpy(numpy.stack([sum_rows(record) for record in steps]))
+        by_rank = run.accelerator.gather(sums.to(run.accelerator.device).unsqueeze(0)).tolist()
+        digest = self._digest_weights(run, steps[-1].step)
+        for index, record in enumerate(steps):
+            rows = sum(rank[index][0] for rank in by_rank)
+            row_digest = sum(rank[index][1] for rank in by_rank)
+            entry = {"step": record.step, "epoch": record.plan.epoch, "index": record.plan.index}
+            entry |= {"rows": rows, "row_digest": format_digest(row_digest)}
+            entry |= {"loss": record.loss.hex(), "weights": digest if record is steps[-1] else None}
+            self._append(entry)
+        if self.stream is not None:
+            with raise_write_errors(self.stream.name):
+                self.stream.flush()
+
+    def sync(self) -> None:
+        """Wait until all lines are on disk."""
+        if self.stream is not None:
+            with raise_write_errors(self.stream.name):
+                self.stream.flush()
+                os.fsync(self.stream.fileno())
+
+    def close(self, run: Any) -> None:
+        """Close the file."""
+        if self.stream is not None:
+            self.stream.close()
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        if self.stream is None:
+            return
+        entry = {name: value for name, value in entry.items() if value is not None}
+        chain = chain_digest(self.last_line, entry)
+        self.last_line = json.dumps({**entry, "chain": chain}).encode() + b"\n"
+        with raise_write_errors(self.stream.name):
+            self.stream.write(self.last_line)
+
+    def _digest_weights(self, run: Any, step: int) -> str | None:
+        """Return the sha256 of the weights if it is due after this step. All ranks must call it."""
         if self.digest_every is None or step % self.digest_every:
             return None
-        weights = weights_of(self.model, self.accelerator)
-        if not self.accelerator.is_main_process:
-            return None
-        found = hashlib.sha256()
-        for tensor in weights.values():
-            found.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-        return found.hexdigest()
-
-    def write(self, steps: list[Step], losses: list[float]) -> None:
-        """Append steps and their losses. All processes call it: what each has seen is added up."""
-        rows = torch.cat([ids for step in steps for ids, _ in step.losses]).cpu().numpy()
-        real, mixed = rows >= 0, mixed_of(rows)
-        mixed[~real] = 0  # empty seats count nothing
-        starts = numpy.cumsum([0, *(sum(len(ids) for ids, _ in step.losses) for step in steps[:-1])])
-        # int64, as the devices have it: sums that overflow are the same bits.
-        seen = numpy.stack(
-            [numpy.add.reduceat(mixed, starts).view(numpy.int64), numpy.add.reduceat(real, starts, dtype=numpy.int64)],
-            axis=1,
-        )
-        seen = self.accelerator.gather(torch.from_numpy(seen).to(self.accelerator.device))
-        seen = seen.reshape(-1, len(steps), 2).tolist()  # by process
-        entries = []
-        for place, (step, loss) in enumerate(zip(steps, losses, strict=True)):
-            digest, count = (sum(process[place][what] for process in seen) for what in (0, 1))
-            entry = {"step": step.number, "epoch": step.window.epoch, "window": step.window.index, "rows": count}
-            entries.append({**entry, "ids": shown(digest), "loss": loss.hex(), "weights": step.weights})
-        self._append(entries)
-
-    def _append(self, entries: list[dict[str, Any]]) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        lines = b""
-        for entry in entries:
-            entry = {name: value for name, value in entry.items() if value is not None}
-            self.newest = json.dumps({**entry, "chain": chained(self.newest, entry)}).encode() + b"\n"
-            lines += self.newest
-        self.file.append(lines)
-
-    def mean_loss(self, after: int) -> float:
-        """The mean over the rows of the steps after step `after` (NaN without any); on the main process. Each line is
-        read once, and after an interruption the file knows what was before it."""
-        with self.file.file.open("rb") as lines:
-            lines.seek(self.told)
-            entries = [entry for entry in map(json.loads, lines) if "loss" in entry]  # not the plan
-            self.told = lines.tell()
-        steps = [(entry["rows"], float.fromhex(entry["loss"])) for entry in entries if entry["step"] > after]
-        return sum(rows * loss for rows, loss in steps) / (sum(rows for rows, _ in steps) or math.nan)
-
-    def durable(self) -> int:
-        """Wait until the disk has all lines; the length of the ledger in bytes, for the checkpoint."""
-        return self.file.durable()
-
-    def close(self) -> None:
-        self.file.close()
+        digest = hashlib.sha256()
+        for tensor in full_state_dict(run.model, run.accelerator).values():
+            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
 
 
-def chained(before: bytes, entry: dict[str, Any]) -> str:
-    """What a line ends with: sha256 over the line before it, as it is in the file, and its own entry."""
-    return hashlib.sha256(before + json.dumps(entry).encode()).hexdigest()
+def describe_plan(sampler: Any) -> dict[str, Any]:
+    """Return what the order of the rows follows from."""
+    return {
+        "num_rows": sampler.num_rows,
+        "batch_size": sampler.rows_per_step,
+        "seed": sampler.seed,
+        "grouped": sampler.group_by_length,
+        "row_order": encode(sampler.row_order)["function"],
+    }
 
 
-def mixed_of(ids: Iterable[int]) -> numpy.ndarray:
-    """Sixty-four mixed bits of each row id, uint64."""
-    return splitmix(numpy.asarray(ids, numpy.int64).astype(numpy.uint64) + ODD)
+def sum_rows(record: StepRecord) -> numpy.ndarray:
+    """Return (number of rows, sum of their hashes) of a step on this rank, without padding rows.
+
+    int64, as the devices have it: a sum that overflows has the same bits as in uint64.
+    """
+    row_ids = torch.cat(record.row_ids).cpu().numpy()
+    hashes = hash_rows(row_ids[row_ids >= 0]).view(numpy.int64)
+    return numpy.array([len(hashes), hashes.sum(dtype=numpy.int64)])
 
 
-def digest_of(ids: Iterable[int]) -> int:
-    """The digest of a multiset of row ids, below 2 ** 64."""
-    return int(mixed_of(ids).sum(dtype=numpy.uint64))
+def kept_lines(file: Path, step: int) -> list[bytes]:
+    """Return the lines of a ledger up to a step; an incomplete last line is left out."""
+    if not file.is_file():
+        return []
+    lines = []
+    for line in file.read_bytes().splitlines(keepends=True):
+        if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+            break
+        lines.append(line)
+    return lines
 
 
-def shown(digest: int) -> str:
-    """As it is in the ledger: sixteen hexadecimal digits of the digest, or of a sum of digests."""
-    return f"{digest % 2**64:016x}"
+def chain_digest(previous_line: bytes, entry: dict[str, Any]) -> str:
+    """Return what ends a line: the sha256 of the previous line, as it is in the file, and its entry."""
+    return hashlib.sha256(previous_line + json.dumps(entry).encode()).hexdigest()

@@ -31,7 +31,9 @@ def prove(run: Path) -> list[str]:
             plan, rows = entry, entry["train_rows"]
             lengths = lengths_of(run, rows) if plan.get("grouped") else None
             size, seed = plan["batch_size"], plan["seed"]
-            order = TrainOrder(rows, size, size, 1, UNBOUNDED, seed, state, lengths, bool(plan.get("grouped")))
+            order = TrainOrder(
+                rows, size, size, 1, UNBOUNDED, seed, state, lengths, bool(plan.get("grouped"))
+            )
             windows = order.windows()
             continue
         check_step(entry, state)
@@ -42,10 +44,14 @@ def prove(run: Path) -> list[str]:
         seen += entry["rows"]
     changed = [name for name in ("batch_size", "seed") if plan[name] != encoded[name]]
     if changed:
-        raise Wrong(f"the ledger was written with another {', '.join(map(option, changed))} than config.json has")
+        raise Wrong(
+            f"the ledger was written with another {', '.join(map(option, changed))} than config.json has"
+        )
     saved = max(map(checkpoint.step_of, checkpoint.find(run / "checkpoints")), default=0)
     if saved > state.step:
-        raise Wrong(f"the ledger ends with step {state.step}, and a checkpoint of step {saved} is there")
+        raise Wrong(
+            f"the ledger ends with step {state.step}, and a checkpoint of step {saved} is there"
+        )
     plans = [entry for entry in entries if "train_rows" in entry]
     digests = sum("weights" in entry for entry in entries)
     return [
@@ -54,7 +60,9 @@ def prove(run: Path) -> list[str]:
         f"steps     1 to {state.step}, each once, in order",
         f"rows      {seen} used, in each step those of the plan",
         f"epochs    {epochs.said(rows, seen)}",
-        f"weights   {digests} digest(s)" if digests else "weights   no digests (--digest-every N takes them)",
+        f"weights   {digests} digest(s)"
+        if digests
+        else "weights   no digests (--digest-every N takes them)",
     ]
 
 
@@ -85,7 +93,9 @@ def read(run: Path) -> list[dict[str, Any]]:
     read_encoded(run)  # no run there: it says which one may be meant
     file = run / "ledger.jsonl"
     if not file.is_file():
-        raise UserError(f"{str(run)!r} has no ledger.jsonl: the run has not begun, or was made by an earlier version")
+        raise UserError(
+            f"{str(run)!r} has no ledger.jsonl: the run has not begun, or was made by an earlier version"
+        )
     entries, before = [], b""
     for number, line in enumerate(file.read_bytes().splitlines(keepends=True), start=1):
         if not line.endswith(b"\n"):
@@ -111,7 +121,11 @@ def check_step(entry: dict[str, Any], state: TrainState) -> None:
     """Raise Wrong if a step is not the next one."""
     step, expected = entry["step"], state.step + 1
     if step != expected:
-        raise Wrong(f"step {expected} is missing" if step > expected else f"step {step} comes again after {state.step}")
+        raise Wrong(
+            f"step {expected} is missing"
+            if step > expected
+            else f"step {step} comes again after {state.step}"
+        )
     if (entry["epoch"], entry["window"]) != (state.epoch, state.window):
         raise Wrong(
             f"step {step} is at window {entry['window']} of epoch {entry['epoch']} (from 0), "
@@ -170,8 +184,13 @@ def compare(run: Path, other: Path) -> tuple[bool, list[str]]:
     first in it, and the options, rows and versions in which they differ. Raises Wrong, and UserError."""
     ours, others = read(run), read(other)
     difference = first_difference(ours, others)
-    lines = [f"differ    {difference}" if difference else f"equal     in all {ours[-1]['step']} steps"]
-    lines += [f"option    {change}" for change in differences(read_encoded(run)[1], read_encoded(other)[1])]
+    lines = [
+        f"differ    {difference}" if difference else f"equal     in all {ours[-1]['step']} steps"
+    ]
+    lines += [
+        f"option    {change}"
+        for change in differences(read_encoded(run)[1], read_encoded(other)[1])
+    ]
     plans = said_of(ours[0]), said_of(others[0])
     lines += [f"plan      {plans[0]} -> {plans[1]}"] if plans[0] != plans[1] else []
     before, after = made_by(run), made_by(other)
@@ -183,7 +202,9 @@ def compare(run: Path, other: Path) -> tuple[bool, list[str]]:
 def first_difference(ours: list[dict[str, Any]], others: list[dict[str, Any]]) -> str | None:
     """The first step in which two ledgers differ, in words. Within a step the order is that of cause and effect: rows
     are read, a loss is computed from them and the weights before, then come the weights after."""
-    ours, others = ({entry["step"]: entry for entry in entries if counts(entry)} for entries in (ours, others))
+    ours, others = (
+        {entry["step"]: entry for entry in entries if counts(entry)} for entries in (ours, others)
+    )
     known = None  # the newest step after which both have a digest of the weights, and the same one
     for step in sorted(ours.keys() & others.keys()):
         one, two = ours[step], others[step]
@@ -200,7 +221,11 @@ def first_difference(ours: list[dict[str, Any]], others: list[dict[str, Any]]) -
                 return f"{where}the weights, after the same rows and loss; {weights_before(step, known)}"
             known = step
     shorter, longer = sorted((max(ours), max(others)))
-    return f"after step {shorter}: equal so far, but only one goes on, to step {longer}" if shorter < longer else None
+    return (
+        f"after step {shorter}: equal so far, but only one goes on, to step {longer}"
+        if shorter < longer
+        else None
+    )
 
 
 def counts(entry: dict[str, Any]) -> bool:
@@ -213,7 +238,9 @@ def weights_before(step: int, known: int | None) -> str:
     if known == step - 1:
         return "the weights before it were the same"
     if known is None:
-        return "of the weights before it nothing is known (--digest-every 1 in both runs would tell)"
+        return (
+            "of the weights before it nothing is known (--digest-every 1 in both runs would tell)"
+        )
     return f"the weights were known to be the same after step {known} (--digest-every 1 in both runs would tell more)"
 
 
