@@ -50,11 +50,15 @@ def plant(source: Path, planted: Path, share: float, seed: int) -> None:
 
 
 def run(options: Options, folder: Path) -> list[str]:
-    from ftloop import Config, Data, TextClassification, load_run, train
-    from ftloop.report.features import features_of, plain
+    from ftloop.config import Config
+    from ftloop.data import Data
+    from ftloop.data.samples import find_minilm
+    from ftloop.loop import train
+    from ftloop.report.features import extract_features, without_augmentation
     from ftloop.report.label_errors import label_errors, out_of_fold
     from ftloop.report.scored import score
-    from ftloop.data.samples import find_minilm
+    from ftloop.runs.finished import load_run
+    from ftloop.tasks import TextClassification
 
     folder.mkdir(parents=True, exist_ok=True)
     file, run_dir = folder / "train.csv", folder / "run"
@@ -62,15 +66,16 @@ def run(options: Options, folder: Path) -> list[str]:
         plant(options.data / "train.csv", file, options.share, options.seed)
     data = Data(files={"train": str(file)})
     task = TextClassification(model=find_minilm(), data=data, label_column=("category",), max_length=64)
-    train(Config(task, str(run_dir), epochs=options.epochs, learning_rate=options.learning_rate, report=False))
-    kept, model = load_run(run_dir)
+    config = Config(task, str(run_dir), epochs=options.epochs, learning_rate=options.learning_rate)
+    train(config)
+    _, kept, model = load_run(run_dir)
     scored = score(run_dir, "train", kept, model)
     planted = numpy.array(kept.rows["train"]["planted"][:], bool)
     began = time.perf_counter()
-    untrained = plain(task)
+    untrained = without_augmentation(task)
     features = {
-        "pretrained": features_of(untrained, untrained.build_model(), "train")[1],
-        "fine-tuned": features_of(kept, model, "train")[1],
+        "pretrained": extract_features(config, untrained, untrained.build_model(), "train")[1],
+        "fine-tuned": extract_features(config, kept, model, "train")[1],
     }
     seconds = time.perf_counter() - began
     began = time.perf_counter()

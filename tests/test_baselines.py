@@ -10,13 +10,16 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ftloop import Config, Data, TextClassification, UserError, load_run
-from ftloop.tasks import metrics
-from ftloop.report.features import features_of
+from ftloop.config import Config
+from ftloop.data import Data
+from ftloop.errors import UserError
 from ftloop.report import baselines, label_errors
+from ftloop.report.features import extract_features
 from ftloop.report.linear import dummy, linear, scored_by
 from ftloop.report.scored import Scored
 from ftloop.report.statistics import intervals, scores
+from ftloop.runs.finished import load_run
+from ftloop.tasks import TextClassification, metrics
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +40,9 @@ def run(files, tiny, tmp_path_factory):
     for row in rows[::12]:
         row["colour"] = COLOURS[(row["number"] + 1) % 3]
     named = [word for pair in {**files, "train": write_csv(folder / "train.csv", rows)}.items() for word in pair]
-    words = ("--task.model", tiny("bert"), "--task.max-length", "32", "--task.data.files", *named)
+    words = ("--model", tiny("bert"), "--max-length", "32", "--data.files", *named)
     sizes = ("--epochs", "8", "--batch-size", "8", "--learning-rate", "5e-3", "--run-dir", folder / "run")
-    result = run_script("train.py", "configs/text.py", *words, "--task.label-column", "colour", *sizes)
+    result = run_script("train.py", "configs/text.py", *words, "--label-column", "colour", *sizes)
     assert result.code == 0, result.err
     return folder / "run"
 
@@ -62,7 +65,7 @@ def test_the_baselines_are_scikit_learns(tiny, files):
     bag = make_pipeline(counted, LogisticRegression(C=10, max_iter=1000))
     bag.fit(texts["train"], labels["train"])
     model = task.build_model()
-    features = {split: features_of(task, model, split)[1] for split in files}
+    features = {split: extract_features(config, task, model, split)[1] for split in files}
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(features["train"], labels["train"])
     for split in ("validation", "test"):
         assert (majority.scored[split].predictions == most).all()
@@ -99,7 +102,7 @@ def test_numbers_and_several_labels_have_baselines_too(column, separator, tiny, 
 
 
 def test_a_baseline_that_cannot_be_had_is_absent_with_the_reason(tiny, files, run, tmp_path):
-    task = load_run(run)[0]
+    task = load_run(run)[1]
     gone = config_of(str(tmp_path / "gone"), files)
     majority, words, frozen = baselines.baselines(gone, task)  # the rows of the run, which needs no such model
     assert len(words.scored) == len(majority.scored) == 2

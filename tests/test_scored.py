@@ -7,9 +7,10 @@ import numpy
 import pytest
 from conftest import run_script, sentences, write_csv
 
-from ftloop import UserError, load_run
+from ftloop.errors import UserError
 from ftloop.report import scored
 from ftloop.report.scored import Scored, score
+from ftloop.runs.finished import load_run
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +23,9 @@ def run(tiny, tmp_path_factory):
         for seed, (split, count) in enumerate(counts.items())
         for word in (split, write_csv(folder / f"{split}.csv", sentences(count, seed)))
     ]
-    words = ["--task.model", tiny("bert"), "--task.label-column", "colour", "--task.max-length", "32"]
+    words = ["--model", tiny("bert"), "--label-column", "colour", "--max-length", "32"]
     words += ["--batch-size", "16", "--learning-rate", "5e-3", "--max-steps", "4"]
-    result = run_script("train.py", "configs/text.py", *words, "--task.data.files", *files, "--run-dir", folder / "run")
+    result = run_script("train.py", "configs/text.py", *words, "--data.files", *files, "--run-dir", folder / "run")
     assert result.code == 0, result.err
     return folder / "run"
 
@@ -41,7 +42,7 @@ def test_the_rows_give_the_scores_that_training_printed(run):
     assert found.losses.mean() == pytest.approx(printed["loss"], rel=1e-6)
     assert (~found.wrong).mean() == pytest.approx(printed["accuracy"])
     assert found.probabilities.argmax(axis=1).tolist() == found.predictions.tolist()
-    truth = load_run(run)[0].rows["validation"]["colour"]
+    truth = load_run(run)[1].rows["validation"]["colour"]
     assert [found.names[number] for number in found.references] == list(truth)
 
 

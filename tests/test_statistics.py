@@ -7,10 +7,11 @@ import pytest
 from scipy import stats
 from sklearn.metrics import average_precision_score, f1_score
 
-from ftloop import UserError
-from ftloop.tasks import metrics
+from ftloop.errors import UserError
+from ftloop.evaluation import add_batch, compute_metric
 from ftloop.report import statistics
 from ftloop.report.scored import Scored
+from ftloop.tasks import metrics
 
 NAMES = ("a", "b", "c", "d")
 
@@ -46,8 +47,8 @@ def by_evaluate(scored: Scored, name: str) -> dict[str, float]:
         two = not scored.is_multi_label and len(scored.names) == 2
         columns["prediction_scores"] = scored.probabilities[:, 1] if two else scored.probabilities
     kept = {name: value * 1 if value.dtype == bool else value for name, value in columns.items()}
-    metrics.add(metric, kept)
-    return metrics.compute(metric)
+    add_batch(metric, kept)
+    return compute_metric(metric)
 
 
 def two(problem_type: str) -> Scored:

@@ -107,6 +107,8 @@ def format_option(value: Any) -> str:
             for key, item in encoded.items()
         ]
     is_list_of_text = isinstance(encoded, list) and all(isinstance(item, str) for item in encoded)
-    if encoded and is_list_of_text:
+    if is_list_of_text:  # "" if it is empty
         return shlex.join(encoded)
+    if encoded is None or isinstance(encoded, bool):
+        return str(encoded)
     return json.dumps(encoded, ensure_ascii=False)
