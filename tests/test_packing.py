@@ -1,4 +1,4 @@
-"""Padding-free text: less is computed, and logits and gradients are those of the padded model."""
+"""Packing: less is computed, and logits and gradients are those of the padded model."""
 
 import copy
 import importlib.machinery
@@ -12,26 +12,41 @@ from typing import Any
 import pytest
 import torch
 from conftest import ARCHITECTURES, SIZES, WORDS, run_script, sentences
+from documents import documents, text_task
 from safetensors.torch import load_file
-from test_long_text import documents, text_task
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from ftloop import UserError
+from ftloop.devices.gradient_checkpointing import GradientCheckpointing
 from ftloop.tasks import packing
-from ftloop.devices.memory import save_memory
-from ftloop.tasks.packing import ENCODERS, Packing, check_packing, places_of
-from ftloop.tasks.text import WindowPooling
+from ftloop.tasks.packing import ENCODERS, Packing, locate_tokens, validate_packing
+from ftloop.tasks.text_classification import WindowPooling
 
 UNEQUAL = (3, 60, 7, 2, 20, 33)
 VOCABULARY = 5 + len(WORDS)
 
 
 def build(architecture: str, dropout: float = 0.0, **options: Any) -> PreTrainedModel:
-    """A random classifier of three classes in training mode; padding has an id that RoBERTa's positions start from."""
+    """A random classifier of three classes in training mode.
+
+    Padding has the id 1, from which RoBERTa counts positions.
+    """
     sizes = ARCHITECTURES.get(architecture, SIZES)
-    specials = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
+    specials = {
+        "pad_token_id": 1,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        "cls_token_id": 2,
+        "sep_token_id": 3,
+    }
     config = AutoConfig.for_model(
-        architecture, vocab_size=VOCABULARY, max_position_embeddings=80, num_labels=3, **specials, **sizes, **options
+        architecture,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=80,
+        num_labels=3,
+        **specials,
+        **sizes,
+        **options,
     )
     for name in vars(config):
         if "drop" in name and isinstance(getattr(config, name), float):
@@ -41,38 +56,52 @@ def build(architecture: str, dropout: float = 0.0, **options: Any) -> PreTrained
 
 
 def batch_of(lengths: tuple[int, ...], width: int | None = None) -> dict[str, torch.Tensor]:
-    """Random ids, padded to the longest or to `width`; where a model knows segments, the second half is the other."""
+    """Random ids of some lengths, padded to the longest or to `width`."""
     mask = (torch.arange(width or max(lengths)) < torch.tensor(lengths)[:, None]).long()
     ids = torch.randint(5, VOCABULARY, mask.shape, generator=torch.Generator().manual_seed(1))
     return {"input_ids": ids.where(mask == 1, 1), "attention_mask": mask}
 
 
-def with_segments(batch: dict[str, torch.Tensor], model: PreTrainedModel) -> dict[str, torch.Tensor]:
+def with_segments(
+    batch: dict[str, torch.Tensor], model: PreTrainedModel
+) -> dict[str, torch.Tensor]:
     if getattr(model.config, "type_vocab_size", 1) < 2:
         return batch
     mask = batch["attention_mask"]
-    return {**batch, "token_type_ids": (torch.arange(mask.shape[1]) >= mask.sum(dim=1, keepdim=True) // 2) * mask}
+    return {
+        **batch,
+        "token_type_ids": (torch.arange(mask.shape[1]) >= mask.sum(dim=1, keepdim=True) // 2)
+        * mask,
+    }
 
 
-def logits_and_gradients(model: PreTrainedModel, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def logits_and_gradients(
+    model: PreTrainedModel, batch: dict[str, Any]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     model.zero_grad()
     logits = model(**batch).logits
     (logits.float() * torch.linspace(-1, 1, logits.numel()).view_as(logits)).sum().backward()
     return logits.detach(), {name: weight.grad for name, weight in model.named_parameters()}
 
 
-def assert_same(padded: PreTrainedModel, packed: PreTrainedModel, batch: dict[str, Any], tolerance: float = 1e-5):
+def assert_same(
+    padded: PreTrainedModel, packed: PreTrainedModel, batch: dict[str, Any], tolerance: float = 1e-5
+):
     """The two models on a batch, which the packed one gets with its places."""
     logits, gradients = logits_and_gradients(padded, batch)
-    with_places = batch | {"places": places_of(batch["attention_mask"])}
+    with_places = batch | {"places": locate_tokens(batch["attention_mask"])}
     packed_logits, packed_gradients = logits_and_gradients(packed, with_places)
     torch.testing.assert_close(packed_logits, logits, rtol=tolerance, atol=tolerance)
-    assert any(gradient.abs().max() > 1e-2 for gradient in gradients.values() if gradient is not None)
+    assert any(
+        gradient.abs().max() > 1e-2 for gradient in gradients.values() if gradient is not None
+    )
     for name, gradient in gradients.items():
         if gradient is None:
             assert packed_gradients[name] is None
         else:
-            torch.testing.assert_close(packed_gradients[name], gradient, rtol=tolerance, atol=tolerance, msg=name)
+            torch.testing.assert_close(
+                packed_gradients[name], gradient, rtol=tolerance, atol=tolerance, msg=name
+            )
 
 
 def pair_of(architecture: str, **options: Any) -> tuple[PreTrainedModel, PreTrainedModel]:
@@ -82,38 +111,50 @@ def pair_of(architecture: str, **options: Any) -> tuple[PreTrainedModel, PreTrai
     return padded, packed
 
 
-def attend(query, key, value, starts, starts_again, longest, longest_again, **options):
-    """What flash-attn's kernel of variable length computes (its dropout is nothing here), row by row."""
-    assert torch.equal(starts, starts_again)
-    assert longest == longest_again == int(starts.diff().max())
+def attend(query, key, value, **options):
+    """What flash-attn's kernel of variable length computes, row by row and without dropout."""
+    starts, longest = options["cu_seqlens_q"], options["max_seqlen_q"]
+    assert torch.equal(starts, options["cu_seqlens_k"])
+    assert longest == options["max_seqlen_k"] == int(starts.diff().max())
     (before, after), scale = options["window_size"], options["softmax_scale"]
     found = []
     for start, end in itertools.pairwise(starts.tolist()):
         row = (states[start:end].transpose(0, 1) for states in (query, key, value))
         distance = torch.arange(end - start) - torch.arange(end - start)[:, None]
-        seen = (distance >= -before if before >= 0 else distance < 512) & (distance <= after if after >= 0 else True)
-        found.append(torch.nn.functional.scaled_dot_product_attention(*row, attn_mask=seen, scale=scale))
+        seen = (distance >= -before if before >= 0 else distance < 512) & (
+            distance <= after if after >= 0 else True
+        )
+        found.append(
+            torch.nn.functional.scaled_dot_product_attention(*row, attn_mask=seen, scale=scale)
+        )
     return torch.cat([row.transpose(0, 1) for row in found])
 
 
 @pytest.fixture
 def flash_attn(monkeypatch):
-    """flash-attn as it would be if it were installed, and its functions: replace `flash_attn_varlen_func` in it."""
+    """A module flash_attn as if it were installed; tests replace `flash_attn_varlen_func` in it."""
     library = types.ModuleType("flash_attn")
-    library.__spec__, library.flash_attn_varlen_func = importlib.machinery.ModuleSpec("flash_attn", None), attend
+    library.__spec__, library.flash_attn_varlen_func = (
+        importlib.machinery.ModuleSpec("flash_attn", None),
+        attend,
+    )
     monkeypatch.setitem(sys.modules, "flash_attn", library)
-    packing.flash.cache_clear()
+    packing.flash_attention_works.cache_clear()
     yield library
-    packing.flash.cache_clear()
+    packing.flash_attention_works.cache_clear()
 
 
 @pytest.mark.parametrize("architecture", ENCODERS)
-def test_by_flash_attention_logits_and_gradients_are_those_of_the_padded_model(architecture, flash_attn, monkeypatch):
-    """As a GPU in half precision would take it, here in fp32 on the CPU, with a kernel that is written out above."""
+def test_by_flash_attention_logits_and_gradients_are_those_of_the_padded_model(
+    architecture, flash_attn, monkeypatch
+):
+    """As on a GPU in half precision, but in fp32 on the CPU, with the kernel written above."""
     calls = []
-    flash_attn.flash_attn_varlen_func = lambda *states, **options: calls.append(options) or attend(*states, **options)
+    flash_attn.flash_attn_varlen_func = lambda *states, **options: (
+        calls.append(options) or attend(*states, **options)
+    )
     padded, packed = pair_of(architecture)
-    monkeypatch.setattr(packing, "flash_attends", lambda base: True)
+    monkeypatch.setattr(packing, "uses_flash_attention", lambda base: True)
     monkeypatch.setattr(packing.Layout, "pad", unless_of_heads(packing.Layout.pad))
     assert_same(padded, packed, with_segments(batch_of(UNEQUAL), padded))
     assert len(calls) == packed.config.num_hidden_layers
@@ -125,7 +166,7 @@ def test_by_flash_attention_logits_and_gradients_are_those_of_the_padded_model(a
     calls.clear()
     torch.use_deterministic_algorithms(True)
     try:
-        save_memory(packed)  # attention comes twice
+        GradientCheckpointing().prepare_model(packed, None)  # attention comes twice
         assert_same(padded, packed, with_segments(batch_of(UNEQUAL), padded))
     finally:
         torch.use_deterministic_algorithms(False)
@@ -143,9 +184,11 @@ def unless_of_heads(pad):
 
 def test_flash_attention_is_given_dropout_in_training_only(flash_attn, monkeypatch):
     seen = []
-    flash_attn.flash_attn_varlen_func = lambda *states, **options: seen.append(options) or attend(*states, **options)
+    flash_attn.flash_attn_varlen_func = lambda *states, **options: (
+        seen.append(options) or attend(*states, **options)
+    )
     _, packed = pair_of("bert", dropout=0.25)
-    monkeypatch.setattr(packing, "flash_attends", lambda base: True)
+    monkeypatch.setattr(packing, "uses_flash_attention", lambda base: True)
     for training in (True, False):
         packed.train(training)(**batch_of(UNEQUAL))
     layers = packed.config.num_hidden_layers
@@ -161,28 +204,33 @@ def test_flash_attention_is_used_where_it_attends_as_sdpa(flash_attn, caplog):
     flash_attn.__version__ = "2.8"
     caplog.set_level("INFO", "ftloop")
     with torch.inference_mode():
-        assert packing.flash(*TRIED)
-    assert [record.message for record in caplog.records] == ["packing: attention by flash-attn 2.8"]
+        assert packing.flash_attention_works(*TRIED)
+    assert [record.message for record in caplog.records] == [
+        "packing: flash-attn 2.8 computes attention"
+    ]
     assert torch.equal(torch.get_rng_state(), state)
 
-    packing.flash.cache_clear()
+    packing.flash_attention_works.cache_clear()
     flash_attn.flash_attn_varlen_func = lambda *states, **options: attend(*states, **options) * 1.1
-    assert not packing.flash(*TRIED)
-    assert "packing: flash-attn is installed, and not used: it errs by 0." in caplog.text
+    assert not packing.flash_attention_works(*TRIED)
+    assert "packing: flash-attn is installed but not used: its error is 0." in caplog.text
 
     def refuses(*states, **options):
         if options["dropout_p"]:
             raise failure
         return attend(*states, **options)
 
-    packing.flash.cache_clear()
-    flash_attn.flash_attn_varlen_func, failure = refuses, RuntimeError("This flash attention build has no dropout.")
-    assert not packing.flash(*TRIED)
+    packing.flash_attention_works.cache_clear()
+    flash_attn.flash_attn_varlen_func, failure = (
+        refuses,
+        RuntimeError("This flash attention build has no dropout."),
+    )
+    assert not packing.flash_attention_works(*TRIED)
     assert "RuntimeError: This flash attention build has no dropout." in caplog.text
-    packing.flash.cache_clear()
+    packing.flash_attention_works.cache_clear()
     failure = torch.OutOfMemoryError("for now")
     with pytest.raises(torch.OutOfMemoryError):
-        packing.flash(*TRIED)
+        packing.flash_attention_works(*TRIED)
 
 
 @pytest.mark.parametrize(
@@ -197,31 +245,39 @@ def test_flash_attention_is_used_where_it_attends_as_sdpa(flash_attn, caplog):
 )
 def test_flash_attention_is_for_gpus_in_half_precision(monkeypatch, device, dtype, can, expected):
     config = types.SimpleNamespace(hidden_size=768, num_attention_heads=12)
-    monkeypatch.setattr(packing, "flash", lambda *tried: can and tried == (device, dtype, 64))
+    monkeypatch.setattr(
+        packing, "flash_attention_works", lambda *tried: can and tried == (device, dtype, 64)
+    )
     assert (
-        packing.flash_attends(types.SimpleNamespace(device=torch.device(device), dtype=dtype, config=config))
+        packing.uses_flash_attention(
+            types.SimpleNamespace(device=torch.device(device), dtype=dtype, config=config)
+        )
         is expected
     )
 
 
 def test_without_flash_attention_sdpa_attends():
-    packing.flash.cache_clear()
-    assert not packing.flash(*TRIED)
+    packing.flash_attention_works.cache_clear()
+    assert not packing.flash_attention_works(*TRIED)
 
 
 def seen_by_layers(model: PreTrainedModel) -> set[tuple[int, ...]]:
-    """Fills with the shapes, but for the last dimension, that the linear layers of the base model see."""
+    """A set that collects the shapes that linear layers of the base model see, without width."""
     shapes: set[tuple[int, ...]] = set()
     for name, module in model.base_model.named_modules():
         if isinstance(module, torch.nn.Linear) and "pooler" not in name:
-            module.register_forward_pre_hook(lambda _, inputs: shapes.add(tuple(inputs[0].shape[:-1])))
+            module.register_forward_pre_hook(
+                lambda _, inputs: shapes.add(tuple(inputs[0].shape[:-1]))
+            )
     return shapes
 
 
 # ---- equal to the padded model
 
 
-@pytest.mark.parametrize("lengths", [UNEQUAL, (9,), (12, 12, 12)], ids=["unequal", "one row", "equal"])
+@pytest.mark.parametrize(
+    "lengths", [UNEQUAL, (9,), (12, 12, 12)], ids=["unequal", "one row", "equal"]
+)
 @pytest.mark.parametrize("architecture", ENCODERS)
 def test_logits_and_gradients_are_those_of_the_padded_model(architecture, lengths):
     padded, packed = pair_of(architecture)
@@ -247,13 +303,15 @@ def test_a_batch_without_places_is_packed_by_its_mask_and_one_without_a_mask_is_
     batch = batch_of(UNEQUAL)
     torch.testing.assert_close(packed(**batch).logits, padded(**batch).logits, rtol=1e-5, atol=1e-5)
     ids = batch["input_ids"].clamp(min=5)
-    torch.testing.assert_close(packed(input_ids=ids).logits, padded(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        packed(input_ids=ids).logits, padded(input_ids=ids).logits, rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("architecture", ["bert", "distilbert", "modernbert"])
 def test_with_gradient_checkpointing(architecture):
     padded, packed = pair_of(architecture)
-    save_memory(packed)
+    GradientCheckpointing().prepare_model(packed, None)
     assert_same(padded, packed, batch_of(UNEQUAL))
 
 
@@ -291,34 +349,53 @@ def test_dropout_is_drawn_in_training_only_and_by_the_seed(trained):
 
 
 def test_what_cannot_be_packed_is_refused(tiny, tmp_path):
-    with pytest.raises(UserError, match=r"--task\.packing: a model of type 'albert' cannot .* bert, .*modernbert"):
-        check_packing(AutoConfig.for_model("albert"), "right")
-    with pytest.raises(UserError, match=r"--task\.packing: a decoder of type 'bert'"):
-        check_packing(AutoConfig.for_model("bert", is_decoder=True), "right")
-    with pytest.raises(UserError, match=r"--task\.packing: this tokenizer pads on the left"):
-        check_packing(AutoConfig.for_model("bert"), "left")
+    with pytest.raises(
+        UserError,
+        match=r"--packing does not work with a model of type 'albert'.* bert, .*modernbert",
+    ):
+        validate_packing(AutoConfig.for_model("albert"), "right")
+    with pytest.raises(UserError, match="--packing does not work with a decoder of type 'bert'"):
+        validate_packing(AutoConfig.for_model("bert", is_decoder=True), "right")
+    with pytest.raises(UserError, match="--packing needs a tokenizer that pads on the right"):
+        validate_packing(AutoConfig.for_model("bert"), "left")
     task = text_task(tiny("bert"), tmp_path / "rows.csv", sentences(4), packing=True, pad_to="max")
-    with pytest.raises(UserError, match=r"--task\.packing with --task\.pad-to max"):
-        task.check()
+    with pytest.raises(UserError, match="--packing leaves out padding, and --pad-to max adds it"):
+        task.validate()
 
 
 # ---- in a run
 
 
 def test_a_batch_says_where_its_tokens_are(tiny, tmp_path):
-    for name, options in {"rows": {}, "windows": {"long_text": "windows", "max_length": 12}}.items():
-        task = text_task(tiny("bert"), tmp_path / f"{name}.csv", documents(5), packing=True, **options)
-        batch = task.collate([task.load()["train"][row] for row in range(5)])
+    for name, options in {
+        "rows": {},
+        "windows": {"long_text": "windows", "max_length": 12},
+    }.items():
+        task = text_task(
+            tiny("bert"), tmp_path / f"{name}.csv", documents(5), packing=True, **options
+        )
+        batch = task.collate([task.load_datasets()["train"][row] for row in range(5)])
         assert batch["places"].dtype == torch.int64
         cells = batch["input_ids"].flatten()
         assert (cells[batch["places"]] != 0).all()
         assert len(batch["places"]) == (cells != 0).sum()
 
 
-def test_a_run_is_that_of_the_padded_model_and_leaves_the_same_model_folder(tiny, colours, tmp_path):
-    words = ("configs/text.py", "--task.model", tiny("bert"), *colours, "--task.dropout", "0", "--log-every", "1")
+def test_a_run_is_that_of_the_padded_model_and_leaves_the_same_model_folder(
+    tiny, colours, tmp_path
+):
+    words = (
+        "configs/text.py",
+        "--model",
+        tiny("bert"),
+        *colours,
+        "--dropout",
+        "0",
+        "--log-every",
+        "1",
+    )
     curves, folders = [], []
-    for name, options in {"padded": (), "packed": ("--task.packing",)}.items():
+    for name, options in {"padded": (), "packed": ("--packing",)}.items():
         result = run_script("train.py", *words, *options, "--run-dir", str(tmp_path / name))
         assert result.code == 0, result.err
         lines = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
@@ -335,10 +412,15 @@ def test_a_run_is_that_of_the_padded_model_and_leaves_the_same_model_folder(tiny
 
 
 def test_a_packed_run_with_dropout_trains_and_is_scored_and_used_as_any(tiny, colours, tmp_path):
-    words = ("configs/text.py", "--task.model", tiny("modernbert"), *colours, "--task.dropout", "0.1")
-    assert run_script("train.py", *words, "--task.packing").code == 0
+    words = ("configs/text.py", "--model", tiny("modernbert"), *colours, "--dropout", "0.1")
+    assert run_script("train.py", *words, "--packing").code == 0
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
     evaluated = run_script("evaluate.py", str(tmp_path / "run"))
     assert evaluated.code == 0, evaluated.err
     assert f"{scores['test']['accuracy']:.4f}"[:5] in evaluated.out
-    assert run_script("predict.py", str(tmp_path / "run"), "the sky is red", "the red rose looks very pale").code == 0
+    assert (
+        run_script(
+            "predict.py", str(tmp_path / "run"), "the sky is red", "the red rose looks very pale"
+        ).code
+        == 0
+    )

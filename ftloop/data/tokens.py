@@ -43,8 +43,8 @@ def has_numeric_columns(table: Any) -> bool:
     """Return whether a table has "input_ids" and only columns that numpy sees without copying."""
     if not isinstance(table, Dataset) or "input_ids" not in table.column_names:
         return False
-    stored = table.data.table
-    if table.format["type"] is not None or set(table.column_names) != set(stored.column_names):
+    stored, read_as = table.data.table, table.format
+    if read_as["type"] is not None or set(read_as["columns"]) != set(stored.column_names):
         return False
     return all(map(is_numeric, stored.columns))
 
