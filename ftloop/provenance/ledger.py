@@ -45,8 +45,8 @@ class Ledger(Observer):
             return
         lines = kept_lines(run.folder / "ledger.jsonl", run.state.step)
         self.last_line = lines[-1] if lines else b""
-        self.stream = (run.folder / "ledger.jsonl").open("wb")
-        self.stream.writelines(lines)
+        self.stream = (run.folder / "ledger.jsonl").open("ab")
+        self.stream.truncate(sum(map(len, lines)))
         plan = describe_plan(run.sampler)
         if run.sampler.group_by_length:  # `verify` computes the order of the rows from them
             numpy.save(run.folder / "lengths.npy", run.sampler.lengths)
