@@ -404,7 +404,7 @@ def test_a_report_that_fails_is_logged_in_one_line(config, caplog, monkeypatch):
     assert f"-m ftloop.cli report {config.run_dir}" in message
 
 
-def test_a_process_is_ended_when_the_run_ends(tmp_path):
+def test_the_process_of_a_report_is_ended_when_the_run_ends(tmp_path):
     observer = Reporter(every=1)
     observer.live_report = process = ReportProcess(tmp_path)
     start = time.monotonic()

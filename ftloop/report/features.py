@@ -1,7 +1,7 @@
 """Extract features: the hidden states of a model below its head, pooled to one vector per row.
 
-`write_features` writes them to a Parquet file in constant memory and can fit a linear probe on them:
-it shows how much of a task the pretrained weights know already, and what training added.
+`write_features` writes them to a Parquet file in constant memory and can fit a linear probe on
+them: it shows how much of a task the pretrained weights know already, and what training added.
 """
 
 import logging
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ftloop")
 
-# With MiniLM on banking77 (2000 training rows), a probe has a test accuracy of 0.888 on the mean and
-# of 0.865 on the first token.
+# With MiniLM on banking77 (2000 training rows), a probe has a test accuracy of 0.888 on the mean
+# and of 0.865 on the first token.
 Pooling = Literal["first", "mean"]
 
 BLOCK_SIZE = 4096  # rows whose features are in memory at once
@@ -232,8 +232,8 @@ def pool_batch(base_model: Any, batch: Batch, pooling: Pooling) -> "torch.Tensor
 def pool(outputs: Any, inputs: Batch, pooling: Pooling, config: Any) -> "torch.Tensor":
     """Pool the last hidden states of a base model to (rows, width).
 
-    Texts: the first token, or the mean over tokens that are not padding. Images: the class token, or
-    the mean over the patches. Models without a class token (Swin) and with feature maps (ResNet,
+    Texts: the first token, or the mean over tokens that are not padding. Images: the class token,
+    or the mean over the patches. Models without a class token (Swin) and with feature maps (ResNet,
     ConvNeXT) have the mean only.
     """
     hidden = getattr(outputs, "last_hidden_state", None)

@@ -126,7 +126,8 @@ def group_rows(scored: Scored) -> Groups:
             groups[f"{edges[index]:.3g} to {edges[index + 1]:.3g}"] = part == index
         return {name: is_member for name, is_member in groups.items() if is_member.any()}
     for label, name in enumerate(scored.names):
-        is_member = scored.references[:, label] if scored.is_multi_label else scored.references == label
+        labels = scored.references
+        is_member = labels[:, label] if scored.is_multi_label else labels == label
         if is_member.any():
             groups[name] = is_member
     return dict(sorted(groups.items(), key=lambda group: -group[1].sum()))

@@ -20,14 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ftloop")
 
-RANK_VARIABLES = {
-    "RANK",
-    "WORLD_SIZE",
-    "LOCAL_RANK",
-    "LOCAL_WORLD_SIZE",
-    "GROUP_RANK",
-    "ROLE_RANK",
-}
+RANK_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK"}
 LAUNCHER_PREFIXES = ("MASTER_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_", "OMPI_", "PMI_")
 
 
@@ -100,14 +93,14 @@ def write_report_and_wait(config: Config) -> bool:
 
 
 class ReportProcess:
-    """A running `python -m ftloop.cli report RUN`. The page is replaced when it is complete."""
+    """A running `python -m ftloop.report RUN`. The page is replaced when it is complete."""
 
     def __init__(self, run_dir: Path):
-        program = ["-m", "ftloop.cli", "report", str(run_dir)]
-        self.command = " ".join([os.path.relpath(sys.executable), *program])
+        python = os.path.relpath(sys.executable)
+        self.command = f"{python} -m ftloop.cli report {run_dir}"  # for a person who tries again
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `kill`
         self._process = subprocess.Popen(
-            [sys.executable, *program],
+            [sys.executable, "-m", __package__, str(run_dir)],
             env=report_environment(os.environ),
             stdin=subprocess.DEVNULL,
             stdout=self._output,

@@ -66,10 +66,7 @@ def add_result(page: Page, run: FinishedRun, history: History) -> None:
 
 
 def add_result_without_rows(
-    page: Page,
-    config: Config,
-    history: History,
-    scores: dict[str, dict[str, float | None]] | None,
+    page: Page, config: Config, history: History, scores: dict[str, dict[str, float | None]] | None
 ) -> None:
     """Add the result of a run whose rows cannot be scored: one that is not finished (`scores` is
     None), or one whose task is no Classification."""
@@ -96,8 +93,10 @@ def describe_run(config: Config, task: Any) -> str:
         count = len(task.labels.names)
         if not count:
             kind += ": a number"
+        elif task.labels.is_multi_label:
+            kind += f": any of {count} labels"
         else:
-            kind += f": any of {count} labels" if task.labels.is_multi_label else f": one of {count} classes"
+            kind += f": one of {count} classes"
     parts = [kind]
     model = getattr(config.task, "model", None)
     if isinstance(model, str):

@@ -63,8 +63,9 @@ def installed_versions() -> dict[str, str]:
 def page_footer() -> str:
     """Return the last line of a page: when it was written, and by which command."""
     script = Path(sys.argv[0])
-    program = ["-m", "ftloop.cli"] if script.name == "__main__.py" else [script.name]
-    command = shlex.join(["python", *program, *sys.argv[1:]])
+    # `python -m package` runs the file package/__main__.py.
+    program = f"-m ftloop.{script.parent.name}" if script.stem == "__main__" else script.name
+    command = f"python {program} {shlex.join(sys.argv[1:])}"
     return f"Written by ftloop at {time.strftime('%Y-%m-%d %H:%M:%S %z')}: {command}"
 
 
