@@ -190,9 +190,7 @@ def test_a_list_column_of_names_is_multi_label():
 
 
 @pytest.mark.parametrize(
-    "cells",
-    [[[2, 0], [1], [], [0, 1, 2]], [[1, 3], [2], [1, 2]], [[10], [9, 100]]],
-    ids=str,
+    "cells", [[[2, 0], [1], [], [0, 1, 2]], [[1, 3], [2], [1, 2]], [[10], [9, 100]]], ids=str
 )
 def test_a_list_column_of_ids_is_multi_label(cells):
     ids, expected = binarize(cells)
