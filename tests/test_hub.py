@@ -78,6 +78,11 @@ def has_no_secrets(*texts: str) -> bool:
     return not any(secret in text for secret in SECRETS for text in texts)
 
 
+def was_not_started(run: Path) -> bool:
+    """Tell whether a run folder is empty, except for its lock."""
+    return [file.name for file in run.iterdir()] == ["lock"]
+
+
 # The command
 
 
@@ -215,7 +220,7 @@ def test_an_impossible_push_is_an_error_before_training(
     assert result.err.startswith("error: --push-to-hub")
     assert message in result.err
     assert has_no_secrets(result.out, result.err)
-    assert not (tmp_path / "run").exists()  # nothing was trained
+    assert was_not_started(tmp_path / "run")
 
 
 def test_a_push_without_network_is_an_error_before_training(command, hub, monkeypatch, tmp_path):
@@ -231,7 +236,7 @@ def test_a_push_without_network_is_an_error_before_training(command, hub, monkey
     assert "did not answer within 0.2 seconds" in run_script(*command).err
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "is in offline mode. Unset HF_HUB_OFFLINE" in run_script(*command).err
-    assert not (tmp_path / "run").exists()
+    assert was_not_started(tmp_path / "run")
 
 
 def test_push_options_without_a_repository_are_refused(command, tmp_path):
