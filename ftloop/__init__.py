@@ -4,41 +4,24 @@ Read ftloop/loop.py first. These are the names of the core; parts such as `ftloo
 `ftloop.data` and `ftloop.cli` are imported from their own packages.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ftloop.config import Config, __version__
-from ftloop.errors import Stopped, TrainingError, UserError
-from ftloop.extensions import Observer, Setup
-from ftloop.task import Losses, Task, model_inputs
-
-if TYPE_CHECKING:
-    from ftloop.evaluation import evaluate
-    from ftloop.loop import train
-
-__all__ = [
-    "Config",
-    "Losses",
-    "Observer",
-    "Setup",
-    "Stopped",
-    "Task",
-    "TrainingError",
-    "UserError",
-    "__version__",
-    "evaluate",
-    "model_inputs",
-    "train",
-]
+from ftloop.config import Config as Config
+from ftloop.config import __version__ as __version__
+from ftloop.errors import Stopped as Stopped
+from ftloop.errors import TrainingError as TrainingError
+from ftloop.errors import UserError as UserError
+from ftloop.extensions import Observer as Observer
+from ftloop.extensions import Setup as Setup
+from ftloop.task import Losses as Losses
+from ftloop.task import Task as Task
+from ftloop.task import model_inputs as model_inputs
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch when it is first used, so that `--help` answers at once."""
-    if name == "train":
-        from ftloop.loop import train
+    """Import `train`, which needs torch, when it is first used, so that `--help` answers at once."""
+    if name != "train":
+        raise AttributeError(f"module 'ftloop' has no attribute {name!r}")
+    from ftloop.loop import train
 
-        return train
-    if name == "evaluate":
-        from ftloop.evaluation import evaluate
-
-        return evaluate
-    raise AttributeError(f"module 'ftloop' has no attribute {name!r}")
+    return train

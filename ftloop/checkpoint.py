@@ -13,7 +13,6 @@ elsewhere cannot run code.
 """
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -36,14 +35,11 @@ from ftloop.state import TrainState
 logger = logging.getLogger("ftloop")
 
 FILES = ("weights.pt", "training.pt")
+Values = Mapping[str, Any]  # a state_dict, or other values by name
 
 
 def save_checkpoint(
-    folder: Path,
-    state: TrainState,
-    weights: Mapping[str, Any],
-    training: Mapping[str, Any],
-    environment: Mapping[str, Any],
+    folder: Path, state: TrainState, weights: Values, training: Values, environment: Values
 ) -> Path:
     """Write the checkpoint folder/step-NNNNNN and return its path.
 
@@ -77,7 +73,7 @@ def save_checkpoint(
     return final
 
 
-def write_manifest(checkpoint: Path, state: TrainState, environment: Mapping[str, Any]) -> None:
+def write_manifest(checkpoint: Path, state: TrainState, environment: Values) -> None:
     """Write or replace the manifest of a checkpoint atomically."""
     files = {name: _fingerprint(checkpoint / name) for name in FILES}
     content = {"state": asdict(state), "environment": dict(environment), "files": files}
@@ -230,17 +226,13 @@ def lock_run_folder(folder: Path) -> int:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{str(folder)!r} cannot be written: {error}.", field="run_dir") from error
-    try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        message = (
-            f"{str(folder)!r} cannot be locked, as file systems without locks cannot: {error}."
-        )
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            message = f"another process is training in {str(folder)!r}."
+    except BlockingIOError as error:
+        raise UserError(
+            f"another process is training in {str(folder)!r}.", field="run_dir"
+        ) from error
+    except (OSError, ValueError) as error:
+        message = f"{str(folder)!r} cannot be written or locked: {error}."
         raise UserError(message, field="run_dir") from error
     return descriptor
 
@@ -248,13 +240,14 @@ def lock_run_folder(folder: Path) -> int:
 def find_resume_checkpoint(config: Config) -> Path | None:
     """Return the checkpoint to resume from, or None for a new run.
 
-    Raises UserError if the folder holds a run with other options, which would be mixed with this one.
+    Raises UserError if the folder holds a run with other options, which would be mixed with this
+    one.
     """
     folder = Path(config.run_dir)
     if not (folder / "config.json").is_file():
         return None
-    if not config.resume:
-        message = f"{str(folder)!r} holds a run already, and resume is off; choose another."
+    if config.resume == "none":
+        message = f"{str(folder)!r} holds a run already; choose another, or resume=auto."
         raise UserError(message, field="run_dir")
     changes = differences(read_record(folder)["config"], encode(config), config.may_change)
     if changes and not config.allow_changes:

@@ -26,7 +26,7 @@ MAX_TIMEOUT = 10_000_000  # seconds; a `timedelta` in C++ overflows far above
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run. A fork adds fields in a subclass; its optimizer can read them."""
+    """Everything that decides a run. A fork adds fields in a subclass, for example for an optimizer."""
 
     task: Task  # what to train, and on which data
     run_dir: str  # folder of the run: config.json, metrics.jsonl, checkpoints/, model/, scores.json
@@ -38,9 +38,7 @@ class Config:
     micro_batch_size: int | Literal["auto"] | None = None
     """Rows per forward pass on each process. Default: the whole batch (on a CPU, at most 4096
     tokens). 'auto' uses the largest size that fits in memory."""
-    max_tokens: int | None = (
-        None  # padded tokens per forward pass on each process. Needs group_by_length
-    )
+    max_tokens: int | None = None  # padded tokens per forward pass; needs rows grouped by length
     group_by_length: bool | None = None
     """Form batches of rows of similar length, which saves most of the padding. Default: yes if rows
     have lengths and no row_order is given."""
@@ -52,24 +50,19 @@ class Config:
     # Optimization
     learning_rate: float = 5e-5  # the highest rate, reached after warmup
     weight_decay: float = 0.01  # of weight matrices; biases and norms are not decayed
-    optimizer: Callable[..., Any] = (
-        adamw  # function f(model, config) that returns a torch optimizer
-    )
+    optimizer: Callable[..., Any] = adamw  # function f(model, config) that returns an optimizer
     warmup: float = 0.0  # optimizer steps (1 or more), or a fraction of all steps (below 1)
     schedule: str | Callable[..., Any] = "linear"
     """Learning-rate schedule: a name of transformers.get_scheduler, or a function
     f(step, total_steps, warmup_steps) that returns a factor, or one factor per parameter group."""
-    schedule_options: dict[str, Any] = field(
-        default_factory=dict
-    )  # of a named schedule: num_cycles 2
+    schedule_options: dict[str, Any] = field(default_factory=dict)
+    """Options of a named schedule: num_cycles 2."""
     max_grad_norm: float = 1.0  # gradients with a larger norm are scaled down to it. 0: no clipping
 
     # Devices and processes
     precision: Literal["fp32", "bf16", "fp16"] | None = None
-    """Precision of the forward pass. Default: what accelerate launch was configured with, else fp32."""
-    find_unused_parameters: bool = (
-        False  # of DistributedDataParallel, for models that skip parameters
-    )
+    """Precision of the forward pass. Default: as accelerate launch was configured, else fp32."""
+    find_unused_parameters: bool = False  # of DDP, for models that do not use all parameters
     timeout: float = 600  # seconds that a process waits for the others before the run ends
     workers: int | Literal["auto"] = "auto"
     """Processes that load data. 0: the training process does. Default: some if rows are not
@@ -77,37 +70,29 @@ class Config:
 
     # Evaluation and logging
     eval_every: int | Literal["epoch"] = "epoch"
-    """Optimizer steps between evaluations on validation. There is always one after the last step."""
+    """Optimizer steps between evaluations on validation. The last step is always followed by one."""
     eval_batch_size: int = 64  # rows per forward pass in evaluation (on a CPU, at most 4096 tokens)
     best_metric: str = "loss"  # score on validation that decides which checkpoint is the best
     best_direction: Literal["min", "max"] | None = None
     """Whether a smaller or a larger best_metric is better. Default: min for losses and errors."""
     patience: int | None = None
     """Evaluations without a better best_metric before training stops early. Default: never."""
-    log_every: int = (
-        10  # optimizer steps between log lines; only then does the loop wait for the GPU
-    )
+    log_every: int = 10  # optimizer steps between log lines; only then does the loop wait for a GPU
 
     # Checkpoints
     save_every: int | None = None  # optimizer steps between checkpoints, besides one per evaluation
     keep_last: int = 1  # number of newest checkpoints to keep
     keep_best: int = 1  # number of best checkpoints to keep
-    on_save_error: Literal["stop", "continue"] = (
-        "stop"  # if a checkpoint cannot be written (disk full)
-    )
     max_minutes: float | None = None  # save and stop before a time limit; the same command resumes
-    resume: str = "auto"
-    """auto: resume an unfinished run in run_dir. none: never resume. Or the path of a checkpoint or
-    run folder to start from."""
-    allow_changes: bool = (
-        False  # with a path in resume: start from it with other options than it had
-    )
+    resume: Literal["auto", "none"] = "auto"
+    """auto: resume the unfinished run in run_dir. none: a run in run_dir is an error."""
+    allow_changes: bool = False  # resume a run although options differ that change its result
 
     may_change: ClassVar[frozenset[str]] = frozenset(
-        ("run_dir", "resume", "allow_changes", "workers", "timeout", "log_every", "max_minutes")
-        + ("keep_last", "keep_best", "on_save_error", "micro_batch_size", "max_tokens")
+        "run_dir resume allow_changes workers timeout log_every max_minutes keep_last keep_best "
+        "micro_batch_size max_tokens".split(" ")
     )
-    """Fields that may differ when a run resumes: they change its speed, or its result up to rounding."""
+    """Fields that may differ when a run resumes: they change its result up to rounding at most."""
 
     def setups(self) -> "list[Setup]":
         """Return what changes how training is computed. Parts and forks override this method."""
@@ -124,72 +109,67 @@ class Config:
 
 
 COUNTS = (
-    "epochs",
-    "max_steps",
-    "batch_size",
-    "micro_batch_size",
-    "max_tokens",
-    "save_every",
-    "eval_every",
+    "epochs max_steps batch_size micro_batch_size max_tokens save_every eval_every eval_batch_size "
+    "patience log_every keep_last keep_best"
 )
-COUNTS += ("eval_batch_size", "patience", "log_every", "keep_last", "keep_best")
-AMOUNTS = ("learning_rate", "weight_decay", "warmup", "max_grad_norm", "workers")
+AMOUNTS = "learning_rate weight_decay warmup max_grad_norm workers"
 
 
 def validate(config: Config) -> None:
     """Raise UserError for values that cannot work, before anything is read, written or trained."""
-    for name in COUNTS:
+    for name in COUNTS.split():
         value = getattr(config, name)
-        if isinstance(value, int) and value < 1:
-            raise UserError(f"must be at least 1, but is {value}.", field=name)
-    for name in AMOUNTS:
+        require(
+            not isinstance(value, int) or value >= 1, name, f"must be at least 1, but is {value}."
+        )
+    for name in AMOUNTS.split():
         value = getattr(config, name)
-        if value != "auto" and not (math.isfinite(value) and value >= 0):
-            raise UserError(f"must be a finite number of at least 0, but is {value}.", field=name)
+        is_valid = value == "auto" or (math.isfinite(value) and value >= 0)
+        require(is_valid, name, f"must be a finite number of at least 0, but is {value}.")
     for name in ("max_minutes", "timeout"):
         value = getattr(config, name)
-        if value is not None and not 0 < value <= MAX_TIMEOUT:
-            raise UserError(
-                f"must be above 0 and at most {MAX_TIMEOUT}, but is {value}.", field=name
-            )
+        message = f"must be above 0 and at most {MAX_TIMEOUT}, but is {value}."
+        require(value is None or 0 < value <= MAX_TIMEOUT, name, message)
     size, warmup = config.micro_batch_size, config.warmup
-    if warmup > 1 and warmup != int(warmup):
-        message = f"must be a whole number of steps or a fraction below 1, but is {warmup}."
-        raise UserError(message, field="warmup")
-    if not config.run_dir:
-        raise UserError("is missing: give the folder for the run.", field="run_dir")
-    if isinstance(size, int) and size > config.batch_size:
-        message = f"{size} is larger than batch_size {config.batch_size}, of which it is a part."
-        raise UserError(message, field="micro_batch_size")
-    if config.max_tokens is not None and size is not None:
-        message = "cannot be combined with micro_batch_size: both limit a forward pass."
-        raise UserError(message, field="max_tokens")
+    message = f"must be a whole number of steps or a fraction below 1, but is {warmup}."
+    require(warmup <= 1 or warmup == int(warmup), "warmup", message)
+    require(bool(config.run_dir), "run_dir", "is missing: give the folder for the run.")
+    is_valid = not isinstance(size, int) or size <= config.batch_size
+    message = f"{size} is larger than batch_size {config.batch_size}, of which it is a part."
+    require(is_valid, "micro_batch_size", message)
+    message = "cannot be combined with micro_batch_size: both limit a forward pass."
+    require(config.max_tokens is None or size is None, "max_tokens", message)
     validate_schedule(config.schedule, config.schedule_options)
     config.task.validate()
 
 
 def validate_with_datasets(config: Config, datasets: Mapping[str, Any]) -> None:
     """Raise UserError for what does not fit the data, or a `best_metric` that will not be computed."""
-    train, max_tokens = datasets["train"], config.max_tokens
+    train, limit = datasets["train"], config.max_tokens
     lengths = getattr(train, "lengths", None)
-    if len(train) == sys.maxsize and config.max_steps is None:
-        raise UserError("is needed for a stream, whose length is not known.", field="max_steps")
-    if config.patience is not None and "validation" not in datasets:
-        message = "counts evaluations on validation, but the data has no such split."
-        raise UserError(message, field="patience")
-    if config.group_by_length and lengths is None:
-        raise UserError("the training rows have no lengths.", field="group_by_length")
-    if max_tokens is not None and (lengths is None or config.group_by_length is False):
-        raise UserError("needs rows that are grouped by length.", field="max_tokens")
-    if max_tokens is not None and max_tokens < max(lengths):
-        message = f"is {max_tokens}, but the longest training row has {max(lengths)} tokens."
-        raise UserError(message, field="max_tokens")
+    is_finite = len(train) < sys.maxsize
+    message = "is needed for a stream, whose length is not known."
+    require(is_finite or config.max_steps is not None, "max_steps", message)
+    message = "counts evaluations on validation, but the data has no such split."
+    require(config.patience is None or "validation" in datasets, "patience", message)
+    message = "the training rows have no lengths."
+    require(not config.group_by_length or lengths is not None, "group_by_length", message)
+    if limit is not None:
+        is_grouped = lengths is not None and config.group_by_length is not False
+        require(is_grouped, "max_tokens", "needs rows that are grouped by length.")
+        message = f"is {limit}, but the longest training row has {max(lengths)} tokens."
+        require(limit >= max(lengths), "max_tokens", message)
     names, best = config.task.score_names(), config.best_metric
     choices = ("loss", *(names or ()))
-    if names is not None and best not in choices:
-        suggestion = did_you_mean(best, choices)
-        message = f"{best!r} is not computed{suggestion}. The scores are {', '.join(choices)}."
-        raise UserError(message, field="best_metric")
+    message = f"{best!r} is not computed{did_you_mean(best, choices)}."
+    message += f" The scores are {', '.join(choices)}."
+    require(names is None or best in choices, "best_metric", message)
+
+
+def require(condition: bool, field: str, message: str) -> None:
+    """Raise UserError about a field unless a condition holds."""
+    if not condition:
+        raise UserError(message, field=field)
 
 
 # The record of a run: config.json
@@ -199,8 +179,8 @@ def encode(value: Any) -> Any:
     """Turn a config into JSON values, for the record and for comparing two runs.
 
     Dataclasses become {"class": name, fields...}, functions {"function": name}, tuples lists. A
-    dictionary with one of these keys becomes {"pairs": [[key, value], ...]}. Any other object becomes
-    the name of its class. Raises UserError for a function without a name, such as a lambda.
+    dictionary with one of these keys becomes {"pairs": [[key, value], ...]}. Any other object
+    becomes the name of its class. Raises UserError for a function without a name, such as a lambda.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {
@@ -231,12 +211,8 @@ def encode(value: Any) -> Any:
 
 def qualified_name(value: Any) -> str:
     """Return "module:name" of a function or class that another process can import."""
-    module, path = value.__module__, getattr(value, "__qualname__", "")
-    try:
-        named = functools.reduce(getattr, path.split("."), sys.modules[module])
-    except (KeyError, AttributeError):  # a lambda, or a function inside of a function
-        named = None
-    if named != value:
+    module, path = value.__module__, getattr(value, "__qualname__", "<object>")
+    if "<" in path or hasattr(value, "__self__"):  # a lambda, a local function, a bound method
         raise UserError(
             f"{value!r} has no name by which it can be recorded: define it at the top level of the "
             "module of the config."

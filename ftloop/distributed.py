@@ -1,7 +1,9 @@
 """Processes: building the Accelerator, full state dicts, agreement between ranks, stopping on signals."""
 
+import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -10,30 +12,16 @@ from typing import Any
 
 import torch
 import transformers
-from accelerate import Accelerator
-from accelerate.utils import (
-    DataLoaderConfiguration,
-    DistributedDataParallelKwargs,
-    GradientAccumulationPlugin,
-    InitProcessGroupKwargs,
-    gather_object,
-)
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
+from accelerate import Accelerator, utils
+from torch.distributed.checkpoint import state_dict as dcp
 
-from ftloop.config import Config, __version__
+from ftloop.config import __version__
 from ftloop.errors import UserError
 from ftloop.extensions import Setup
 from ftloop.loader import make_batch
 from ftloop.task import Task
 
 PRECISIONS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}  # accelerate's names and ours
-SUPPORTED = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "XLA")
 
 
 def build_accelerator(
@@ -45,13 +33,13 @@ def build_accelerator(
     """Build the Accelerator with the settings that the laws of the loop need.
 
     precision: fp32, bf16 or fp16; None: what `accelerate launch` was configured with, else fp32.
-    timeout: seconds that a process waits for another before it ends with an error. Raises UserError for
-    a precision or a kind of parallelism that this device or ftloop does not support.
+    timeout: seconds that a process waits for another before it ends with an error. Raises UserError
+    for a precision or a kind of parallelism that this device or ftloop does not support.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    handlers: list[Any] = [InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))]
+    handlers: list[Any] = [utils.InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))]
     ddp = {"broadcast_buffers": False, "find_unused_parameters": find_unused_parameters}
-    handlers.append(DistributedDataParallelKwargs(**ddp))
+    handlers.append(utils.DistributedDataParallelKwargs(**ddp))
     options: dict[str, Any] = {}
     for setup in setups:
         options |= setup.accelerator_options()
@@ -61,12 +49,13 @@ def build_accelerator(
             # the CPU.
             cpu=world_size > 1 and not torch.accelerator.is_available(),
             mixed_precision="no" if precision == "fp32" else precision,
-            # Micro-batches go to the ranks as the sampler yields them; even_batches would repeat rows.
-            dataloader_config=DataLoaderConfiguration(even_batches=False, non_blocking=True),
+            # Micro-batches go to the ranks as the sampler yields them; even_batches would repeat
+            # rows.
+            dataloader_config=utils.DataLoaderConfiguration(even_batches=False, non_blocking=True),
             # The loop steps the schedule; accelerate would step it once per process.
             step_scheduler_with_optimizer=False,
             # The loop divides the loss; steps configured in the launcher would divide it again.
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            gradient_accumulation_plugin=utils.GradientAccumulationPlugin(num_steps=1),
             kwargs_handlers=handlers + options.pop("kwargs_handlers", []),
             **options,
         )
@@ -75,12 +64,6 @@ def build_accelerator(
     name, device = accelerator.mixed_precision, accelerator.device.type
     if name not in PRECISIONS or (name == "fp16" and not accelerator.scaler):
         raise UserError(f"{name} is not available on this device ({device}).", field="precision")
-    if not accelerator.is_fsdp2 and accelerator.distributed_type not in SUPPORTED:
-        raise UserError(
-            f"accelerate is configured for {accelerator.distributed_type}, which ftloop does not "
-            "support. Use one full copy of the model per process (accelerate launch --multi_gpu, "
-            "torchrun), or FSDP2 (--use_fsdp --fsdp_version 2)."
-        )
     if accelerator.num_processes < world_size:
         count = accelerator.num_processes
         raise UserError(f"{world_size} processes were started, but accelerate sees {count}.")
@@ -112,7 +95,7 @@ def environment_info(accelerator: Accelerator, setups: Sequence[Setup]) -> dict[
 
 # Weights and optimizer states, which FSDP2 shards over the ranks
 
-FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+FULL = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def full_tensor(tensor: Any) -> Any:
@@ -124,7 +107,7 @@ def full_state_dict(model: Any, accelerator: Accelerator) -> dict[str, Any]:
     """Return the full state_dict of a prepared model. All ranks must call it; the main one has it."""
     unwrapped = accelerator.unwrap_model(model)
     if accelerator.is_fsdp2:
-        return get_model_state_dict(unwrapped, options=FULL)
+        return dcp.get_model_state_dict(unwrapped, options=FULL)
     return unwrapped.state_dict()
 
 
@@ -132,7 +115,7 @@ def load_full_state_dict(model: Any, weights: dict[str, Any], accelerator: Accel
     """Load a full state_dict, strictly, into a prepared model; each rank keeps its shard."""
     unwrapped = accelerator.unwrap_model(model)
     if accelerator.is_fsdp2:
-        set_model_state_dict(unwrapped, weights, options=FULL)
+        dcp.set_model_state_dict(unwrapped, weights, options=FULL)
     else:
         unwrapped.load_state_dict(weights)
 
@@ -141,7 +124,7 @@ def optimizer_state_dict(optimizer: Any, model: Any, accelerator: Accelerator) -
     """Return the full state_dict of a prepared optimizer, as `full_state_dict` does for the model."""
     if accelerator.is_fsdp2:
         unwrapped = accelerator.unwrap_model(model)
-        return get_optimizer_state_dict(unwrapped, optimizer.optimizer, options=FULL)
+        return dcp.get_optimizer_state_dict(unwrapped, optimizer.optimizer, options=FULL)
     return optimizer.state_dict()
 
 
@@ -151,7 +134,7 @@ def load_optimizer_state_dict(
     """Load a full state_dict into a prepared optimizer; each rank keeps its shard."""
     if accelerator.is_fsdp2:
         unwrapped = accelerator.unwrap_model(model)
-        set_optimizer_state_dict(unwrapped, optimizer.optimizer, state, options=FULL)
+        dcp.set_optimizer_state_dict(unwrapped, optimizer.optimizer, state, options=FULL)
     else:
         optimizer.load_state_dict(state)
 
@@ -159,8 +142,9 @@ def load_optimizer_state_dict(
 def warm_up_ddp_buckets(model: Any, task: Task, dataset: Any, accelerator: Accelerator) -> None:
     """Run one backward pass with a zero loss, with three ranks or more.
 
-    DistributedDataParallel rebuilds its buckets after the first backward pass, which changes the order
-    of summation between three ranks or more. After this pass, a resumed run sums in the same order.
+    DistributedDataParallel rebuilds its buckets after the first backward pass, which changes the
+    order of summation between three ranks or more. After this pass, a resumed run sums in the same
+    order.
     """
     if accelerator.num_processes < 3 or accelerator.is_fsdp2:
         return
@@ -175,35 +159,31 @@ def warm_up_ddp_buckets(model: Any, task: Task, dataset: Any, accelerator: Accel
 
 def check_agreement(value: Any, accelerator: Accelerator, message: str) -> None:
     """Raise UserError with a message on all ranks if they do not have the same value."""
-    if len(set(gather_object([value]))) > 1:
+    if len(set(utils.gather_object([value]))) > 1:
         raise UserError(message)
 
 
 class StopSignals:
     """Turns signals and a time limit into a request to stop, on which all ranks agree.
 
-    While it is entered, SIGTERM, SIGINT and SIGUSR1 (which SLURM sends before its time limit) do not
-    interrupt the step. A second signal ends the process at once; what is on disk stays intact.
+    After `install`, SIGTERM, SIGINT and SIGUSR1 (which SLURM sends before its time limit) do not
+    interrupt a step. A second signal ends the process at once; what is on disk stays intact.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-
-    def __init__(self, config: Config):
-        minutes = config.max_minutes
-        self.deadline = time.monotonic() + 60 * minutes if minutes else None
+    def __init__(self, max_minutes: float | None = None):
+        self.deadline = time.monotonic() + 60 * (max_minutes or math.inf)
         self.reason: str | None = None
         self.exit_code = 143
-        self._previous_handlers: dict[signal.Signals, Any] = {}
+        self._previous_handlers: dict[int, Any] = {}
 
-    def __enter__(self) -> "StopSignals":
-        for number in self.SIGNALS:
-            try:
+    def install(self) -> None:
+        """Handle the signals from now on. In another thread than the main one, nothing changes."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
                 self._previous_handlers[number] = signal.signal(number, self._handle)
-            except ValueError:  # not the main thread, as in some notebooks
-                break
-        return self
 
-    def __exit__(self, *_: Any) -> None:
+    def restore(self) -> None:
+        """Give the signals back to their previous handlers."""
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
@@ -215,7 +195,7 @@ class StopSignals:
 
     def received(self) -> bool:
         """Tell whether this process got a signal, or its time is over."""
-        if self.reason is None and self.deadline is not None and time.monotonic() > self.deadline:
+        if self.reason is None and time.monotonic() > self.deadline:
             self.reason = "max_minutes"
         return self.reason is not None
 

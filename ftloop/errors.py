@@ -1,7 +1,6 @@
 """Exceptions whose message is all that a user needs. The entry points print it without a traceback."""
 
 import difflib
-import os
 from collections.abc import Iterable
 
 
@@ -28,15 +27,6 @@ class Stopped(Exception):
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)
         self.exit_code = exit_code
-
-
-def colored(text: str, color: str, stream: object) -> str:
-    """Return `text` in red, yellow or green if `stream` is a terminal with colors (no-color.org)."""
-    is_terminal = getattr(stream, "isatty", lambda: False)()
-    if not is_terminal or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
-        return text
-    code = {"red": 31, "green": 32, "yellow": 33}[color]
-    return f"\033[{code}m{text}\033[0m"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

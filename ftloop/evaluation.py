@@ -1,8 +1,8 @@
 """Exact evaluation: every row once, for any batch size and number of processes.
 
-The values of each row are gathered together with its row id, padding rows are dropped by their id, and
-the ids are counted. The loss is summed in float64 by row, so that it does not depend on the order in
-which rows are computed.
+The values of each row are gathered together with its row id, padding rows are dropped by their id,
+and the ids are counted. The loss is summed in float64 by row, so that it does not depend on the
+order in which rows are computed.
 """
 
 import numbers
@@ -49,13 +49,13 @@ def evaluate(
     task: Task,
     accelerator: "Accelerator",
     stop_requested: Callable[[], bool] | None = None,
-    on_batch: Callable[[Values], None] | None = None,
 ) -> dict[str, float] | None:
-    """Return the scores of a prepared model: "loss", the weighted mean of the losses, and the metrics.
+    """Return the scores of a prepared model: "loss", the weighted mean of the losses, and the
+    metrics.
 
-    All ranks call it and get the same scores. `stop_requested` is called after each batch; if it returns
-    True, the result is None. `on_batch` gets what the metrics get, on the main process. Raises
-    RuntimeError unless every row was evaluated exactly once.
+    All ranks call it and get the same scores. `stop_requested` is called after each batch; if it
+    returns True, the result is None. Raises RuntimeError unless every row was evaluated exactly
+    once.
     """
     metrics = task.build_metrics() if accelerator.is_main_process else []
     sums = torch.zeros(2, len(loader.dataset), dtype=torch.float64)  # weighted losses; weights
@@ -66,8 +66,6 @@ def evaluate(
             sums[1, row_ids] = values.pop("weight_sums").double()
             for metric in metrics:
                 add_batch(metric, values)
-            if on_batch is not None:
-                on_batch(values)
     except EvaluationStopped:
         return None
     scores = {}
@@ -90,8 +88,8 @@ def iterate_predictions(
     """Yield what `task.predict` returns for each batch, on the CPU of the main process.
 
     One entry per row, without padding rows, with "row_ids" and, if rows have labels, "references",
-    "losses", "loss_sums" and "weight_sums". Other ranks take part and yield nothing. Leaves the model
-    in training mode. Raises EvaluationStopped if `stop_requested` returns True on all ranks.
+    "losses", "loss_sums" and "weight_sums". Other ranks take part and yield nothing. Leaves the
+    model in training mode. Raises EvaluationStopped if `stop_requested` returns True on all ranks.
     """
     model.eval()
     num_evaluations = torch.zeros(len(loader.dataset), dtype=torch.int64)

@@ -61,9 +61,6 @@ class Observer:
         batches.
         """
 
-    def on_eval_batch(self, run: Any, split: str, values: dict[str, "torch.Tensor"]) -> None:
-        """Called on the main process with what the metrics get: one entry per row, on the CPU."""
-
     def on_scores(self, run: Any, split: str, scores: dict[str, float], epoch: float) -> None:
         """Called after an evaluation."""
 

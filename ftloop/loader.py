@@ -32,13 +32,15 @@ Keys = list[tuple[int, int]]  # (epoch, row id) of the rows of a micro-batch
 class KeyedDataset(Dataset):
     """Reads the rows of a dataset by keys (epoch, row id). A padding row ~row reads `row`.
 
-    Each row is read with its own seed, a function of (seed, epoch, row). A random augmentation is thus
-    the same in any data worker, on any rank and in a resumed run.
+    Each row is read with its own seed, a function of (seed, epoch, row). A random augmentation is
+    thus the same in any data worker, on any rank and in a resumed run.
     """
 
     def __init__(self, dataset: Any, seed: int):
         self.dataset, self.seed = dataset, seed
         self.reads_batches = bool(getattr(dataset, "is_deterministic", False))
+        if hasattr(dataset, "set_seed"):  # a stream, which shuffles itself
+            dataset.set_seed(seed)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -83,39 +85,36 @@ def make_batch(dataset: Any, keys: Keys, collate: Callable[[Any], Batch], seed: 
 def check_collate(dataset: Any, collate: Callable[[Any], Batch], seed: int) -> None:
     """Raise UserError if the collate method of a task draws at random."""
     keys_and_examples = KeyedDataset(dataset, seed).__getitems__([(0, 0)])
-
-    def random_states() -> tuple[Any, ...]:
-        numpy_state = numpy.random.get_state()
-        return (
-            torch.get_rng_state().tolist(),
-            random.getstate(),
-            [str(part) for part in numpy_state],
-        )
-
     before = random_states()
     Collate(collate)(keys_and_examples)
     if random_states() != before:
         raise UserError(
-            "draws at random, and its draw would depend on how a batch is divided. Make random choices in "
-            "the dataset's __getitem__, which is seeded by (seed, epoch, row).",
+            "draws at random, and its draw would depend on how a batch is divided. Make random choices "
+            "in the dataset's __getitem__, which is seeded by (seed, epoch, row).",
             field="task.collate",
         )
+
+
+def random_states() -> tuple[Any, ...]:
+    """Return the states of the random generators, to compare them."""
+    numpy_state = numpy.random.get_state(legacy=False)["state"]
+    numpy_state = (numpy_state["key"].tolist(), numpy_state["pos"])
+    return torch.get_rng_state().tolist(), random.getstate(), numpy_state
 
 
 def count_workers(workers: int | str, dataset: Any, device: torch.device) -> int:
     """Return the number of data workers; see `Config.workers`.
 
-    For "auto", data workers are used if rows are computed when they are read (images) and a GPU trains:
-    one for each CPU core that the training processes leave. On a CPU they would only take its cores.
+    For "auto", data workers are used if rows are computed when they are read (images) and a GPU
+    trains: one for each CPU core that the training processes leave. On a CPU they would only take
+    its cores.
     """
     if workers != "auto":
         return int(workers)
-    if device.type == "cpu" or getattr(dataset, "is_deterministic", False):
-        return 0
-    has_affinity = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    is_needed = device.type != "cpu" and not getattr(dataset, "is_deterministic", False)
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(0, min(MAX_WORKERS, cores // processes - 1))
+    free_cores = (os.cpu_count() or 1) // processes - 1
+    return max(0, min(MAX_WORKERS, free_cores)) if is_needed else 0
 
 
 def build_dataloader(
@@ -150,9 +149,9 @@ def optimizer_steps(
 ) -> Iterator[tuple[list[Batch], "float | torch.Tensor"]]:
     """Yield (micro_batches, total_weight) for each optimizer step from `start_step` on.
 
-    micro_batches: those of this rank. total_weight: the sum of the weights of the whole step over all
-    ranks, in float64; on several GPUs a tensor, so that nothing waits for it. One reduction per step
-    computes it. Raises TrainingError if it is 0.
+    micro_batches: those of this rank. total_weight: the sum of the weights of the whole step over
+    all ranks, in float64; on several GPUs a tensor, so that nothing waits for it. One reduction per
+    step computes it. Raises TrainingError if it is 0.
     """
     sampler.start_step = start_step
     batches = iter(loader)

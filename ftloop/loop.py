@@ -1,4 +1,5 @@
-"""The training loop. Read `train_step` and `train` from top to bottom; what they call is one file away.
+"""The training loop. Read `train_step` and `train` from top to bottom; what they call is one file
+away.
 
 The laws of the loop, each of which is a test (docs/exactness.md):
 
@@ -34,10 +35,12 @@ def train_step(
     state: TrainState,
     accelerator: Accelerator,
 ) -> list[Losses]:
-    """Accumulate the gradient of one optimizer step. Change this function for FGM, SAM and the like.
+    """Accumulate the gradient of one optimizer step. Change this function for FGM, SAM and the
+    like.
 
-    micro_batches: those of this rank. total_weight: the sum of the weights of all items of the step,
-    over all micro-batches and ranks. Returns the losses of each micro-batch, without their graph.
+    micro_batches: those of this rank. total_weight: the sum of the weights of all items of the
+    step, over all micro-batches and ranks. Returns the losses of each micro-batch, without their
+    graph.
     """
     outputs = []
     for index, batch in enumerate(micro_batches):
@@ -57,9 +60,9 @@ def train(config: Config) -> Scores:
     """Train what `config` describes, and return the scores of the best weights by split.
 
     Writes config.json, metrics.jsonl, checkpoints/, model/ and scores.json to `config.run_dir`. An
-    unfinished run of the same config resumes; a finished one is left as it is. Run it in one process, or
-    in several by `accelerate launch`, torchrun or `notebook_launcher`. Raises UserError, before
-    training, for what cannot work, and Stopped after a signal.
+    unfinished run of the same config resumes; a finished one is left as it is. Run it in one
+    process, or in several by `accelerate launch`, torchrun or `notebook_launcher`. Raises
+    UserError, before training, for what cannot work, and Stopped after a signal.
     """
     validate(config)
     setups = config.setups()  # compile, matrix backend, ...; an empty list in the core
@@ -106,10 +109,8 @@ def train(config: Config) -> Scores:
         while True:
             # A run that was stopped between a step and its evaluation resumes here: evaluate first.
             if run.should_evaluate(state):
-                validation = eval_loaders["validation"]
-                scores = evaluate(
-                    model, validation, task, accelerator, run.stop_requested, run.on_eval_batch
-                )
+                loader = eval_loaders["validation"]
+                scores = evaluate(model, loader, task, accelerator, run.stop_requested)
                 run.log_scores(scores)  # None if a stop was requested
             if run.should_save(state):
                 run.save_checkpoint(state)

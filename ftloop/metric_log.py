@@ -79,8 +79,8 @@ class MetricLog:
     def flush(self) -> tuple[list[StepRecord], dict[str, float]]:
         """Read and write the values of the buffered steps. Returns them, and the speed since then.
 
-        This waits for the GPU. All ranks must call it. Raises TrainingError for a loss or gradient norm
-        that is not finite.
+        This waits for the GPU. All ranks must call it. Raises TrainingError for a loss or gradient
+        norm that is not finite.
         """
         records, self.buffer = self.buffer, []
         if not records:
@@ -144,9 +144,8 @@ class MetricLog:
 
     def close(self) -> None:
         """Close the file. A full disk was reported before."""
-        if self.stream is not None:
-            with contextlib.suppress(OSError):
-                self.stream.close()
+        with contextlib.suppress(AttributeError, OSError):
+            self.stream.close()
 
     def _check_finite(self, record: StepRecord) -> None:
         """Raise TrainingError for a step whose loss or gradient norm is not finite."""

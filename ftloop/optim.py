@@ -1,8 +1,8 @@
 """Parameter groups, optimizers and learning-rate schedules: plain functions to copy and change.
 
-An optimizer is a function f(model, config) -> torch.optim.Optimizer. It may read a fork's own fields
-of `config`. A schedule is a function f(step, total_steps, warmup_steps) that returns a factor of the
-learning rate, or one factor per parameter group.
+An optimizer is a function f(model, config) -> torch.optim.Optimizer. It may read a fork's own
+fields of `config`. A schedule is a function f(step, total_steps, warmup_steps) that returns a
+factor of the learning rate, or one factor per parameter group.
 """
 
 import math
@@ -13,9 +13,9 @@ from ftloop.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     import torch
 
-SCHEDULES = tuple(
+SCHEDULES = (  # names, separated by spaces
     "linear cosine cosine_with_restarts polynomial constant constant_with_warmup inverse_sqrt "
-    "cosine_with_min_lr cosine_warmup_with_min_lr warmup_stable_decay".split(" ")
+    "cosine_with_min_lr cosine_warmup_with_min_lr warmup_stable_decay"
 )
 # Two more schedules of transformers follow the scores. With them, the learning rate would not be a
 # function of the step.
@@ -88,10 +88,11 @@ def _factor_of_group(schedule: Any, group: int, total_steps: int, warmup_steps: 
 
 
 def drop_frozen_gradients(optimizer: Any) -> None:
-    """Delete the gradients of groups that the schedule freezes (learning rate 0) while others train.
+    """Delete the gradients of groups that the schedule freezes (learning rate 0) while others
+    train.
 
-    They then take no part in clipping and in the optimizer's step. If all groups have learning rate 0,
-    as in the first step of a warmup, nothing is deleted: Adam still updates its moments.
+    They then take no part in clipping and in the optimizer's step. If all groups have learning rate
+    0, as in the first step of a warmup, nothing is deleted: Adam still updates its moments.
     """
     frozen = [group for group in optimizer.param_groups if group["lr"] == 0]
     if len(frozen) == len(optimizer.param_groups):
@@ -108,11 +109,11 @@ def validate_schedule(schedule: Any, options: dict[str, Any] | None = None) -> N
         raise UserError(
             f"{options} has no effect: {name} takes no options.", field="schedule_options"
         )
-    if callable(schedule) or schedule in SCHEDULES:
+    if callable(schedule) or schedule in SCHEDULES.split():
         return
-    choices = f"Choose one of {', '.join(SCHEDULES)}, or a function."
+    choices = f"Choose one of {', '.join(SCHEDULES.split())}, or a function."
     if schedule in SCORE_SCHEDULES:
         reason = "follows the scores, but a schedule must be a function of the step"
         raise UserError(f"{schedule} {reason}. {choices}", field="schedule")
-    suggestion = did_you_mean(str(schedule), SCHEDULES)
+    suggestion = did_you_mean(str(schedule), SCHEDULES.split())
     raise UserError(f"{schedule!r} is unknown{suggestion}. {choices}", field="schedule")

@@ -55,7 +55,7 @@ class Run:
             self.state = checkpoints.load_state(self.resumed_from)
         self.observers = config.observers()
         self.log = MetricLog(accelerator)
-        self.stop_signals = distributed.StopSignals(config)
+        self.stop_signals = distributed.StopSignals(config.max_minutes)
         self.saved_position = (0, 0)  # (step, last_eval_step) of the newest checkpoint
 
     @property
@@ -95,16 +95,16 @@ class Run:
     def register_for_checkpointing(self, **objects: Any) -> None:
         """Save and restore the state_dict of these objects with each checkpoint, by their names.
 
-        "model", "optimizer" and "scheduler" are needed. Add what else has a state: an average of the
-        weights, a queue, a momentum teacher.
+        "model", "optimizer" and "scheduler" are needed. Add what else has a state: an average of
+        the weights, a queue, a momentum teacher.
         """
         self.registered, self.model = objects, objects["model"]
 
     def start(self, sampler: TrainSampler, eval_loaders: dict[str, Any]) -> TrainState:
         """Restore the checkpoint, if there is one, and open the run folder for writing.
 
-        Returns the state from which training continues: step 0 in a new run. Raises UserError if the
-        training rows are not those of the checkpoint.
+        Returns the state from which training continues: step 0 in a new run. Raises UserError if
+        the training rows are not those of the checkpoint.
         """
         self.sampler, self.eval_loaders = sampler, eval_loaders
         self.total_steps, folder = sampler.total_steps, self.checkpoint_folder
@@ -121,7 +121,7 @@ class Run:
             self.log.open(self.folder / "metrics.jsonl", self.state.log_bytes)
         for observer in self.observers:
             observer.on_start(self)
-        self.stop_signals.__enter__()
+        self.stop_signals.install()
         device, precision = self.accelerator.device, distributed.precision_of(self.accelerator)
         logger.info("training on %s in %s: %s", device.type, precision, sampler.describe())
         self.log.restart_clock()
@@ -243,11 +243,6 @@ class Run:
         for observer in self.observers if records else ():
             observer.on_log(self, records, speed)
 
-    def on_eval_batch(self, values: dict[str, torch.Tensor], split: str = "validation") -> None:
-        """Pass on to the observers what the metrics get."""
-        for observer in self.observers:
-            observer.on_eval_batch(self, split, values)
-
     def log_scores(self, scores: dict[str, float] | None, split: str = "validation") -> None:
         """Record scores and, if they are on validation, update the best checkpoint.
 
@@ -316,10 +311,9 @@ class Run:
             self._load_registered(self.checkpoint_folder / name)
         scores: Scores = {"validation": state.best_scores} if state.best_scores else {}
         if "test" in eval_loaders:
-            loader, stop = eval_loaders["test"], self.stop_requested
+            loader, stop_requested = eval_loaders["test"], self.stop_requested
             self.log.restart_clock()
-            on_batch = lambda values: self.on_eval_batch(values, "test")  # noqa: E731
-            test_scores = evaluate(model, loader, self.task, self.accelerator, stop, on_batch)
+            test_scores = evaluate(model, loader, self.task, self.accelerator, stop_requested)
             if test_scores is None:
                 raise self.stopped()
             self.log_scores(test_scores, "test")
@@ -347,7 +341,7 @@ class Run:
 
     def close(self) -> None:
         """Release what the run holds, however it ends: signal handlers, logs, setups, the lock."""
-        self.stop_signals.__exit__()
+        self.stop_signals.restore()
         for observer in self.observers:
             observer.close(self)
         for setup in self.setups:

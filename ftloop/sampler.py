@@ -1,7 +1,7 @@
 """Which rows form a batch, in which order: pure functions of the seed and of counters.
 
-The position of a run is its optimizer step. `TrainSampler.plan(step)` computes the rows of any step, so
-that nothing has to be replayed when a run resumes.
+The position of a run is its optimizer step. `TrainSampler.plan(step)` computes the rows of any
+step, so that nothing has to be replayed when a run resumes.
 """
 
 import functools
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from ftloop.task import Task
 
 STEPS_PER_GROUP = 50  # sorted by length together: leaves 2 to 5 % padding instead of 33 to 74 %
-# Tokens of one forward pass on a CPU, after padding. 32 texts of up to 512 tokens in one pass took 1.8
-# times as long as in pieces of 4096 tokens, and twice the memory.
+# Tokens of one forward pass on a CPU, after padding. 32 texts of up to 512 tokens in one pass took
+# 1.8 times as long as in pieces of 4096 tokens, and twice the memory.
 MAX_TOKENS_ON_CPU = 4096
 
 
@@ -51,8 +51,8 @@ def own_order(dataset: Any, seed: int, epoch: int) -> Sequence[int]:
 def shard(row_ids: list[int], num_processes: int) -> list[list[int]]:
     """Divide rows into one micro-batch for each rank, all of the same size.
 
-    Ranks take rows in turn, so that all get similar ones if the rows are sorted by length. Padding rows
-    have the id ~row (negative): the row is computed again and counts nowhere.
+    Ranks take rows in turn, so that all get similar ones if the rows are sorted by length. Padding
+    rows have the id ~row (negative): the row is computed again and counts nowhere.
     """
     num_padding_rows = -len(row_ids) % num_processes
     padded = row_ids + [~row_ids[-1]] * num_padding_rows
@@ -68,8 +68,8 @@ def split_rows(
 ) -> list[list[int]]:
     """Split rows into pieces of at most `size` rows per rank.
 
-    With `lengths` and `max_tokens`, a piece also has at most that many tokens per rank after padding,
-    or a single row per rank. The rows must then be sorted by length, the longest first.
+    With `lengths` and `max_tokens`, a piece also has at most that many tokens per rank after
+    padding, or a single row per rank. The rows must then be sorted by length, the longest first.
     """
     pieces, start = [], 0
     while start < len(row_ids):
@@ -93,13 +93,15 @@ class StepPlan:
 
 
 class TrainSampler:
-    """Batch sampler of a whole training: yields micro-batches of (epoch, row id), for the ranks in turn.
+    """Batch sampler of a whole training: yields micro-batches of (epoch, row id), for the ranks in
+    turn.
 
-    Of each step, rank 0 gets the first micro-batch, rank 1 the second, and so on, then rank 0 again.
-    Every rank gets equally many micro-batches of equally many rows, because DDP would hang otherwise.
+    Of each step, rank 0 gets the first micro-batch, rank 1 the second, and so on, then rank 0
+    again. Every rank gets equally many micro-batches of equally many rows, because DDP would hang
+    otherwise.
 
-    It has no attribute `batch_size` on purpose: with `even_batches=False`, accelerate then hands the
-    micro-batches to the ranks as they are. With that attribute it would divide them anew.
+    It has no attribute `batch_size` on purpose: with `even_batches=False`, accelerate then hands
+    the micro-batches to the ranks as they are. With that attribute it would divide them anew.
     """
 
     def __init__(self, dataset: Any, config: "Config", num_processes: int = 1, device: str = ""):
@@ -162,12 +164,10 @@ class TrainSampler:
         """Describe the order and the division of the rows in one line, for the log."""
         rows = "a stream" if self.num_rows == UNBOUNDED else f"{self.num_rows} rows"
         order = " grouped by length" if self.group_by_length else ""
-        limit = f"{self.micro_batch_size} rows"
-        if self.group_by_length and self.max_tokens is not None:
-            limit += f" and {self.max_tokens} tokens"
+        tokens = f" and {self.max_tokens} tokens" if order and self.max_tokens else ""
         steps = f"{self.total_steps} optimizer steps of {self.rows_per_step} rows"
-        division = f"micro-batches of at most {limit} on each of {self.num_processes} process(es)"
-        return f"{rows}{order}, {steps}, {division}"
+        limit = f"at most {self.micro_batch_size} rows{tokens} per forward pass"
+        return f"{rows}{order}, {steps}, {limit}, {self.num_processes} process(es)"
 
     def _compute_order(self, epoch: int) -> Sequence[int]:
         order = self.row_order(self.dataset, self.seed, epoch)
@@ -181,10 +181,10 @@ class TrainSampler:
     def _compute_group(self, epoch: int, group: int) -> list[list[int]]:
         """Return the row ids of each step of a group.
 
-        The rows of STEPS_PER_GROUP steps of the epoch's order are sorted by length and cut into steps,
-        which come in a random order. The last step of an epoch, if it has fewer rows, stays the last
-        and has rows of all lengths. The first step of a run holds the longest row: if memory is too
-        small, it fails at once.
+        The rows of STEPS_PER_GROUP steps of the epoch's order are sorted by length and cut into
+        steps, which come in a random order. The last step of an epoch, if it has fewer rows, stays
+        the last and has rows of all lengths. The first step of a run holds the longest row: if
+        memory is too small, it fails at once.
         """
         assert self.lengths is not None
         size = STEPS_PER_GROUP * self.rows_per_step

@@ -5,7 +5,6 @@ micro-batch and the random choices of a row are functions of (seed, counters); s
 """
 
 import contextlib
-import functools
 import hashlib
 import math
 import random
@@ -62,42 +61,26 @@ def fold_in(seed: int, *counters: int | str) -> int:
 
 def set_seed(seed: int) -> None:
     """Seed torch on every device, `random` and numpy."""
-    if _has_accelerator():
-        torch.manual_seed(seed)
-    else:
-        # torch.manual_seed also prepares a later seeding of GPUs, which takes 0.25 ms per call.
-        torch.default_generator.manual_seed(seed)
+    torch.manual_seed(seed)
     random.seed(seed)
-    numpy.random.seed(seed & 0xFFFFFFFF)
-
-
-@functools.cache
-def _has_accelerator() -> bool:
-    return torch.accelerator.is_available()
-
-
-_numpy_generators: list[numpy.random.MT19937] = []  # unused ones, for temporary_seed
+    numpy.random.seed(seed % 2**32)
 
 
 @contextlib.contextmanager
 def temporary_seed(seed: int) -> Iterator[None]:
-    """Seed torch's CPU generator, `random` and numpy within the block; restore their states after it.
+    """Seed torch's CPU generator, `random` and numpy within the block; restore their states after
+    it.
 
     GPUs are left alone: without data workers this runs between the forward passes of the training
     process, and the state of the GPU belongs to dropout.
     """
-    torch_state, random_state = torch.get_rng_state(), random.getstate()
-    # numpy gets another generator for the block: copying its state would take 30 times as long.
-    numpy_generator = numpy.random.get_bit_generator()
-    block_generator = _numpy_generators.pop() if _numpy_generators else numpy.random.MT19937()
-    numpy.random.set_bit_generator(block_generator)
+    states = torch.get_rng_state(), random.getstate(), numpy.random.get_state()
     torch.default_generator.manual_seed(seed)
     random.seed(seed)
-    numpy.random.seed(seed & 0xFFFFFFFF)
+    numpy.random.seed(seed % 2**32)
     try:
         yield
     finally:
-        torch.set_rng_state(torch_state)
-        random.setstate(random_state)
-        numpy.random.set_bit_generator(numpy_generator)
-        _numpy_generators.append(block_generator)
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        numpy.random.set_state(states[2])

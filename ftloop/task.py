@@ -1,7 +1,7 @@
 """What the loop needs from a task: data, a model, losses, predictions and metrics.
 
-The task computes and the loop drives: devices, precision, accumulation, ranks and checkpoints are not
-the business of a task. A task is usually a frozen dataclass whose fields are its options.
+The task computes and the loop drives: devices, precision, accumulation, ranks and checkpoints are
+not the business of a task. A task is usually a frozen dataclass whose fields are its options.
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 Batch = dict[str, Any]
 """The model's inputs by name, "labels", "weights" and "row_ids"; values are tensors.
 
-"weights" are float, with the shape of the losses: (rows,) or (rows, tokens). An item of weight 0 does
-not count. "row_ids" is int64, (rows,): the row of the dataset; a negative id ~row marks a padding row,
-which repeats `row` to fill up a micro-batch and counts nowhere.
+"weights" are float, with the shape of the losses: (rows,) or (rows, tokens). An item of weight 0
+does not count. "row_ids" is int64, (rows,): the row of the dataset; a negative id ~row marks a
+padding row, which repeats `row` to fill up a micro-batch and counts nowhere.
 """
 
 NOT_MODEL_INPUTS = ("labels", "weights", "row_ids")
@@ -58,8 +58,8 @@ class Task:
     def load_datasets(self) -> dict[str, Any]:
         """Return map-style datasets "train" and, where the data has them, "validation" and "test".
 
-        A dataset has `__len__` and `__getitem__(row)`; random choices for a row belong there, since the
-        loader seeds them by (seed, epoch, row). It may also offer
+        A dataset has `__len__` and `__getitem__(row)`; random choices for a row belong there, since
+        the loader seeds them by (seed, epoch, row). It may also offer
 
             lengths           tokens per row, or another unit of cost: rows of similar length form a batch
             fingerprint       str, a digest of the content: a run resumes on the same content only
@@ -108,8 +108,8 @@ class Task:
     def export(self, model: "torch.nn.Module", state_dict: dict[str, Any], folder: Path) -> None:
         """Write the model with these full weights into an existing, empty folder.
 
-        Called on the main process. By default the format of `save_pretrained` or, for a plain module,
-        model.safetensors.
+        Called on the main process. By default the format of `save_pretrained` or, for a plain
+        module, model.safetensors.
         """
         if hasattr(model, "save_pretrained"):
             model.save_pretrained(folder, state_dict=state_dict)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from ftloop.cli.options import option_name
-from ftloop.errors import Stopped, TrainingError, UserError, colored, is_out_of_memory, root_cause
+from ftloop.errors import Stopped, TrainingError, UserError, is_out_of_memory, root_cause
 
 
 def run_main(main: Callable[[], None]) -> int:
@@ -56,6 +56,8 @@ def run_main(main: Callable[[], None]) -> int:
 
 def print_error(message: str) -> None:
     """Print "error: message" on standard error, "error:" in red on a terminal."""
+    from ftloop.logs.terminal import colored
+
     print(f"{colored('error:', 'red', sys.stderr)} {message}", file=sys.stderr)
 
 

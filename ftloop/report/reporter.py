@@ -66,17 +66,17 @@ def write_report_and_wait(config: Config) -> bool:
     """
     run_dir, start = Path(config.run_dir), time.monotonic()
     logger.info("Writing the report (baselines, intervals, label errors). The run is complete.")
-    report = ReportProcess(run_dir)
+    report, signals = ReportProcess(run_dir), StopSignals(config.max_minutes)
+    signals.install()
     try:
-        with StopSignals(config) as signals:
-            while report.is_running:
-                if signals.received():
-                    raise Stopped(
-                        f"{signals.reason}: the run is finished, but its report is not written. "
-                        f"To write it: {report.command}",
-                        signals.exit_code,
-                    )
-                time.sleep(0.05)
+        while report.is_running:
+            if signals.received():
+                raise Stopped(
+                    f"{signals.reason}: the run is finished, but its report is not written. "
+                    f"To write it: {report.command}",
+                    signals.exit_code,
+                )
+            time.sleep(0.05)
         if report.exit_code == 0:
             page, seconds = run_dir / "report.html", time.monotonic() - start
             megabytes = page.stat().st_size / 1e6
@@ -89,6 +89,7 @@ def write_report_and_wait(config: Config) -> bool:
             )
         return report.exit_code == 0
     finally:
+        signals.restore()
         report.kill()
 
 
