@@ -198,17 +198,15 @@ def test_the_quickstart_trains_its_pretrained_model_and_prints_all_paths(folder,
         "train.py", "configs/quickstart_text.py", *options, "--run-dir", tmp_path / "run"
     )
     assert result.code == 0, result.err
-    assert (
-        "not in the checkpoint, so new and random: classifier.bias, classifier.weight" in result.err
-    )
+    assert "so they are new and random: classifier.bias, classifier.weight" in result.err
     assert "3/3" in result.err  # the progress bar
-    told = [
-        line.split()[0]
-        for line in result.err.rpartition("kept ")[2].splitlines()[1:]
-        if line.strip()
-    ]
-    assert told[:6] == ["validation", "test", "model", "card", "record", "next"]
-    assert str(tmp_path / "run" / "model") in result.err
+    before, _, after = result.err.rpartition("weights     of step 3 of 3")
+    first_words = [line.split()[0] for line in before.splitlines() if line.strip()]
+    scored = [word for word in first_words if word in ("validation:", "test:")]
+    assert scored == ["validation:", "test:"]
+    first_words = [line.split()[0] for line in after.splitlines()[1:] if line.strip()]
+    assert first_words[:4] == ["model", "card", "record", "next"]
+    assert str(tmp_path / "run" / "model") in after
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
     assert {split: set(values) for split, values in scores.items()} == {
         split: {"loss", "accuracy", "f1_macro"} for split in ("validation", "test")
