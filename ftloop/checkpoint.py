@@ -150,9 +150,7 @@ def newest_intact(folder: Path) -> Path | None:
         problem = damage(checkpoint)
         if problem is None:
             return checkpoint
-        logger.warning(
-            "checkpoint %s is damaged (%s): trying the previous one", checkpoint, problem
-        )
+        logger.warning("checkpoint %s is damaged (%s): trying an older one", checkpoint, problem)
     return None
 
 

@@ -89,8 +89,19 @@ class Config:
     allow_changes: bool = False  # resume a run although options differ that change its result
 
     may_change: ClassVar[frozenset[str]] = frozenset(
-        "run_dir resume allow_changes workers timeout log_every max_minutes keep_last keep_best "
-        "micro_batch_size max_tokens".split(" ")
+        [
+            "run_dir",
+            "resume",
+            "allow_changes",
+            "workers",
+            "timeout",
+            "log_every",
+            "max_minutes",
+            "keep_last",
+            "keep_best",
+            "micro_batch_size",
+            "max_tokens",
+        ]
     )
     """Fields that may differ when a run resumes: they change its result up to rounding at most."""
 

@@ -78,16 +78,14 @@ def precision_of(accelerator: Accelerator) -> str:
 def environment_info(accelerator: Accelerator, setups: Sequence[Setup]) -> dict[str, Any]:
     """Return what may change the bits of a result besides the config. Checkpoints record it."""
     device = accelerator.device
-    info: dict[str, Any] = {
+    info = {
         "ftloop": __version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "num_processes": accelerator.num_processes,
-        "weights": "sharded" if accelerator.is_fsdp2 else "replicated",
     }
+    info["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    info |= {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
+    info |= {"num_processes": accelerator.num_processes, "is_sharded": accelerator.is_fsdp2}
     for setup in setups:
         info |= setup.environment()
     return info

@@ -7,20 +7,18 @@ order in which rows are computed.
 
 import numbers
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from torch.utils.data import DataLoader
 
 from ftloop.errors import UserError
 from ftloop.loader import build_dataloader
 from ftloop.metric_log import weighted_sum
 from ftloop.sampler import MAX_TOKENS_ON_CPU, EvalSampler
 from ftloop.task import Batch, Task, model_inputs
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-    from torch.utils.data import DataLoader
 
 LABEL_PADDING = -100  # fills up what has different lengths in different batches; losses ignore it
 Values = dict[str, torch.Tensor]
@@ -31,23 +29,19 @@ class EvaluationStopped(Exception):
 
 
 def build_eval_loader(
-    dataset: Any, task: Task, accelerator: "Accelerator", batch_size: int, workers: int = 0
-) -> "DataLoader":
+    dataset: Any, task: Task, accelerator: Accelerator, batch_size: int, workers: int = 0
+) -> DataLoader:
     """Build the prepared DataLoader over all rows of a dataset, the longest first."""
-    sampler = EvalSampler(
-        dataset,
-        size=batch_size,
-        num_processes=accelerator.num_processes,
-        max_tokens=MAX_TOKENS_ON_CPU if accelerator.device.type == "cpu" else None,
-    )
+    max_tokens = MAX_TOKENS_ON_CPU if accelerator.device.type == "cpu" else None
+    sampler = EvalSampler(dataset, batch_size, accelerator.num_processes, max_tokens)
     return accelerator.prepare(build_dataloader(dataset, sampler, task.collate, workers=workers))
 
 
 def evaluate(
     model: torch.nn.Module,
-    loader: "DataLoader",
+    loader: DataLoader,
     task: Task,
-    accelerator: "Accelerator",
+    accelerator: Accelerator,
     stop_requested: Callable[[], bool] | None = None,
 ) -> dict[str, float] | None:
     """Return the scores of a prepared model: "loss", the weighted mean of the losses, and the
@@ -80,9 +74,9 @@ def evaluate(
 @torch.no_grad()
 def iterate_predictions(
     model: torch.nn.Module,
-    loader: "DataLoader",
+    loader: DataLoader,
     task: Task,
-    accelerator: "Accelerator",
+    accelerator: Accelerator,
     stop_requested: Callable[[], bool] | None = None,
 ) -> Iterator[Values]:
     """Yield what `task.predict` returns for each batch, on the CPU of the main process.
@@ -110,8 +104,7 @@ def iterate_predictions(
         model.train()
     num_wrong = int((num_evaluations != 1).sum())
     if accelerator.is_main_process and num_wrong:
-        total = len(num_evaluations)
-        raise RuntimeError(f"{num_wrong} of {total} rows were not evaluated exactly once")
+        raise RuntimeError(f"{num_wrong} rows were not evaluated exactly once")
 
 
 def predict_batch(model: torch.nn.Module, batch: Batch, task: Task) -> Values:
@@ -134,27 +127,23 @@ def predict_batch(model: torch.nn.Module, batch: Batch, task: Task) -> Values:
 
 
 def metric_inputs(metric: Any) -> list[str]:
-    """Return the names of the values that a metric takes: its features, or predictions and references."""
+    """Return the names of the values that a metric takes: its features, or the usual two."""
     features = getattr(metric, "features", None)
     if isinstance(features, list):  # `evaluate` allows alternatives with the same names
         features = features[0]
-    return list(features) if features else ["predictions", "references"]
+    return list(features or ("predictions", "references"))
 
 
 def add_batch(metric: Any, values: Values) -> None:
     """Give a metric the values of a batch that it takes."""
     names = metric_inputs(metric)
-    missing = [name for name in names if name not in values]
+    missing = ", ".join(name for name in names if name not in values)
     if missing:
-        name = getattr(metric, "name", type(metric).__name__)
-        raise UserError(
-            f"the metric {name!r} needs {', '.join(missing)}, but task.predict returns "
-            f"{', '.join(values)}."
-        )
+        raise UserError(f"a metric needs {missing}, but task.predict returns {', '.join(values)}.")
     metric.add_batch(**{name: values[name] for name in names})
 
 
 def compute_metric(metric: Any) -> dict[str, float]:
-    """Return the scores of the rows that were added to a metric. Entries that are not numbers are dropped."""
+    """Return the scores of the rows that were added to a metric, without other entries."""
     scores = metric.compute()
     return {name: float(value) for name, value in scores.items() if isinstance(value, numbers.Real)}

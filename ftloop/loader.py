@@ -8,10 +8,11 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
 import torch
+from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 
 from ftloop.errors import TrainingError, UserError
@@ -19,9 +20,6 @@ from ftloop.metric_log import MetricLog
 from ftloop.sampler import EvalSampler, TrainSampler
 from ftloop.state import fold_in, temporary_seed
 from ftloop.task import Batch
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 MAX_WORKERS = (
     8  # per process for workers="auto": more of them hold batches in memory and rarely help
@@ -144,9 +142,9 @@ def optimizer_steps(
     loader: DataLoader,
     sampler: TrainSampler,
     start_step: int,
-    accelerator: "Accelerator",
+    accelerator: Accelerator,
     log: MetricLog,
-) -> Iterator[tuple[list[Batch], "float | torch.Tensor"]]:
+) -> Iterator[tuple[list[Batch], float | torch.Tensor]]:
     """Yield (micro_batches, total_weight) for each optimizer step from `start_step` on.
 
     micro_batches: those of this rank. total_weight: the sum of the weights of the whole step over

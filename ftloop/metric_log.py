@@ -8,19 +8,20 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy
 import torch
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from ftloop.errors import TrainingError
 from ftloop.sampler import StepPlan
 from ftloop.task import Losses
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
 logger = logging.getLogger("ftloop")
+
+Scores = dict[str, float]
 
 # Steps in a row that the gradient scaler of fp16 may skip. Its scale starts at 65536 and is halved
 # each time.
@@ -34,12 +35,13 @@ class StepRecord:
     step: int  # from 1
     epoch: float  # epochs done after this step
     plan: StepPlan
-    learning_rate: float
-    row_ids: list[torch.Tensor]  # of each micro-batch of this rank; negative ids are padding rows
-    weights: list[torch.Tensor]
-    outputs: list[Losses]
-    total_weight: float | torch.Tensor  # over all micro-batches and ranks
-    grad_norm_tensor: torch.Tensor
+    learning_rate: float = math.nan
+    row_ids: list[torch.Tensor] = field(default_factory=list)
+    """Of each micro-batch of this rank; negative ids are padding rows."""
+    weights: list[torch.Tensor] = field(default_factory=list)
+    outputs: list[Losses] = field(default_factory=list)
+    total_weight: Any = math.nan  # over all micro-batches and ranks
+    grad_norm_tensor: Any = None
     loss: float = math.nan
     grad_norm: float = math.nan
     scalars: dict[str, float] = field(default_factory=dict)  # named values of the task
@@ -56,7 +58,7 @@ class MetricLog:
     Every rank has one, since a flush gathers values from all ranks; the main process has the file.
     """
 
-    def __init__(self, accelerator: "Accelerator"):
+    def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
         self.buffer: list[StepRecord] = []
         self.num_skipped_steps = 0  # in a row, by the gradient scaler of fp16
@@ -91,19 +93,15 @@ class MetricLog:
         by_rank = self.accelerator.gather(sums.unsqueeze(0)).tolist()
         grad_norms = torch.stack([record.grad_norm_tensor for record in records]).tolist()
         for index, record in enumerate(records):
-            total = float(record.total_weight)
-            totals = [
-                sum(values) for values in zip(*(rank[index] for rank in by_rank), strict=True)
-            ]
-            record.loss, *scalars = [value / total if total else math.nan for value in totals]
+            totals = numpy.sum([rank[index] for rank in by_rank], axis=0).tolist()
+            weight = float(record.total_weight) or math.nan
+            record.loss, *scalars = (total / weight for total in totals)
             record.scalars = dict(zip(names, scalars, strict=True))
             record.grad_norm = grad_norms[index]
             self._check_finite(record)
         rate = round(sum(record.rows for record in records) / self.seconds(), 2)
-        speed = {
-            "rows_per_second": rate,
-            "data_wait": round(self.data_wait_seconds / self.seconds(), 4),
-        }
+        data_wait = round(self.data_wait_seconds / self.seconds(), 4)
+        speed = {"rows_per_second": rate, "data_wait": data_wait}
         for record in records:
             scores = {"loss": record.loss, "learning_rate": record.learning_rate}
             scores |= {"grad_norm": record.grad_norm, **record.scalars}
@@ -114,13 +112,7 @@ class MetricLog:
         return records, speed
 
     def write(
-        self,
-        step: int,
-        epoch: float,
-        split: str,
-        scores: dict[str, float],
-        rate: float,
-        **more: Any,
+        self, step: int, epoch: float, split: str, scores: Scores, rate: float, **more: Any
     ) -> None:
         """Write one line for each score, on the main process. `rate`: rows per second."""
         if self.stream is None:

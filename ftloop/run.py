@@ -9,6 +9,7 @@ Only the main process writes. All ranks call the methods of `Run` that the loop 
 
 import json
 import logging
+import math
 import os
 import shlex
 import shutil
@@ -31,6 +32,8 @@ from ftloop.state import TrainState
 from ftloop.task import Batch, Losses
 
 logger = logging.getLogger("ftloop")
+
+UP_TO_ROUNDING = "Without dropout, results are equal up to rounding."
 
 Scores = dict[str, dict[str, float]]
 """Scores by split: {"validation": {"loss": 0.31, "accuracy": 0.89}, "test": {...}}."""
@@ -80,17 +83,16 @@ class Run:
             setup.prepare_model(model, self.accelerator)
 
     def choose_micro_batch_size(self, sampler: TrainSampler, model: torch.nn.Module) -> None:
-        """Set the micro-batch size of the sampler: as configured, or 'auto' as recorded or measured."""
+        """Set the micro-batch size of the sampler: as configured, or 'auto' as resumed or measured."""
         recorded = self.state.micro_batch_size
         if self.config.micro_batch_size == "auto":
             arguments = (model, sampler, self.task, self.accelerator)
-            measured = (setup.choose_micro_batch_size(*arguments) for setup in self.setups)
+            measured = [setup.choose_micro_batch_size(*arguments) for setup in self.setups]
             sizes = [recorded] if recorded else [size for size in measured if size]
             sampler.micro_batch_size = min(sizes, default=sampler.micro_batch_size)
         size = self.state.micro_batch_size = sampler.micro_batch_size
         if recorded not in (None, size):
-            message = "resume: micro_batch_size %s -> %d. Without dropout, results are equal up to rounding."
-            logger.warning(message, recorded, size)
+            logger.warning("resume: micro_batch_size %s -> %d. %s", recorded, size, UP_TO_ROUNDING)
 
     def register_for_checkpointing(self, **objects: Any) -> None:
         """Save and restore the state_dict of these objects with each checkpoint, by their names.
@@ -108,7 +110,15 @@ class Run:
         """
         self.sampler, self.eval_loaders = sampler, eval_loaders
         self.total_steps, folder = sampler.total_steps, self.checkpoint_folder
-        self._check_fingerprint(sampler.dataset)
+        fingerprint = getattr(sampler.dataset, "fingerprint", None) or f"{sampler.num_rows} rows"
+        message = "the training rows differ between the ranks."
+        distributed.check_agreement(fingerprint, self.accelerator, message)
+        if self.state.dataset_fingerprint not in ("", fingerprint):
+            raise UserError(
+                f"the training rows are not those on which {self.resumed_from} was trained. Restore the "
+                "data, or start a new run in another run_dir."
+            )
+        self.state.dataset_fingerprint = fingerprint
         if self.resumed_from is not None:
             self._restore(self.resumed_from)
         message = "the machines do not share run_dir: their runs start at different steps."
@@ -127,18 +137,6 @@ class Run:
         self.log.restart_clock()
         return self.state
 
-    def _check_fingerprint(self, dataset: Any) -> None:
-        """Compare the content of the training rows with that of the checkpoint and the other ranks."""
-        fingerprint = getattr(dataset, "fingerprint", None) or f"{len(dataset)} rows"
-        message = "the training rows differ between the ranks."
-        distributed.check_agreement(fingerprint, self.accelerator, message)
-        if self.state.dataset_fingerprint not in ("", fingerprint):
-            raise UserError(
-                f"the training rows are not those on which {self.resumed_from} was trained. Restore "
-                "the data, or start a new run in another run_dir."
-            )
-        self.state.dataset_fingerprint = fingerprint
-
     def _restore(self, checkpoint: Path) -> None:
         """Load all registered objects from a checkpoint, strictly, and compare the environments."""
         training = self._load_registered(checkpoint)
@@ -151,14 +149,11 @@ class Run:
         logger.info("resuming from %s", checkpoint)
         now = distributed.environment_info(self.accelerator, self.setups)
         before = checkpoints.load_environment(checkpoint)
-        changes = [
-            f"{key} {before[key]} -> {now.get(key)}"
-            for key in before
-            if before[key] != now.get(key)
-        ]
+        changes = [f"{name} {now.get(name)}" for name in before if before[name] != now.get(name)]
         if changes:
-            message = "resume: the environment has changed (%s). Without dropout, results are equal up to rounding."
-            logger.warning(message, ", ".join(changes))
+            logger.warning(
+                "resume: in another environment: %s. %s", ", ".join(changes), UP_TO_ROUNDING
+            )
 
     def _load_registered(self, checkpoint: Path) -> dict[str, Any]:
         """Load the model, and what else was registered besides optimizer and scheduler."""
@@ -186,12 +181,10 @@ class Run:
 
     def training_is_complete(self, state: TrainState) -> bool:
         """Whether the last step is done, or early stopping ends the training."""
-        patience, metric = self.config.patience, self.config.best_metric
-        if patience is not None and state.evaluations_since_best >= patience:
-            message = "stopped early at step %d: %d evaluations without a better %s"
-            logger.info(message, state.step, patience, metric)
-            return True
-        return state.step >= self.total_steps
+        patience = self.config.patience or math.inf
+        if state.evaluations_since_best >= patience:
+            logger.info("stopped early: no better score in %d evaluations", patience)
+        return state.step >= self.total_steps or state.evaluations_since_best >= patience
 
     def stop_requested(self) -> bool:
         """Whether a signal or the time limit asks any rank to stop. All ranks get the same answer.
@@ -208,33 +201,28 @@ class Run:
 
     def stopped(self) -> Stopped:
         """Return the exception that ends a run which was asked to stop and is saved."""
-        step, reason = self.state.step, self.stop_signals.reason
-        message = f"{reason}: stopped after step {step}; the checkpoint is saved."
-        command = f"Run the same command again to resume: python {shlex.join(sys.argv)}"
-        return Stopped(f"{message} {command}", self.stop_signals.exit_code)
+        reason, command = self.stop_signals.reason, shlex.join(sys.argv)
+        message = f"{reason}: stopped after step {self.state.step}; the checkpoint is saved. "
+        message += f"Run the same command again to resume: python {command}"
+        return Stopped(message, self.stop_signals.exit_code)
 
     def log_step(
         self,
         micro_batches: list[Batch],
         outputs: list[Losses],
-        total_weight: float | torch.Tensor,
+        total_weight: Any,
         grad_norm: torch.Tensor,
         learning_rate: float,
     ) -> None:
         """Buffer the values of the step that was just done. At log steps, read and write them."""
-        record = StepRecord(
-            step=self.state.step,
-            epoch=self.sampler.epochs_done(self.state.step),
-            plan=self.sampler.plan(self.state.step - 1),
-            learning_rate=learning_rate,
-            row_ids=[batch["row_ids"] for batch in micro_batches],
-            weights=[batch["weights"] for batch in micro_batches],
-            outputs=outputs,
-            total_weight=total_weight,
-            grad_norm_tensor=grad_norm,
-        )
+        step = self.state.step
+        record = StepRecord(step, self.sampler.epochs_done(step), self.sampler.plan(step - 1))
+        record.row_ids = [batch["row_ids"] for batch in micro_batches]
+        record.weights = [batch["weights"] for batch in micro_batches]
+        record.outputs, record.total_weight = outputs, total_weight
+        record.grad_norm_tensor, record.learning_rate = grad_norm, learning_rate
         self.log.buffer.append(record)
-        if self._log_is_due(record.step):
+        if self._log_is_due(step):
             self.flush_log()
 
     def flush_log(self) -> None:
@@ -268,14 +256,12 @@ class Run:
             observer.sync()
         state.log_bytes = self.log.sync()
         # All ranks gather the weights, of which each may hold a shard.
-        weights = distributed.full_state_dict(self.model, self.accelerator)
-        training = {
-            name: value.state_dict() for name, value in self.registered.items() if name != "model"
-        }
+        model, accelerator = self.model, self.accelerator
+        weights = distributed.full_state_dict(model, accelerator)
+        training = {name: value.state_dict() for name, value in self.registered.items()}
         optimizer = self.registered["optimizer"]
-        training["optimizer"] = distributed.optimizer_state_dict(
-            optimizer, self.model, self.accelerator
-        )
+        training["optimizer"] = distributed.optimizer_state_dict(optimizer, model, accelerator)
+        del training["model"]
         if self.accelerator.scaler is not None:
             training["scaler"] = self.accelerator.scaler.state_dict()
         if self.is_main_process:

@@ -183,16 +183,11 @@ class TrainSampler:
 
         The rows of STEPS_PER_GROUP steps of the epoch's order are sorted by length and cut into
         steps, which come in a random order. The last step of an epoch, if it has fewer rows, stays
-        the last and has rows of all lengths. The first step of a run holds the longest row: if
-        memory is too small, it fails at once.
+        the last and has rows of all lengths.
         """
         assert self.lengths is not None
         size = STEPS_PER_GROUP * self.rows_per_step
         rows = numpy.array(self._order(epoch)[group * size : (group + 1) * size])
-        if epoch == 0 and self.row_order is random_order:
-            first, longest = self._order(0)[0], self.lengths.argmax()  # they change places
-            is_first, is_longest = rows == first, rows == longest
-            rows[is_first], rows[is_longest] = longest, first
         num_full_steps = len(rows) // self.rows_per_step
         parts = numpy.split(rows, [num_full_steps * self.rows_per_step])
         by_length = [part[numpy.argsort(-self.lengths[part], kind="stable")] for part in parts]
@@ -201,8 +196,6 @@ class TrainSampler:
         shuffled = random_permutation(
             num_full_steps, fold_in(self.seed, "steps", group), epoch
         ).tolist()
-        if epoch == group == 0:
-            shuffled = [0, *(step for step in shuffled if step != 0)][:num_full_steps]
         return [steps[step] for step in shuffled] + ([last_rows] if last_rows else [])
 
 
