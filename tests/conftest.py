@@ -3,8 +3,10 @@
 import os
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-os.environ |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "1"}  # the same tests on any machine
-os.environ["OMP_NUM_THREADS"] = "1"  # tiny models: a second thread costs more than it gives, and sums in another order
+# The same tests on any machine.
+os.environ |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "1"}
+# For tiny models, a second thread costs more time than it saves, and it sums in another order.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import csv
 import io
@@ -50,7 +52,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="session", autouse=True)
 def caches(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The caches of the libraries, in a folder of this session: a test sees nothing of an earlier one."""
+    """Give the libraries the caches of this session, which are empty at its start."""
     import datasets
 
     folder = tmp_path_factory.mktemp("cache")
@@ -69,7 +71,7 @@ def unchanged_torch() -> Iterator[None]:
 
 @pytest.fixture
 def fresh_imports(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Forget what a test imports from its own folders, since two tests may name their files alike."""
+    """Forget what a test imports from its own folders: two tests may name their files alike."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     before = set(sys.modules)
     yield
@@ -81,7 +83,7 @@ def fresh_imports(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """`tiny("bert")`: a folder with a random two-layer model of that architecture and a tokenizer of a few words."""
+    """`tiny("bert")` returns a folder with a random two-layer model and a small tokenizer."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
@@ -132,7 +134,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
 
 
 def sentences(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Rows with a text of 3 to 12 words, the colour in it as `colour`, its number as `number`, and a decimal `tone`."""
+    """Return rows: `text` of 3 to 12 words, labels `colour` and `number`, decimal `tone`."""
     draw = random.Random(seed)
     rows = []
     for _ in range(count):
@@ -140,9 +142,8 @@ def sentences(count: int, seed: int = 0) -> list[dict[str, Any]]:
         words = [draw.choice(WORDS[3:]) for _ in range(draw.randint(2, 11))]
         words.insert(draw.randint(0, len(words)), colour)
         number = COLOURS.index(colour)
-        rows.append(
-            {"text": " ".join(words), "colour": colour, "number": number, "tone": number + len(words) / 20 + 0.01}
-        )
+        tone = number + len(words) / 20 + 0.01
+        rows.append({"text": " ".join(words), "colour": colour, "number": number, "tone": tone})
     return rows
 
 
@@ -156,7 +157,7 @@ def write_csv(file: Path, rows: list[dict[str, Any]]) -> str:
 
 @pytest.fixture
 def colours(tmp_path: Path) -> list[str]:
-    """Options for `configs/text.py`: 43 + 11 + 11 rows that a tiny model learns, and sizes to match."""
+    """Options for `configs/text.py`: 43 + 11 + 11 rows that a tiny model can learn."""
     files = {
         split: write_csv(tmp_path / f"{split}.csv", sentences(count, seed))
         for seed, (split, count) in enumerate({"train": 43, "validation": 11, "test": 11}.items())
@@ -170,12 +171,18 @@ def colours(tmp_path: Path) -> list[str]:
 
 
 def quick(words: tuple[Any, ...]) -> list[str]:
-    """A command, without the report at the end of a training: it would take longer than the tiny training itself.
-    Tests of reports ask for it, by --report."""
+    """Add --no-report to a command that trains: a report takes longer than a tiny training.
+
+    Tests of reports write --report.
+    """
     words = [str(word) for word in words]
-    script, config = next((pair for pair in itertools.pairwise(words) if Path(pair[0]).name == "train.py"), ("", "-"))
-    trains = bool(script) and not config.startswith("-")
-    return [*words, "--no-report"] if trains and not {"--report", "--no-report"} & {*words} else words
+    trains = any(
+        Path(script).name == "train.py" and not config.startswith("-")
+        for script, config in itertools.pairwise(words)
+    )
+    if trains and not {"--report", "--no-report"} & {*words}:
+        return [*words, "--no-report"]
+    return words
 
 
 @dataclass
@@ -186,12 +193,12 @@ class Result:
 
 
 def run_script(script: str, *words: str) -> Result:
-    """Run a root script in this process, as `python SCRIPT WORDS` would: seconds quicker than a new process."""
+    """Run `python SCRIPT WORDS` in this process, which saves the seconds of starting a new one."""
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
     out, err, argv = io.StringIO(), io.StringIO(), sys.argv
     sys.argv = [str(ROOT / script), *quick((script, *words))[1:]]
-    for state in (AcceleratorState, GradientState, PartialState):  # they outlive an Accelerator: each run is its own
+    for state in (AcceleratorState, GradientState, PartialState):  # they outlive an Accelerator
         state._reset_state()
     code = 0
     try:
@@ -205,15 +212,20 @@ def run_script(script: str, *words: str) -> Result:
 
 
 def run_script_of_ftloop(*words: str) -> Result:
-    """`python -m ftloop.cli WORDS`, in this process."""
+    """Run `python -m ftloop.cli WORDS` in this process."""
     return run_script("ftloop/cli/__main__.py", *words)
 
 
 def run_command(*words: str, timeout: int = 240, **environment: str) -> Result:
-    """Run a command in a new process at the root of the project; `python` is the one of the tests."""
+    """Run a command in a new process at the root of the project, with the Python of the tests."""
     command = [sys.executable if word == "python" else word for word in quick(words)]
     result = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=timeout
+        command,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )
     return Result(result.returncode, result.stdout, result.stderr)
 
@@ -229,26 +241,33 @@ IMPORTED = (
 
 
 def ranks(processes: int, *words: str, timeout: int = 240, **environment: str) -> Result:
-    """`torchrun --nproc_per_node PROCESSES WORDS`, but for its launcher: the processes are forked from one that has
-    imported the libraries, which saves most of their time. As there, one that fails ends the others."""
+    """Run WORDS in several processes, as torchrun does, and end all of them if one fails.
+
+    They are forked from a process that has imported the libraries, which saves most of their time.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(IMPORTED))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    told = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared = {
+        "WORLD_SIZE": processes,
+        "LOCAL_WORLD_SIZE": processes,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     with tempfile.TemporaryDirectory() as folder:
         files = [os.path.join(folder, name) for name in ("out", "err")]
         running = []
         for rank in range(processes):
-            own = {**environment, **told, "RANK": rank, "LOCAL_RANK": rank}
+            own = {**environment, **shared, "RANK": rank, "LOCAL_RANK": rank}
             own = {name: str(value) for name, value in own.items()}
             running.append(context.Process(target=run_rank, args=(quick(words), own, files)))
             running[-1].start()
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline and any(process.is_alive() for process in running):
             if any(process.exitcode for process in running):
-                time.sleep(1)  # for the others to say what they notice
+                time.sleep(1)  # so that the others can print what they notice
                 break
             time.sleep(0.05)
         for process in running:
@@ -259,7 +278,7 @@ def ranks(processes: int, *words: str, timeout: int = 240, **environment: str) -
 
 
 def run_rank(words: list[str], environment: dict[str, str], files: list[str]) -> None:
-    """What a process of `ranks` does: `python WORDS`."""
+    """Run `python WORDS` as one of the processes of `ranks`."""
     os.environ |= environment
     for number, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT), number)
@@ -270,6 +289,6 @@ def run_rank(words: list[str], environment: dict[str, str], files: list[str]) ->
 
 
 def torchrun(processes: int, *words: str, **environment: str) -> Result:
-    """`torchrun --nproc_per_node PROCESSES WORDS`, one thread each."""
-    launcher = ("python", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes))
-    return run_command(*launcher, *words, **environment)
+    """Run `torchrun --nproc_per_node PROCESSES WORDS` with one thread per process."""
+    torchrun = ("python", "-m", "torch.distributed.run", "--standalone")
+    return run_command(*torchrun, "--nproc_per_node", str(processes), *words, **environment)

@@ -1,4 +1,4 @@
-"""`import evaluate` is the library, although evaluate.py lies at the root, however a process was started."""
+"""`import evaluate` is the library, although evaluate.py lies at the root."""
 
 import importlib.metadata
 import json
@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_command
 
-# Importing the library takes seconds, for torch and transformers stand behind it. A stand-in of the same name in a
-# folder site-packages is found by the same search, so most tests look for that one.
-STAND_IN = {"__init__.py": "from .loading import load\n", "loading.py": "def load(name):\n    return name\n"}
+# Importing the library takes seconds, because it imports torch and transformers. Most tests search
+# for a stand-in of the same name in a folder site-packages instead.
+STAND_IN = {
+    "__init__.py": "from .loading import load\n",
+    "loading.py": "def load(name):\n    return name\n",
+}
 
 PROBE = """
 import json, os
@@ -19,10 +22,12 @@ import json, os
 def look():
     import evaluate
     with open(os.environ["WITNESS"], "a") as stream:
-        stream.write(json.dumps([evaluate.__file__, evaluate.__name__, callable(evaluate.load)]) + "\\n")
+        found = [evaluate.__file__, evaluate.__name__, callable(evaluate.load)]
+        stream.write(json.dumps(found) + "\\n")
 """
 CONFIG = PROBE + "look()\nraise SystemExit(0)\n"
-# A module that a run's record names, so that evaluate.py imports it; a spawned process runs evaluate.py once more.
+# A module that the record of a run names, so that evaluate.py imports it. A spawned process runs
+# evaluate.py again.
 RECORDED = """
 import multiprocessing
 from looking import look
@@ -61,10 +66,20 @@ PYTEST = PROBE + "def test_the_name():\n    import ftloop\n    look()\n"
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A copy of the project: what the tests below write at its root, or install of it, is not written into this one."""
+    """A copy of the project, into which the tests write and from which they install."""
     folder = tmp_path_factory.mktemp("copied") / "project"
-    shutil.copytree(ROOT / "ftloop", folder / "ftloop", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("train.py", "evaluate.py", "predict.py", "pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
+    shutil.copytree(
+        ROOT / "ftloop", folder / "ftloop", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    for name in (
+        "train.py",
+        "evaluate.py",
+        "predict.py",
+        "pyproject.toml",
+        "requirements.txt",
+        "README.md",
+        "LICENSE",
+    ):
         shutil.copy(ROOT / name, folder / name)
     return folder
 
@@ -81,7 +96,7 @@ def library(tmp_path_factory):
 
 @pytest.fixture
 def seen(project, library, tmp_path):
-    """`seen(*command)`: where each process of the command, run at the root of the copy, found `evaluate`."""
+    """`seen(*command)` runs a command in the copy; where did its processes find `evaluate`?"""
 
     def run(*command, at=project, stand_in=True):
         witness = tmp_path / "witness.jsonl"
@@ -111,7 +126,9 @@ def test_in_these_tests_it_is_the_library():
 
 def test_in_train_run_from_another_folder_it_is_the_installed_library(seen, config, tmp_path):
     installed = importlib.metadata.distribution("evaluate").locate_file("evaluate/__init__.py")
-    assert seen("python", ROOT / "train.py", config, at=tmp_path, stand_in=False) == [Path(installed)]
+    assert seen("python", ROOT / "train.py", config, at=tmp_path, stand_in=False) == [
+        Path(installed)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +138,8 @@ def test_in_train_run_from_another_folder_it_is_the_installed_library(seen, conf
         ("python -m train", 1),
         ("python -m torch.distributed.run --standalone --nproc_per_node 2 train.py", 2),
         (
-            "python -m accelerate.commands.launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no "
+            "python -m accelerate.commands.launch --cpu --num_processes 1 --num_machines 1 "
+            "--mixed_precision no "
             "--dynamo_backend no --num_cpu_threads_per_process 1 train.py",
             1,
         ),
@@ -137,7 +155,11 @@ def test_in_evaluate_itself_and_its_spawned_processes_it_is_the_library(seen, li
     (tmp_path / "recorded.py").write_text(RECORDED)
     run = tmp_path / "run"
     run.mkdir()
-    record = {"ftloop": "0.1.0", "import_from": [str(tmp_path)], "config": {"class": "recorded:Anything"}}
+    record = {
+        "ftloop": "0.2.0",
+        "import_from": [str(tmp_path)],
+        "config": {"class": "recorded:Anything"},
+    }
     (run / "config.json").write_text(json.dumps(record))
     assert seen("python", "evaluate.py", run) == [library / "__init__.py"] * 2
 
@@ -147,7 +169,9 @@ def test_in_spawned_processes_and_workers_it_is_the_library(seen, library, proje
     assert seen("python", "spawning.py") == [library / "__init__.py"] * 3
 
 
-@pytest.mark.parametrize("launcher", ["python -m pytest", "pytest", "pytest --import-mode=importlib"])
+@pytest.mark.parametrize(
+    "launcher", ["python -m pytest", "pytest", "pytest --import-mode=importlib"]
+)
 def test_in_pytest_it_is_the_library(seen, library, project, launcher):
     (project / "tests").mkdir(exist_ok=True)
     (project / "tests" / "test_probe.py").write_text(PYTEST)
@@ -156,15 +180,28 @@ def test_in_pytest_it_is_the_library(seen, library, project, launcher):
     assert seen(command, *words, "-p", "no:cacheprovider") == [library / "__init__.py"]
 
 
-def test_with_an_editable_install_used_elsewhere_it_is_the_library(seen, library, project, tmp_path):
-    pip = ["python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
-    installed = run_command(*pip, "--no-deps", "--no-build-isolation", "--prefix", tmp_path / "env", "-e", project)
+def test_with_an_editable_install_used_elsewhere_it_is_the_library(
+    seen, library, project, tmp_path
+):
+    pip = [
+        "python",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-compile",
+    ]
+    installed = run_command(
+        *pip, "--no-deps", "--no-build-isolation", "--prefix", tmp_path / "env", "-e", project
+    )
     assert installed.code == 0, installed.err
     (packages,) = (tmp_path / "env").rglob("site-packages")
     script = tmp_path / "own_script.py"
     script.write_text(
         PROBE + f"import site\nsite.addsitedir({str(packages)!r})\n"
-        f"import ftloop\nassert ftloop.__file__ == {str(project / 'ftloop' / '__init__.py')!r}\nlook()\n"
+        "import ftloop\n"
+        f"assert ftloop.__file__ == {str(project / 'ftloop' / '__init__.py')!r}\nlook()\n"
     )
     assert seen("python", script, at=tmp_path) == [library / "__init__.py"]
     tops = [file.read_text().split() for file in packages.rglob("top_level.txt")]

@@ -1,4 +1,4 @@
-"""The notebook of examples/: its cells run in order, as Jupyter runs them, on the embedded rows and weights."""
+"""The notebook in examples/: its cells run in order, on rows and weights of installed packages."""
 
 import json
 
@@ -11,7 +11,7 @@ JOB = CODE[0]  # the cell that is to be changed for another job
 
 
 def run_cells(cells: list[str]) -> tuple[dict, list]:
-    """The names after all cells, and what Jupyter would show: the value of each cell that ends with an expression."""
+    """Run cells; return their names, and what Jupyter shows: the values of last expressions."""
     import ast
 
     names, shown = {"__name__": "__main__"}, []
@@ -30,7 +30,7 @@ def figures_in(shown: list) -> int:
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """The working folder, in which the notebook leaves its run; what it adds to sys.path ends with the test."""
+    """The working folder, in which the notebook leaves its run. sys.path is restored."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(ROOT))
     return tmp_path
@@ -49,11 +49,15 @@ def test_the_notebook_runs_on_the_embedded_rows_and_weights(elsewhere, capsys):
     assert (elsewhere / "runs" / "emotion_notebook" / "model" / "model.safetensors").is_file()
     assert figures_in(shown) == 7
     assert set(names["scores"]) == {"validation", "test"}
-    losses = [table["loss"].tolist() for table in shown if list(getattr(table, "columns", []))[:2] == ["loss", "label"]]
+    tables = [
+        table for table in shown if list(getattr(table, "columns", []))[:2] == ["loss", "label"]
+    ]
+    losses = [table["loss"].tolist() for table in tables]
     assert losses[0] == sorted(losses[0], reverse=True)
     assert losses[1] == sorted(losses[1])
     assert losses[0][0] == pytest.approx(names["fine_tuned"].losses.max(), abs=1e-3)
-    assert shown[-1][0]["label"] == names["answer"]["label"]  # of transformers' pipeline, and of ours
+    # The pipeline of transformers, and ours
+    assert shown[-1][0]["label"] == names["answer"]["label"]
     assert shown[-1][0]["score"] == pytest.approx(names["answer"]["probability"], abs=1e-5)
 
 

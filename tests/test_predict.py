@@ -1,4 +1,4 @@
-"""predict.py and evaluate.py on finished runs: the answers of a transformers pipeline, in the order of the rows."""
+"""predict.py and evaluate.py give the answers of a transformers pipeline, in the order of rows."""
 
 import contextlib
 import csv
@@ -22,10 +22,13 @@ import pytest
 from conftest import COLOURS, run_script, sentences, write_csv
 from datasets import Dataset, config
 
-from ftloop import Data, TextClassification, UserError, load_run
+from ftloop.data import Data
+from ftloop.errors import UserError
+from ftloop.evaluation import build_eval_loader, iterate_predictions
 from ftloop.report import plots
-from ftloop.distributed import start_accelerator
-from ftloop.evaluation import adapt, blocks_of, evaluation_loader, outputs_by_row, predict_blocks
+from ftloop.runs.finished import load_run, predict_blocks, prepare_for_inference, split_into_blocks
+from ftloop.tasks import TextClassification
+from ftloop.tasks.predictor import build_predictor
 
 ROWS = sentences(30, seed=5)
 TEXTS = [row["text"] for row in ROWS]
@@ -37,9 +40,18 @@ def make_run(tiny, tmp_path_factory):
 
     def make(rows: list[dict], *options: str) -> str:
         folder = tmp_path_factory.mktemp("run")
-        command = ["configs/text.py", "--task.model", tiny("bert"), "--run-dir", folder / "run"]
-        data = ["--task.data.path", write_jsonl(folder / "rows.jsonl", rows), "--task.data.validation", "10"]
-        sizes = ["--task.max-length", "32", "--batch-size", "16", "--max-steps", "60", "--learning-rate", "5e-3"]
+        command = ["configs/text.py", "--model", tiny("bert"), "--run-dir", folder / "run"]
+        data = ["--data.path", write_jsonl(folder / "rows.jsonl", rows), "--data.validation", "10"]
+        sizes = [
+            "--max-length",
+            "32",
+            "--batch-size",
+            "16",
+            "--max-steps",
+            "60",
+            "--learning-rate",
+            "5e-3",
+        ]
         result = run_script("train.py", *command, *data, *sizes, *options)
         assert result.code == 0, result.err
         return str(folder / "run")
@@ -49,27 +61,34 @@ def make_run(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def single(make_run):
-    return make_run(sentences(100), "--task.label-column", "colour")
+    return make_run(sentences(100), "--label-column", "colour")
 
 
 @pytest.fixture(scope="module")
 def pair(make_run):
     rows = [
-        {"first": one["text"], "second": other["text"], "same": "yes" if one["colour"] == other["colour"] else "no"}
+        {
+            "first": one["text"],
+            "second": other["text"],
+            "same": "yes" if one["colour"] == other["colour"] else "no",
+        }
         for one, other in zip(sentences(100), sentences(100, seed=1), strict=True)
     ]
-    return make_run(rows, "--task.text-columns", "first", "second", "--task.label-column", "same")
+    return make_run(rows, "--text-columns", "first", "second", "--label-column", "same")
 
 
 @pytest.fixture(scope="module")
 def multi(make_run):
-    rows = [{**row, "found": [name for name in (*COLOURS, "sky") if name in row["text"]]} for row in sentences(100)]
-    return make_run(rows, "--task.label-column", "found", "--task.threshold", "0.4")
+    rows = [
+        {**row, "found": [name for name in (*COLOURS, "sky") if name in row["text"]]}
+        for row in sentences(100)
+    ]
+    return make_run(rows, "--label-column", "found", "--threshold", "0.4")
 
 
 @pytest.fixture(scope="module")
 def regression(make_run):
-    return make_run(sentences(100), "--task.label-column", "tone")
+    return make_run(sentences(100), "--label-column", "tone")
 
 
 def predict(*words: str) -> list[dict]:
@@ -84,12 +103,15 @@ def write_jsonl(file: Path, rows: list[dict]) -> str:
 
 
 def pipeline_answers(run: str, inputs: list) -> list[list[dict]]:
-    """All labels with their scores for each input, by the pipeline that the issue promises works on a run's model/."""
+    """Return all labels with their scores for each input, by a pipeline on the model/ of a run."""
     from transformers import pipeline
 
     # A quiet logger: the pipeline warns of one input after the other, which is for GPUs.
     logging.getLogger("transformers.pipelines.base").setLevel(logging.ERROR)
-    return [pipeline("text-classification", f"{run}/model", device="cpu")(one, top_k=None) for one in inputs]
+    return [
+        pipeline("text-classification", f"{run}/model", device="cpu")(one, top_k=None)
+        for one in inputs
+    ]
 
 
 def as_scores(answers: list[dict]) -> dict[str, float]:
@@ -114,7 +136,14 @@ def test_the_answers_are_those_of_a_pipeline(single):
 
 
 def test_pairs_take_two_texts_a_row(pair):
-    words = ["the sky is blue", "the sea is blue", "red rose", "green grass", "never", "always green"]
+    words = [
+        "the sky is blue",
+        "the sea is blue",
+        "red rose",
+        "green grass",
+        "never",
+        "always green",
+    ]
     answers = predict(pair, *words)
     given = list(zip(words[::2], words[1::2], strict=True))
     assert [(answer["first"], answer["second"]) for answer in answers] == given
@@ -130,7 +159,9 @@ def test_several_labels_are_those_above_the_threshold(multi):
     assert len(found) > 1, "the test needs rows with different numbers of labels"
     for answer, expected in zip(answers, pipeline_answers(multi, TEXTS), strict=True):
         assert answer["probabilities"] == pytest.approx(as_scores(expected), abs=1e-5)
-        assert answer["labels"] == [name for name, chance in answer["probabilities"].items() if chance >= 0.4]
+        assert answer["labels"] == [
+            name for name, chance in answer["probabilities"].items() if chance >= 0.4
+        ]
 
 
 def test_regression_gives_a_value(regression):
@@ -143,8 +174,12 @@ def test_regression_gives_a_value(regression):
 @pytest.mark.parametrize("batch_size", ["1", "7", "64"])
 def test_the_order_of_rows_is_kept_whatever_the_batch_size(single, tmp_path, batch_size):
     rows = [{"text": text, "id": number} for number, text in enumerate(TEXTS)]
-    answers = predict(single, "--file", write_jsonl(tmp_path / "new.jsonl", rows), "--batch-size", batch_size)
-    assert [(answer["text"], answer["id"]) for answer in answers] == [(row["text"], row["id"]) for row in rows]
+    answers = predict(
+        single, "--file", write_jsonl(tmp_path / "new.jsonl", rows), "--batch-size", batch_size
+    )
+    assert [(answer["text"], answer["id"]) for answer in answers] == [
+        (row["text"], row["id"]) for row in rows
+    ]
     one_by_one = predict(single, *TEXTS, "--batch-size", "1")
     for answer, alone in zip(answers, one_by_one, strict=True):
         assert answer["probabilities"] == pytest.approx(alone["probabilities"], abs=1e-5)
@@ -162,7 +197,7 @@ def test_a_file_becomes_a_file_with_its_columns_and_the_answers(single, tmp_path
     out = tmp_path / f"labelled.{ending}"
     result = run_script("predict.py", single, "--file", source, "--out", out)
     assert (result.code, result.out) == (0, ""), result.err
-    assert f"30 rows labelled in {out}" in result.err
+    assert f"30 rows were written to {out}." in result.err
 
     expected = predict(single, *TEXTS)
     if ending == "csv":
@@ -172,19 +207,25 @@ def test_a_file_becomes_a_file_with_its_columns_and_the_answers(single, tmp_path
     else:
         written = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
         chances = [row["probabilities"] for row in written]
-    assert [(int(row["id"]), row["text"]) for row in written] == [(row["id"], row["text"]) for row in rows]
+    assert [(int(row["id"]), row["text"]) for row in written] == [
+        (row["id"], row["text"]) for row in rows
+    ]
     assert [row["label"] for row in written] == [row["label"] for row in expected]
     for one, other in zip(chances, expected, strict=True):
         assert one == pytest.approx(other["probabilities"], abs=1e-5)
 
 
 def test_several_labels_in_a_csv_are_joined_by_commas(multi, tmp_path):
-    source = write_jsonl(tmp_path / "new.jsonl", [{"text": text, "numbers": [1, 2]} for text in TEXTS])
+    source = write_jsonl(
+        tmp_path / "new.jsonl", [{"text": text, "numbers": [1, 2]} for text in TEXTS]
+    )
     result = run_script("predict.py", multi, "--file", source, "--out", tmp_path / "out.csv")
     assert result.code == 0, result.err
     with (tmp_path / "out.csv").open(newline="") as stream:
         written = list(csv.DictReader(stream))
-    assert [row["labels"] for row in written] == [",".join(row["labels"]) for row in predict(multi, *TEXTS)]
+    assert [row["labels"] for row in written] == [
+        ",".join(row["labels"]) for row in predict(multi, *TEXTS)
+    ]
     assert {row["numbers"] for row in written} == {"1,2"}
 
 
@@ -197,7 +238,11 @@ def test_reader_options_are_those_of_training(single, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("a.json", ["--field", "data.rows"]), ("a.db", ["--query", "SELECT text FROM t"]), ("a.pkl", ["--trust-pickle"])],
+    [
+        ("a.json", ["--field", "data.rows"]),
+        ("a.db", ["--query", "SELECT text FROM t"]),
+        ("a.pkl", ["--trust-pickle"]),
+    ],
 )
 def test_nested_files_and_tables_are_read_as_in_training(single, tmp_path, name, options):
     rows = [{"text": text} for text in TEXTS[:3]]
@@ -209,14 +254,16 @@ def test_nested_files_and_tables_are_read_as_in_training(single, tmp_path, name,
             connection.executemany("INSERT INTO t VALUES (:text)", rows)
     else:
         (tmp_path / name).write_bytes(pickle.dumps(rows))
-    assert [answer["text"] for answer in predict(single, "--file", tmp_path / name, *options)] == TEXTS[:3]
+    assert [
+        answer["text"] for answer in predict(single, "--file", tmp_path / name, *options)
+    ] == TEXTS[:3]
 
 
 def test_a_column_that_gives_way_to_the_prediction_is_named(single, tmp_path):
     source = write_jsonl(tmp_path / "new.jsonl", [{"text": "red", "label": "mine"}])
     result = run_script("predict.py", single, "--file", source)
     assert json.loads(result.out)["label"] in COLOURS
-    assert "'label' gave way to the prediction" in result.err
+    assert "predictions replace these columns of the file: 'label'" in result.err
 
 
 # ---- any number of rows
@@ -224,7 +271,7 @@ def test_a_column_that_gives_way_to_the_prediction_is_named(single, tmp_path):
 
 @pytest.fixture
 def standard_input(monkeypatch):
-    """`standard_input(lines)`: what the next script reads there, of bytes that may be made as they are read."""
+    """`standard_input(lines)` sets what the next script reads: bytes, also of a generator."""
     return lambda lines: monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=lines))
 
 
@@ -234,7 +281,7 @@ def piped(text: str) -> io.BytesIO:
 
 def test_the_numbers_are_those_of_evaluation(single, tmp_path):
     """The loss and the accuracy by what predict.py writes; of the same batches, the same bits."""
-    task, model = load_run(single)
+    config, task, model = load_run(single)
     rows = task.rows["validation"]
     source, out = tmp_path / "validation.jsonl", tmp_path / "labelled.jsonl"
     rows.to_json(source)
@@ -243,19 +290,24 @@ def test_the_numbers_are_those_of_evaluation(single, tmp_path):
         answers = [json.loads(line) for line in out.read_text().splitlines()]
         losses = [-math.log(answer["probabilities"][answer["colour"]]) for answer in answers]
         right = [answer["label"] == answer["colour"] for answer in answers]
-        scores = json.loads(run_script("evaluate.py", single, "--split", "validation", "--json").out)
+        scores = json.loads(
+            run_script("evaluate.py", single, "--split", "validation", "--json").out
+        )
         assert sum(losses) / len(losses) == pytest.approx(scores["loss"], abs=1e-6)
         assert sum(right) / len(right) == scores["accuracy"]
         if "--block-size" not in sizes:
             same = answers
 
-    accelerator = start_accelerator()
-    adapt(model, single, accelerator)
-    loader = evaluation_loader(task.load()["validation"], task, accelerator, 4)
     expected = {}
-    for values in outputs_by_row(model, loader, task, accelerator):
-        expected |= dict(zip(values["rows"].tolist(), values["probabilities"].tolist(), strict=True))
-    assert [list(answer["probabilities"].values()) for answer in same] == [expected[row] for row in range(len(rows))]
+    with prepare_for_inference(config, model) as (accelerator, model):
+        dataset = task.load_datasets()["validation"]
+        loader = build_eval_loader(dataset, task, accelerator, 4)
+        for values in iterate_predictions(model, loader, task, accelerator):
+            probabilities = values["probabilities"].tolist()
+            expected |= dict(zip(values["row_ids"].tolist(), probabilities, strict=True))
+    assert [list(answer["probabilities"].values()) for answer in same] == [
+        expected[row] for row in range(len(rows))
+    ]
 
 
 @pytest.mark.parametrize("format", ["text", "jsonl", "csv", "tsv"])
@@ -294,13 +346,13 @@ def test_one_block_is_in_memory_and_nothing_stays_on_disk(single):
     before, alive, most = set(Path(config.HF_DATASETS_CACHE).rglob("*")), weakref.WeakSet(), []
 
     def blocks():
-        for block in blocks_of(Dataset.from_dict({"text": TEXTS * 4}), 10):
-            task.place(block, Path())
+        for block in split_into_blocks(Dataset.from_dict({"text": TEXTS * 4}), 10):
+            build_predictor(task).shape_rows(block, Path())
             alive.add(block)
             most.append(len(alive))
             yield block
 
-    task, _ = load_run(single)
+    _, task, _ = load_run(single)
     count = sum(len(answers) for _, answers in predict_blocks(single, blocks()))
     assert (count, max(most)) == (120, 2)  # the one at hand, and the next
     assert set(Path(config.HF_DATASETS_CACHE).rglob("*")) == before
@@ -311,26 +363,42 @@ def test_what_was_cut_is_counted_over_all_blocks(single, standard_input):
     standard_input(piped("".join(f"{text}\n" for text in ("blue", long, "green", long, long))))
     result = run_script("predict.py", single, "-", "--block-size", "2")
     assert result.err.count("longer than") == 1
-    assert "data: 3 of 5 texts are longer than --task.max-length 32" in result.err
+    assert "data: 3 of 5 texts are longer than --max-length 32" in result.err
 
 
 BROKEN_INPUT = [
-    ("text", b"red\nblue\n\xff\n", "standard input: row 2, counted from 0, is not in UTF-8"),
-    ("jsonl", b'{"text": "red"}\n{"text": "blue"}\n{"text"\n', "standard input: line 2, counted from 0, is not JSON"),
-    ("jsonl", b'{"text": "red"}\n{"text": "blue"}\n3\n', "standard input: line 2, counted from 0, is no object: 3"),
+    ("text", b"red\nblue\n\xff\n", "standard input: row 2 (counted from 0) is not valid UTF-8"),
+    (
+        "jsonl",
+        b'{"text": "red"}\n{"text": "blue"}\n{"text"\n',
+        "standard input: line 2 (counted from 0) is not valid JSON",
+    ),
+    (
+        "jsonl",
+        b'{"text": "red"}\n{"text": "blue"}\n3\n',
+        "standard input: line 2 (counted from 0) is not a JSON object: 3",
+    ),
     ("jsonl", b'{"text": "red"}\n{"text": "blue"}\n{"id": 3}\n', "no column 'text'"),
-    ("jsonl", b'{"text": "red"}\n{"text": "blue"}\n{"text": null}\n', "1 row(s) have no 'text', counted from 0: 2"),
+    (
+        "jsonl",
+        b'{"text": "red"}\n{"text": "blue"}\n{"text": null}\n',
+        "1 row(s) have no 'text', counted from 0: 2",
+    ),
     ("csv", b"text,id\nred,1\nblue,2\ngreen,3,4\n", "Expected 2 fields in line 4, saw 3"),
     ("text", b"", "standard input has no rows"),
 ]
 
 
 @pytest.mark.parametrize(("format", "given", "message"), BROKEN_INPUT)
-def test_a_broken_row_is_named_and_leaves_the_old_file(single, standard_input, tmp_path, format, given, message):
+def test_a_broken_row_is_named_and_leaves_the_old_file(
+    single, standard_input, tmp_path, format, given, message
+):
     out = tmp_path / "out.jsonl"
     out.write_text("before")
     standard_input(io.BytesIO(given))
-    result = run_script("predict.py", single, "-", "--format", format, "--out", out, "--block-size", "2")
+    result = run_script(
+        "predict.py", single, "-", "--format", format, "--out", out, "--block-size", "2"
+    )
     assert (result.code, result.out) == (2, "")
     assert message in result.err
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"out.jsonl": "before"}
@@ -344,13 +412,17 @@ def test_a_signal_ends_it_in_words_and_leaves_the_old_file(single, standard_inpu
         yield b"green\n"
 
     standard_input(lines())
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for tests in the background
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell ignores it for tests in the background
     try:
-        result = run_script("predict.py", single, "-", "--out", tmp_path / "out.csv", "--block-size", "1")
+        result = run_script(
+            "predict.py", single, "-", "--out", tmp_path / "out.csv", "--block-size", "1"
+        )
     finally:
         signal.signal(signal.SIGINT, before)
     assert result.code == {"SIGINT": 130, "SIGTERM": 143}[name]
-    assert f"{name}: stopped after 2 rows; {tmp_path / 'out.csv'} is as it was before" in result.err
+    assert f"{name}: stopped after 2 rows. {tmp_path / 'out.csv'} is unchanged." in result.err
     assert not list(tmp_path.iterdir())
 
 
@@ -361,15 +433,22 @@ def unpacked(file: Path) -> str:
 def test_packed_files_and_parquet_hold_the_same(single, standard_input, tmp_path):
     read = {
         ".jsonl.gz": lambda file: [json.loads(line) for line in unpacked(file).splitlines()],
-        ".parquet": lambda file: Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache")).to_list(),
+        ".parquet": lambda file: Dataset.from_parquet(
+            str(file), cache_dir=str(tmp_path / "cache")
+        ).to_list(),
         ".csv.gz": lambda file: list(csv.DictReader(io.StringIO(unpacked(file), newline=""))),
     }
     found = {}
     for ending, reader in read.items():
-        rows = [{"text": text, "note": None if number < 20 else "late"} for number, text in enumerate(TEXTS)]
+        rows = [
+            {"text": text, "note": None if number < 20 else "late"}
+            for number, text in enumerate(TEXTS)
+        ]
         standard_input(piped("".join(json.dumps(row) + "\n" for row in rows)))
         out = tmp_path / f"out{ending}"
-        result = run_script("predict.py", single, "-", "--format", "jsonl", "--out", out, "--block-size", "12")
+        result = run_script(
+            "predict.py", single, "-", "--format", "jsonl", "--out", out, "--block-size", "12"
+        )
         assert result.code == 0, result.err
         found[ending] = reader(out)
     assert found[".parquet"] == found[".jsonl.gz"]
@@ -381,9 +460,14 @@ def test_packed_files_and_parquet_hold_the_same(single, standard_input, tmp_path
 def test_a_table_has_one_head(single, standard_input, tmp_path, ending):
     standard_input(piped('{"text": "red"}\n{"text": "blue", "id": 1}\n'))
     out = tmp_path / f"out.{ending}"
-    result = run_script("predict.py", single, "-", "--format", "jsonl", "--out", out, "--block-size", "1")
+    result = run_script(
+        "predict.py", single, "-", "--format", "jsonl", "--out", out, "--block-size", "1"
+    )
     assert result.code == 2
-    assert "some rows have the column(s) id, and others not: write them as .jsonl" in result.err
+    assert (
+        "only some rows have the column(s) id, which a table cannot hold. Write a .jsonl file"
+        in result.err
+    )
 
 
 def test_device_and_precision_are_options(single):
@@ -405,9 +489,9 @@ def test_a_plot_has_a_bar_for_each_probability(kind, request, tmp_path):
     result = run_script("predict.py", run, *words)
     assert result.code == 0, result.err
     assert out.read_bytes().startswith(b"\x89PNG")
-    assert f"12 of {13 if kind == 'pair' else 26} rows drawn in {out}" in result.err
+    assert f"12 of {13 if kind == 'pair' else 26} rows are plotted in {out}." in result.err
     answers = [json.loads(line) for line in result.out.splitlines()]
-    figure = plots.bars(answers, load_run(run)[0])
+    figure = plots.draw_predictions(answers, load_run(run)[1])
     assert len(figure.axes) == 12
     for axes, answer in zip(figure.axes, answers, strict=False):
         widths = [bar.get_width() for bar in axes.patches]
@@ -426,12 +510,16 @@ def test_a_plot_has_a_bar_for_each_probability(kind, request, tmp_path):
 def test_a_plot_shows_texts_as_they_are_and_the_highest_of_many_labels(single, tmp_path):
     chances = {f"label {number}": number / 1000 for number in range(40)}
     row = {"text": "costs $5 or $6 " * 40 + "\n", "label": "label 39", "probabilities": chances}
-    (axes,) = plots.bars([row], load_run(single)[0]).axes
-    assert [tick.get_text() for tick in axes.get_yticklabels()] == [f"label {number}" for number in range(39, 29, -1)]
+    (axes,) = plots.draw_predictions([row], load_run(single)[1]).axes
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == [
+        f"label {number}" for number in range(39, 29, -1)
+    ]
     assert axes.get_xlabel() == "Class probability (%), the highest 10 of 40"
     assert axes.get_title().startswith('"costs $5 or $6 costs')
     assert axes.get_title().count("\n") == 2
-    plots.save([{**row, "text": "\u65e5\u672c $"}], load_run(single)[0], tmp_path / "bars.svg", "svg")
+    plots.save_predictions(
+        [{**row, "text": "\u65e5\u672c $"}], load_run(single)[1], tmp_path / "bars.svg", "svg"
+    )
 
 
 def test_without_plots_py_all_else_works(single, monkeypatch):
@@ -439,7 +527,7 @@ def test_without_plots_py_all_else_works(single, monkeypatch):
     assert len(predict(single, "red")) == 1
     result = run_script("predict.py", single, "red", "--plot", "bars.png")
     assert (result.code, result.out) == (2, "")
-    assert "--plot: this copy of ftloop has no plots.py" in result.err
+    assert "--plot cannot be used: import of ftloop.report.plots" in result.err
 
 
 # ---- new rows are brought into the shape of training
@@ -452,7 +540,9 @@ def text_task():
 
 
 def texts_of(task, **columns):
-    return task.place(Dataset.from_dict({name: [cell] for name, cell in columns.items()}), Path())["text"][:]
+    return build_predictor(task).shape_rows(
+        Dataset.from_dict({name: [cell] for name, cell in columns.items()}), Path()
+    )["text"][:]
 
 
 @pytest.mark.parametrize("parts", ["title,text", ["title", "text"], "*"])
@@ -464,10 +554,15 @@ def test_a_join_into_one_of_its_parts_is_done_unless_it_was(text_task, parts):
 
 def test_what_is_joined_is_said(make_run, tmp_path):
     rows = [{"title": row["text"], "body": "sky", "label": row["number"]} for row in sentences(60)]
-    run = make_run(rows, "--task.data.join", "text", "*")
-    result = run_script("predict.py", run, "--file", write_jsonl(tmp_path / "new.jsonl", [{"body": "b", "title": "a"}]))
+    run = make_run(rows, "--data.join", "text", "*")
+    result = run_script(
+        "predict.py",
+        run,
+        "--file",
+        write_jsonl(tmp_path / "new.jsonl", [{"body": "b", "title": "a"}]),
+    )
     assert json.loads(result.out)["text"] == "body: b\ntitle: a"
-    assert "data: text joins the columns body, title" in result.err
+    assert "data: the column text joins body, title" in result.err
 
 
 def shouted(row):
@@ -480,7 +575,9 @@ def with_label(row):
 
 def test_map_is_for_files_and_must_do_without_labels(text_task):
     assert texts_of(text_task(map=shouted), text="a") == ["A"]
-    with pytest.raises(UserError, match="the file has no column label: map must do without labels there"):
+    with pytest.raises(
+        UserError, match="The file has no column label; the function must work without labels"
+    ):
         texts_of(text_task(map=with_label), text="a")
 
 
@@ -503,7 +600,7 @@ def test_new_rows_are_as_those_of_the_source_that_they_fit(text_task, caplog):
     assert texts_of(task, title="a", body="b") == ["title: a\nbody: b"]
     with caplog.at_level("INFO", "ftloop"):
         assert texts_of(task, text="a") == ["a"]
-    assert "0 of the run's sources fit the columns of the new rows" in caplog.text
+    assert "0 of the sources of the run fit the columns of the new rows" in caplog.text
 
 
 @pytest.fixture
@@ -525,34 +622,48 @@ def broken(single, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("RUN", "give texts, or a file by --file, one of the two"),
-        ("RUN red --file new.csv", "give texts, or a file by --file, one of the two"),
-        ("RUN red --out labels.txt", "its ending must be one of .csv, .csv.gz, .jsonl"),
-        ("RUN red --out nowhere/labels.csv", "there is no folder 'nowhere'"),
+        ("RUN", "give either inputs (texts, or images for an image run) or a file by --file"),
+        (
+            "RUN red --file new.csv",
+            "give either inputs (texts, or images for an image run) or a file by --file",
+        ),
+        ("RUN red --out labels.txt", "the ending must be one of .csv, .csv.gz, .jsonl"),
+        ("RUN red --out nowhere/labels.csv", "the folder 'nowhere' does not exist"),
         ("RUN red --out FOLDER/folder.csv", "is a folder: give the name of a file"),
-        ("RUN red --plot bars.gif", "its ending must be one of .png, .svg, .pdf"),
-        ("RUN red --block-size 0", "--block-size 0: at least 1 is needed"),
-        ("RUN red --device cuda:99", "--device 'cuda:99': there is no such device here; the choices are auto, cpu"),
-        ("RUN - red", "- stands for standard input, and for it alone"),
-        ("RUN - --format xml", "--format 'xml': standard input is one of text, jsonl, csv, tsv"),
-        ("RUN - --options sep ;", "--options has no effect on standard input as text"),
-        ("RUN - --format csv --query SELECT", "--query has no effect on standard input as csv"),
-        ("PAIR -", "a line is one text, but the run reads first, second: --format jsonl, csv or tsv"),
-        ("RUN red --batch-size 0", "--batch-size 0: at least 1 is needed"),
-        ("RUN --file nothing.csv", "--file: new file 'nothing.csv' does not exist"),
-        ("RUN --file FOLDER/new.xyz", "--format: cannot tell how to read"),
+        ("RUN red --plot bars.gif", "the ending must be one of .png, .svg, .pdf"),
+        ("RUN red --block-size 0", "--block-size: must be at least 1, but is 0."),
+        ("RUN red --device cuda:99", "--device 'cuda:99' does not exist here. Choices: auto, cpu"),
+        ("RUN - red", "- stands for standard input and cannot be combined"),
+        (
+            "RUN - --format xml",
+            "--format 'xml': standard input must be one of text, jsonl, csv, tsv",
+        ),
+        ("RUN - --options sep ;", "--options has no effect on standard input in the format text"),
+        (
+            "RUN - --format csv --query SELECT",
+            "--query has no effect on standard input in the format csv",
+        ),
+        (
+            "PAIR -",
+            "a line is one text, but each row of this run has first, second. Use --format jsonl",
+        ),
+        ("RUN red --batch-size 0", "--batch-size: must be at least 1, but is 0."),
+        ("RUN --file nothing.csv", "--file: the new file 'nothing.csv' does not exist"),
+        ("RUN --file FOLDER/new.xyz", "--format: cannot tell the format of"),
         ("RUN --file FOLDER/empty.csv", "--file:"),
         ("RUN --file FOLDER/head.csv", "rows"),
         ("RUN --file FOLDER/null.jsonl", "2 row(s) have no 'text', counted from 0: 1, 3"),
         ("RUN --file FOLDER/other.jsonl", "no column 'text' (did you mean 'texts'?)"),
         ("RUN --file FOLDER/number.jsonl", "not text"),
-        ("PAIR one two three", "3 text(s), but the run reads 2 a row: first, second"),
-        ("UNFINISHED red", "has no model/ yet: its training is not finished"),
+        ("PAIR one two three", "3 texts were given, but each row of this run has 2: first, second"),
+        ("UNFINISHED red", "has no folder model/: its training is not finished"),
         ("BROKEN red", "cannot be read"),
-        ("FOLDER/rn red", "holds no run (no config.json)"),
+        ("FOLDER/rn red", "holds no run: it has no config.json"),
     ],
 )
-def test_bad_input_to_predict_is_one_clear_error(single, pair, unfinished, broken, tmp_path, words, message):
+def test_bad_input_to_predict_is_one_clear_error(
+    single, pair, unfinished, broken, tmp_path, words, message
+):
     (tmp_path / "new.xyz").write_text("text\nred\n")
     (tmp_path / "empty.csv").write_text("")
     (tmp_path / "head.csv").write_text("text,id\n")
@@ -560,7 +671,13 @@ def test_bad_input_to_predict_is_one_clear_error(single, pair, unfinished, broke
     write_jsonl(tmp_path / "other.jsonl", [{"texts": "red"}])
     write_jsonl(tmp_path / "number.jsonl", [{"text": 3}])
     (tmp_path / "folder.csv").mkdir()
-    places = {"RUN": single, "PAIR": pair, "UNFINISHED": unfinished, "BROKEN": broken, "FOLDER": str(tmp_path)}
+    places = {
+        "RUN": single,
+        "PAIR": pair,
+        "UNFINISHED": unfinished,
+        "BROKEN": broken,
+        "FOLDER": str(tmp_path),
+    }
     for name, place in places.items():
         words = re.sub(rf"\b{name}\b", place, words)
     result = run_script("predict.py", *words.split())
@@ -573,14 +690,21 @@ def test_bad_input_to_predict_is_one_clear_error(single, pair, unfinished, broke
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("PARENT/rum", "holds no run (no config.json) (did you mean 'run'?)"),
-        ("RUN --split test", "--split 'test' is not in the data; the splits are train, validation"),
-        ("RUN --batch-size 0", "--batch-size 0: at least 1 is needed"),
-        ("UNFINISHED", "has no model/ yet"),
+        ("PARENT/rum", "holds no run: it has no config.json (did you mean 'run'?)"),
+        (
+            "RUN --split test",
+            "--split: the data has no split 'test'. Its splits are train, validation",
+        ),
+        ("RUN --batch-size 0", "--batch-size: must be at least 1, but is 0."),
+        ("UNFINISHED", "has no folder model/"),
     ],
 )
 def test_bad_input_to_evaluate_is_one_clear_error(single, unfinished, words, message):
-    for name, place in {"RUN": single, "PARENT": str(Path(single).parent), "UNFINISHED": unfinished}.items():
+    for name, place in {
+        "RUN": single,
+        "PARENT": str(Path(single).parent),
+        "UNFINISHED": unfinished,
+    }.items():
         words = re.sub(rf"\b{name}\b", place, words)
     result = run_script("evaluate.py", *words.split())
     assert result.code == 2
