@@ -88,7 +88,7 @@ def write_card(
         last_split = list(outputs)[-1]  # test, if there is one
         draw_confusion_matrix(outputs[last_split], folder / CONFUSION_MATRIX)
     write_text(file, build_card(folder, config, task, scores, outputs))
-    if outputs:
+    if outputs or compute:
         return str(file)
     return f"{file} (python -m ftloop.cli card {run_dir} adds intervals and a confusion matrix)"
 

@@ -102,7 +102,7 @@ def build_metadata(
     metrics = dict.fromkeys(result.metric_type for result in results)
     metrics.pop("loss", None)
     card_data = ModelCardData(
-        library_name="transformers",
+        library_name="transformers" if model_config else "pytorch",
         pipeline_tag=pipeline_task(model_config),
         base_model=base_model,
         datasets=[dataset_id] if dataset_id else None,

@@ -54,7 +54,7 @@ def describe_model(task: Any, model_config: dict[str, Any], step: int | None) ->
     if problem_type in OUTPUTS:
         paragraphs[0] += f" It {OUTPUTS[problem_type].format(count=len(names))} {inputs}."
     if names and problem_type != "regression":
-        labels = ", ".join(f"`{name}`" for name in names)
+        labels = f"Labels: {', '.join(f'`{name}`' for name in names)}"
         paragraphs.append(fold(f"The {len(names)} labels", labels, len(names)))
     if step is not None:
         paragraphs.append(f"Training has not ended: these are the weights after step {step}.")
@@ -77,11 +77,16 @@ def usage_example(task: Any, model_config: dict[str, Any]) -> str:
     """Return code that runs in the folder of the model."""
     pipeline = pipeline_task(model_config)
     if pipeline is None:
-        name = (model_config.get("architectures") or ["a module of its task"])[0]
+        if not model_config.get("architectures"):
+            return (
+                "The weights are in `model.safetensors`. They fit the module that "
+                f"`{type(task).__name__}.build_model` returns, in the code that trained it."
+            )
+        name = model_config["architectures"][0]
         return (
-            f"The model is `{name}`, which is not a class of transformers. "
-            f"`{name}.from_pretrained` of the code that trained it loads it, and "
-            "`python predict.py RUN` predicts new rows."
+            f"The model is a `{name}`, which is not a class of transformers. With the code that "
+            f"trained it, `{name}.from_pretrained` loads it, and `python predict.py RUN` predicts "
+            "new rows."
         )
     is_multi_label = model_config.get("problem_type") == "multi_label_classification"
     arguments = ['"photo.jpg"'] if pipeline == "image-classification" else ['"a new text"']
