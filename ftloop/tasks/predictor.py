@@ -234,28 +234,27 @@ class ImagePredictor(ClassificationPredictor):
 
 
 class TokenPredictor(TextPredictor):
-    """Predicts a tag for each word."""
+    """Predicts a tag for each word; a text is split into words at spaces."""
 
-    def shape_rows(self, rows: "Dataset", folder: Path) -> "Dataset":
-        """As `Predictor.shape_rows`. A column of texts is split into words at spaces."""
-        rows, (column,) = super().shape_rows(rows, folder), self.task.text_columns
-        if getattr(rows.features.get(column), "dtype", None) not in TEXT_TYPES:
-            return rows
-        words = [None if text is None else text.split() for text in rows[column]]
-        return rows.remove_columns(column).add_column(column, words)
+    def prepare(self, rows: "Dataset", first_row: int = 0) -> PreparedDataset:
+        self.require_inputs(rows, first_row)
+        (column,) = self.task.text_columns
+        if getattr(rows.features[column], "dtype", None) in TEXT_TYPES:
+            rows = rows.map(
+                split_into_words, batched=True, input_columns=column, fn_kwargs={"column": column}
+            )
+        return super().prepare(rows, first_row)
 
     def format_predictions(self, values: dict[str, Any]) -> list[dict[str, Any]]:
         """Return {"tags", "probabilities"} with one entry per word. Truncated words have none."""
         rows = []
         predictions, probabilities = values["predictions"], values["probabilities"]
         for predicted, scores in zip(predictions.tolist(), probabilities.tolist(), strict=True):
-            is_word = [tag >= 0 for tag in predicted]
-            rows.append(
-                {
-                    "tags": [self.task.tag_names[tag] for tag in predicted if tag >= 0],
-                    "probabilities": [
-                        score for score, word in zip(scores, is_word, strict=True) if word
-                    ],
-                }
-            )
+            words = [place for place, tag in enumerate(predicted) if tag >= 0]
+            tags = [self.task.tag_names[predicted[place]] for place in words]
+            rows.append({"tags": tags, "probabilities": [scores[place] for place in words]})
         return rows
+
+
+def split_into_words(texts: list[str], column: str) -> dict[str, list[list[str]]]:
+    return {column: [text.split() for text in texts]}
