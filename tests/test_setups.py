@@ -100,7 +100,7 @@ def test_gradient_checkpointing_of_a_plain_module_is_an_error(accelerator):
 
 @pytest.fixture
 def traced_shapes(monkeypatch):
-    """The input shapes that were compiled. The compiler only traces: a real one takes a minute."""
+    """The input shapes that were compiled. The compiler only traces: a real one takes long."""
     shapes = []
 
     def backend(graph, inputs):
@@ -133,8 +133,8 @@ def test_compiling_keeps_names_and_gradients(model, accelerator, traced_shapes, 
 
 # Kept memory
 
-# Several tensors are freed first: an aligned block is allocated with room to spare, and a small block
-# may lie in it when it is free, so that the next tensor of its size does not fit.
+# Several tensors are freed first: an aligned block is allocated with room to spare, and a small
+# block may lie in it when it is free, so that the next tensor of its size does not fit.
 PAGE_FAULTS = """
 import resource, torch
 from ftloop.devices.keep_memory import keep_freed_memory

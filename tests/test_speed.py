@@ -129,7 +129,7 @@ def test_batches_limited_by_tokens_have_the_same_losses(command, tmp_path):
     assert run_script(*command, "--run-dir", tmp_path / "rows").code == 0
     result = run_script(*command, "--max-tokens", "40", "--run-dir", tmp_path / "tokens")
     assert result.code == 0, result.err
-    assert "micro-batches of at most 8 rows and 40 tokens" in result.err
+    assert "at most 8 rows and 40 tokens per forward pass" in result.err
     expected = pytest.approx(losses(tmp_path / "rows"), rel=1e-5)
     assert losses(tmp_path / "tokens") == expected
 
@@ -141,7 +141,7 @@ def test_long_texts_are_divided_on_a_cpu_by_default(command, tmp_path, monkeypat
     monkeypatch.setattr(sampler, "MAX_TOKENS_ON_CPU", 40)
     monkeypatch.setattr(evaluation, "MAX_TOKENS_ON_CPU", 40)
     divided = run_script(*command, "--run-dir", tmp_path / "divided")
-    assert "micro-batches of at most 8 rows and 40 tokens" in divided.err
+    assert "at most 8 rows and 40 tokens per forward pass" in divided.err
     expected = pytest.approx(losses(tmp_path / "run"), rel=1e-5)
     assert losses(tmp_path / "divided") == expected
     scores = [
@@ -149,7 +149,7 @@ def test_long_texts_are_divided_on_a_cpu_by_default(command, tmp_path, monkeypat
     ]
     assert scores[1]["test"]["loss"] == pytest.approx(scores[0]["test"]["loss"], rel=1e-5)
     sized = run_script(*command, "--micro-batch-size", "8", "--run-dir", tmp_path / "sized")
-    assert "micro-batches of at most 8 rows on each of 1 process(es)" in sized.err
+    assert "at most 8 rows per forward pass, 1 process(es)" in sized.err
 
 
 def test_kept_memory_changes_no_bit(command, tmp_path):

@@ -50,9 +50,8 @@ class AutoMicroBatchSize(Setup):
                 f"--micro-batch-size auto: the losses of {type(task).__name__} depend on other "
                 "rows of the batch, which is therefore never divided. Leave the option out."
             )
-        dataset = sampler.dataset
-        trial = Trial(model, dataset, task, accelerator, sampler.seed)
-        rows = longest_rows(sampler.lengths, len(dataset), sampler.micro_batch_size)
+        trial = Trial(model, sampler.dataset, task, accelerator, sampler.seed)
+        rows = longest_rows(sampler.lengths, len(sampler.dataset), sampler.micro_batch_size)
         # With fewer rows in the dataset than in a batch, the whole batch fits if all of them do.
         fits = largest_that_fits(lambda count: trial.fits(rows[:count]), len(rows))
         size = min(gather_object([sampler.micro_batch_size if fits == len(rows) else fits]))
