@@ -191,6 +191,21 @@ def test_rows_without_tags_are_dropped_on_request(make_task):
     assert len(dataset) == 11
 
 
+def test_a_stream_gives_the_examples_of_a_table(make_task):
+    rows = tagged_sentences(12)
+    task = make_task(rows)
+    table = task.load_datasets()["train"].table.to_list()
+    data = Data(files=task.data.files, streaming=True)
+    streamed = make_task(rows, data=data).load_datasets()["train"]
+    streamed.set_seed(0)
+    examples = streamed.__getitems__(list(range(12)))
+
+    def key(example):
+        return example["input_ids"]
+
+    assert sorted(examples, key=key) == sorted(table, key=key)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -243,7 +243,10 @@ class TextTask(PretrainedTask):
             )
 
     def prepare_block(self, rows: "Dataset") -> Sequence[dict[str, Any]]:
-        """Return rows of a stream as `collate` takes them, without caching them or logging."""
+        """Return rows of a stream as `collate` takes them, without caching them or logging.
+
+        A task that changes examples in `build_dataset` changes them here too.
+        """
         columns = self.tokenize_function(rows[:], self.processor, **self.tokenize_options)
         del columns["truncated"], columns["length"]
         labels = self.encode_labels(rows, "train")

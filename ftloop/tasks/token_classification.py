@@ -5,7 +5,7 @@ other tokens have the label -100 and weight 0. The loss of a step is the mean ov
 tokens of the step, so that it does not depend on how the step is divided into micro-batches.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -174,15 +174,18 @@ class TokenClassification(TextTask):
 
         New rows have no tags. Theirs are 0, so that `predict` knows where words begin.
         """
-        token_labels = []
-        for row, starts in enumerate(prepared["word_starts"]):
-            if labels is None:
-                token_labels.append([IGNORED if word < 0 else 0 for word in starts])
-            else:
-                tags = labels[row]
-                token_labels.append([IGNORED if word < 0 else tags[word] for word in starts])
+        word_starts = prepared["word_starts"][:]
+        if labels is None:
+            labels = [[0] * (max(starts) + 1) for starts in word_starts]
+        token_labels = list(map(align_labels, word_starts, labels))
         prepared = prepared.remove_columns("word_starts")
         return super().build_dataset(prepared, token_labels, split)
+
+    def prepare_block(self, rows: "Dataset") -> Sequence[dict[str, Any]]:
+        examples = super().prepare_block(rows)
+        for example in examples:
+            example["labels"] = align_labels(example.pop("word_starts"), example["labels"])
+        return examples
 
     # Model, losses and scores
 
@@ -217,6 +220,14 @@ class TokenClassification(TextTask):
 
     def build_metrics(self) -> list[Any]:
         return [metrics.TokenMetric(name, self.tag_names) for name in self.metrics]
+
+
+def align_labels(word_starts: list[int], labels: list[int]) -> list[int]:
+    """Return a label per token: that of the word that begins there, or -100.
+
+    `word_starts` has the number of that word, and -1 for other tokens.
+    """
+    return [IGNORED if word < 0 else labels[word] for word in word_starts]
 
 
 def is_known(tag: Any) -> bool:
