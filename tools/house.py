@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 DYNAMIC_IMPORTS = ("__import__", "import_module", "exec", "eval", "run_module", "run_path")
-SKIPPED_FOLDERS = {"__pycache__", "build", "dist", "runs", "node_modules"}
 Graph = dict[str, set[str]]
 
 
@@ -92,9 +91,7 @@ def read_house(root: Path) -> House:
 def find_files(root: Path, folders: list[str]) -> Iterator[Path]:
     yield from sorted(root.glob("*.py"))
     for folder in folders:
-        for path in sorted((root / folder).rglob("*.py")):
-            if not SKIPPED_FOLDERS & set(path.relative_to(root).parts):
-                yield path
+        yield from sorted((root / folder).rglob("*.py"))
 
 
 def read_module(root: Path, path: Path, package: str) -> Module:
