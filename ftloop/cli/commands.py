@@ -132,7 +132,8 @@ def verify(run: RunFolder, other: OtherRun = None) -> int:
         run: Folder of the run.
         other: Folder of another run, to compare.
     """
-    from ftloop.provenance.verify import compare_runs, verify_run
+    from ftloop.provenance.compare import compare_runs
+    from ftloop.provenance.verify import verify_run
 
     is_correct, lines = verify_run(run) if other is None else compare_runs(run, other)
     print("\n".join(lines))

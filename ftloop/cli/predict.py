@@ -1,64 +1,21 @@
 """The command predict.py: label new rows with a finished run, block by block."""
 
-import dataclasses
 import logging
 import signal
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import tyro
 
 from ftloop.cli.exit_codes import signals_to
-from ftloop.cli.options import REGISTRY, LogLevel, effective_log_level
+from ftloop.cli.options import REGISTRY, effective_log_level
+from ftloop.cli.predict_options import PredictOptions, validate_options
 from ftloop.errors import Stopped, UserError
 
-RunFolder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-Inputs = Annotated[
-    tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[TEXT|IMAGE|FOLDER|- ...]")
-]
-OUTPUT_FORMATS = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".parquet")
-PLOT_FORMATS = (".png", ".svg", ".pdf")
-STDIN_FORMATS = ("text", "jsonl", "csv", "tsv")
-
 logger = logging.getLogger("ftloop")
-
-
-@dataclass(frozen=True)
-class PredictOptions:
-    """Label new rows with a finished run: inputs on the command line, a file, or standard input."""
-
-    run: RunFolder  # Folder of the run.
-    inputs: Inputs = ()
-    """Texts, one per row (two per row for sentence pairs), or image files and folders of images. A
-    single - stands for standard input."""
-    file: str | None = None
-    """File of rows, in any format that training reads, with the columns of the task. - stands for
-    standard input."""
-    format: str | None = None
-    """Format of the file. Default: by its ending. For standard input: text (a row per line, which
-    is the default), jsonl, csv or tsv."""
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Options for the reader of the file, for example: sep ; quoting 3"""
-    field: tuple[str, ...] = ()
-    """Key of the rows in nested JSON or in a pickled dictionary, as --data.field in training."""
-    query: str | None = None  # SQL query for an SQLite file.
-    trust_pickle: bool = False
-    """Read a pickled file. This runs code that the author of the file chose."""
-    out: str | None = None
-    """File to write: .csv or .jsonl, either with .gz, or .parquet. Default: JSON lines on the
-    terminal."""
-    plot: str | None = None
-    """File for a plot of the probabilities of the first rows: .png, .svg or .pdf. Default: none."""
-    batch_size: int = 64  # Rows per forward pass (texts on a CPU: at most 4096 tokens).
-    block_size: int = 4096
-    """Rows that are read, sorted by length and written together. 1 answers each row at once."""
-    device: str = "auto"  # Device: cpu, cuda, cuda:1, mps, .... Default: the first accelerator.
-    precision: Literal["fp32", "bf16", "fp16"] | None = None
-    """Precision of the forward pass. Default: that of the run."""
-    log_level: LogLevel = "info"  # Lowest level of the messages besides the predictions.
-    quiet: bool = False  # Print only predictions, warnings and errors.
 
 
 def main() -> None:
@@ -79,45 +36,24 @@ def main() -> None:
 
 
 def predict(options: PredictOptions, plots: Any) -> None:
-    """Read, predict and write the rows block by block; the memory needed is that of one block.
+    """Predict and write the rows block by block; the memory needed is that of one block.
 
     Raises Stopped after a signal. A file that was being written is then discarded.
     """
-    import datasets
-    from tqdm.auto import tqdm
-
-    from ftloop.cli.predict_input import read_blocks
-    from ftloop.cli.predict_output import complete_file, make_printable, open_writer
-    from ftloop.runs.finished import predict_blocks
+    from ftloop.cli.predict_output import make_printable, open_writer
     from ftloop.runs.record import load_config
 
-    task = load_config(Path(options.run)).task
+    task = load_config(options.run).task
     num_rows, plotted_rows = 0, []
     try:
-        with signals_to(raise_keyboard_interrupt):
-            blocks, total = read_blocks(options, task)
-            datasets.disable_progress_bars()  # one bar for all blocks, instead of several per block
-            hidden = not shows_progress_bar(options)
-            with (
-                open_writer(options.out) as write,
-                tqdm(total=total, unit="row", disable=hidden) as bar,
-            ):
-                for block, predictions in predict_blocks(
-                    options.run, blocks, options.batch_size, options.precision
-                ):
-                    if num_rows == 0:
-                        log_replaced_columns(block.column_names, predictions[0])
-                    rows = [
-                        row | prediction
-                        for row, prediction in zip(block.to_list(), predictions, strict=True)
-                    ]
-                    if plots:
-                        plotted_rows += rows[: plots.MAX_PANELS - len(plotted_rows)]
-                    write([make_printable(row) for row in rows])
-                    num_rows += len(rows)
-                    bar.update(len(rows))
-                if num_rows == 0:
-                    raise UserError("standard input has no rows.")
+        with signals_to(raise_keyboard_interrupt), open_writer(options.out) as write:
+            for rows in iterate_labelled_rows(options, task):
+                if plots:
+                    plotted_rows += rows[: plots.MAX_PANELS - len(plotted_rows)]
+                write([make_printable(row) for row in rows])
+                num_rows += len(rows)
+            if num_rows == 0:
+                raise UserError("standard input has no rows.")
     except KeyboardInterrupt as interrupt:
         signal_name = str(interrupt) or "SIGINT"
         unchanged = "" if options.out is None else f" {options.out} is unchanged."
@@ -128,58 +64,36 @@ def predict(options: PredictOptions, plots: Any) -> None:
     if options.out is not None:
         logger.info("%d rows were written to %s.", num_rows, options.out)
     if plots:
-        with complete_file(options.plot) as file:
-            plots.save_predictions(plotted_rows, task, file, Path(options.plot).suffix[1:])
+        save_plot(options.plot, plotted_rows, task, plots)
         logger.info("%d of %d rows are plotted in %s.", len(plotted_rows), num_rows, options.plot)
 
 
-def validate_options(options: PredictOptions) -> None:
-    """Raise UserError for options that cannot work."""
-    effective_log_level(options.log_level, options.quiet)
-    if bool(options.inputs) == bool(options.file):
-        raise UserError(
-            "give either inputs (texts, or images for an image run) or a file by --file."
-        )
-    if "-" in options.inputs:
-        raise UserError("- stands for standard input and cannot be combined with other inputs.")
-    validate_file_name("--out", options.out, OUTPUT_FORMATS)
-    validate_file_name("--plot", options.plot, PLOT_FORMATS)
-    for name in ("batch_size", "block_size"):
-        if getattr(options, name) < 1:
-            raise UserError(f"must be at least 1, but is {getattr(options, name)}.", field=name)
-    if options.file == "-":
-        validate_stdin_options(options)
+def iterate_labelled_rows(options: PredictOptions, task: Any) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows of each block, joined with their predictions, and show a progress bar."""
+    import datasets
+    from tqdm.auto import tqdm
+
+    from ftloop.cli.predict_input import read_blocks
+    from ftloop.runs.finished import predict_blocks
+
+    blocks, total = read_blocks(options, task)
+    datasets.disable_progress_bars()  # one bar for all blocks, instead of several per block
+    predicted = predict_blocks(options.run, blocks, options.batch_size, options.precision)
+    with tqdm(total=total, unit="row", disable=not shows_progress_bar(options)) as bar:
+        for index, (block, predictions) in enumerate(predicted):
+            if index == 0:
+                print_replaced_columns(block.column_names, predictions[0])
+            pairs = zip(block.to_list(), predictions, strict=True)
+            yield [row | prediction for row, prediction in pairs]
+            bar.update(len(block))
 
 
-def validate_file_name(option: str, name: str | None, endings: tuple[str, ...]) -> None:
-    """Raise UserError for a file that cannot be written."""
-    if name is None:
-        return
-    if not name.endswith(endings):
-        raise UserError(f"{option} {name!r}: the ending must be one of {', '.join(endings)}.")
-    if not Path(name).absolute().parent.is_dir():
-        raise UserError(f"{option} {name!r}: the folder {str(Path(name).parent)!r} does not exist.")
-    if Path(name).is_dir():
-        raise UserError(f"{option} {name!r} is a folder: give the name of a file.")
+def save_plot(name: str, rows: list[dict[str, Any]], task: Any, plots: Any) -> None:
+    """Write the plot of some labelled rows."""
+    from ftloop.cli.predict_output import complete_file
 
-
-def validate_stdin_options(options: PredictOptions) -> None:
-    """Raise UserError for options that have no effect on standard input."""
-    format = options.format or "text"
-    if format not in STDIN_FORMATS:
-        raise UserError(
-            f"--format {format!r}: standard input must be one of {', '.join(STDIN_FORMATS)}."
-        )
-    file_options = {
-        "--field": options.field,
-        "--query": options.query,
-        "--trust-pickle": options.trust_pickle,
-    }
-    if format not in ("csv", "tsv"):
-        file_options["--options"] = options.options
-    for option, value in file_options.items():
-        if value:
-            raise UserError(f"{option} has no effect on standard input in the format {format}.")
+    with complete_file(name) as file:
+        plots.save_predictions(rows, task, file, Path(name).suffix[1:])
 
 
 def device_environment(device: str) -> dict[str, str]:
@@ -221,7 +135,7 @@ def shows_progress_bar(options: PredictOptions) -> bool:
     return sys.stderr.isatty() and not prints_predictions and is_verbose
 
 
-def log_replaced_columns(columns: list[str], prediction: dict[str, Any]) -> None:
+def print_replaced_columns(columns: list[str], prediction: dict[str, Any]) -> None:
     """Print a line if predictions replace columns of the file."""
     replaced = sorted(set(columns) & prediction.keys())
     if replaced:

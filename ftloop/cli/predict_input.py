@@ -14,7 +14,7 @@ from ftloop.errors import UserError, root_cause
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from ftloop.cli.predict import PredictOptions
+    from ftloop.cli.predict_options import PredictOptions
     from ftloop.tasks.predictor import Predictor
 
 logger = logging.getLogger("ftloop")
