@@ -75,6 +75,7 @@ def test_training_evaluation_and_prediction_work_without(tmp_path, project, tiny
     script = str(tmp_path / "commands.py")
     result = run_command("python", script, str(project), json.dumps(commands))
 
+    assert result.code == 0, result.err
     *output, imported_from, codes = result.out.splitlines()
     assert imported_from == str(project / "ftloop" / "__init__.py")
     assert json.loads(codes) == [0, 0, 0] + [2] * len(deleted), result.err
