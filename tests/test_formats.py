@@ -554,7 +554,7 @@ def test_images_are_read_from_class_folders(tmp_path, messages):
     assert data["test"]["label"][:] == [2]
     for row in data["train"]:
         assert Path(row["image"]["path"]).parent.name == ["blue", "green", "red"][row["label"]]
-    warning = "train: 1 entries of the class folders are not images and are ignored: Thumbs.db"
+    warning = "train: ignored in the class folders, because not an image (1): Thumbs.db"
     assert warning in messages()
     write_photo(tmp_path, "train/red/.hidden.jpg", "red")
     write_photo(tmp_path, "train/__MACOSX/a.jpg", "red")
@@ -571,9 +571,9 @@ def test_ignored_entries_of_a_folder_of_images_are_logged(tmp_path, messages):
     (tmp_path / "Train" / "green").mkdir()
     data = Data(path=str(tmp_path)).read()
     assert {split: len(rows) for split, rows in data.items()} == {"train": 2, "test": 1}
-    assert f"1 entries of the folder {tmp_path} are ignored: more/" in messages()
+    assert f"ignored in the folder {tmp_path} (1): more/" in messages()
     folder = tmp_path / "Train"
-    assert f"2 entries of the folder {folder} are ignored: green/, labels.csv" in messages()
+    assert f"ignored in the folder {folder} (2): green/, labels.csv" in messages()
 
 
 def test_class_folders_are_not_mixed_with_tables(tmp_path):

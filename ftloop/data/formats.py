@@ -142,7 +142,7 @@ def log_ignored_entries(folder: Path, entries: list[Path]) -> None:
     names = [_entry_name(entry) for entry in entries if not entry.name.startswith(".")]
     if names:
         shown = ", ".join(sorted(names)[:10]) + (", ..." if len(names) > 10 else "")
-        logger.info("data: %d entries of the folder %s are ignored: %s", len(names), folder, shown)
+        logger.info("data: ignored in the folder %s (%d): %s", folder, len(names), shown)
 
 
 def _entry_name(entry: Path) -> str:

@@ -93,7 +93,7 @@ def read_image_folders(folders: dict[str, list[str]], options: dict[str, Any]) -
         if ignored:
             names = ", ".join(sorted(ignored)[:3]) + (", ..." if len(ignored) > 3 else "")
             logger.warning(
-                "data: %s: %d entries of the class folders are not images and are ignored: %s",
+                "data: %s: ignored in the class folders, because not an image (%d): %s",
                 split,
                 len(ignored),
                 names,
