@@ -28,7 +28,7 @@ import tyro
 
 LENGTHS = (53, 15)  # mean and standard deviation, in tokens
 PEER = "list of rows, DataCollatorWithPadding"
-OURS = "Tokens, PaddingCollator"
+OURS = "TokenDataset, PaddingCollator"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,9 @@ class Options:
     batch_sizes: tuple[int, ...] = (8, 32)  # rows of a batch
     rounds: int = 50  # of each way, taking turns
     batches: int = 20  # of a way's turn, one after another; the first alone costs several times as much, for all ways
-    rows: tuple[int, ...] = ()  # sizes of sets whose memory is measured, in a process for each; left out: speed
+    rows: tuple[
+        int, ...
+    ] = ()  # sizes of sets whose memory is measured, in a process for each; left out: speed
     epochs: int = 1  # passes over such a set
     json: Path | None = None  # a file for the figures
 
@@ -48,10 +50,18 @@ def machine() -> dict[str, Any]:
     """What was measured on, and with which versions."""
     names = ("torch", "transformers", "datasets", "pyarrow", "numpy")
     cpu = next(
-        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        (
+            line.split(":")[1].strip()
+            for line in _lines("/proc/cpuinfo")
+            if line.startswith("model name")
+        ),
         platform.processor(),
     )
-    found = {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "load": round(os.getloadavg()[0], 1)}
+    found = {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "load": round(os.getloadavg()[0], 1),
+    }
     return {**found, "python": platform.python_version(), **{name: version(name) for name in names}}
 
 
@@ -63,10 +73,14 @@ def made_rows(count: int) -> Iterator[dict[str, list[Any]]]:
     """Sentence pairs as they are when tokenised, a thousand at once."""
     draw = numpy.random.default_rng(0)
     for start in range(0, count, 1000):
-        lengths = numpy.maximum(8, draw.normal(*LENGTHS, min(1000, count - start)).round().astype(int)).tolist()
+        lengths = numpy.maximum(
+            8, draw.normal(*LENGTHS, min(1000, count - start)).round().astype(int)
+        ).tolist()
         yield {
             "input_ids": [draw.integers(1000, 30_000, length).tolist() for length in lengths],
-            "token_type_ids": [[0] * (length // 2) + [1] * (length - length // 2) for length in lengths],
+            "token_type_ids": [
+                [0] * (length // 2) + [1] * (length - length // 2) for length in lengths
+            ],
             "attention_mask": [[1] * length for length in lengths],
             "length": lengths,
             "labels": [row % 2 for row in range(len(lengths))],
@@ -96,21 +110,25 @@ def ways(model: str, rows: Any) -> dict[str, Callable[[list[int]], Any]]:
     """From row ids to a batch."""
     from transformers import AutoTokenizer, DataCollatorWithPadding
 
-    from ftloop.data.tokens import PaddingCollator, Tokens, without
+    from ftloop.data.tokens import PaddingCollator, build_token_dataset
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    tokens, theirs, ours = Tokens.of(rows), DataCollatorWithPadding(tokenizer), PaddingCollator(tokenizer)
+    tokenizer, dataset = AutoTokenizer.from_pretrained(model), build_token_dataset(rows)
+    theirs, ours = DataCollatorWithPadding(tokenizer), PaddingCollator(tokenizer)
     kept = rows.remove_columns("length")
     held, tensors = list(kept), kept.with_format("torch")
     return {
         PEER: lambda ids: theirs([held[row] for row in ids]),
         "datasets.Dataset, DataCollatorWithPadding": lambda ids: theirs(kept.__getitems__(ids)),
-        'with_format("torch"), DataCollatorWithPadding': lambda ids: theirs(tensors.__getitems__(ids)),
-        OURS: lambda ids: ours(without("length", tokens.__getitems__(ids))),
+        'with_format("torch"), DataCollatorWithPadding': lambda ids: theirs(
+            tensors.__getitems__(ids)
+        ),
+        OURS: lambda ids: ours(dataset.__getitems__(ids)),
     }
 
 
-def measure(found: dict[str, Callable], count: int, size: int, rounds: int, at_once: int) -> dict[str, list[float]]:
+def measure(
+    found: dict[str, Callable], count: int, size: int, rounds: int, at_once: int
+) -> dict[str, list[float]]:
     """Microseconds of each way in each round. Raises AssertionError if their tensors differ."""
     draw, seconds = random.Random(1), {name: [] for name in found}
     for _ in range(rounds):
@@ -137,10 +155,20 @@ def speed(given: Options) -> list[dict[str, Any]]:
             times = measure(found, count, size, given.rounds, given.batches)
             for name, values in times.items():
                 least, middle, most = statistics.quantiles(values, n=4)
-                ratio = statistics.median(peer / own for peer, own in zip(times[PEER], values, strict=True))
-                row = {"rows": size, "way": name, "median": middle, "quartiles": [least, most], "speed": ratio}
+                ratio = statistics.median(
+                    peer / own for peer, own in zip(times[PEER], values, strict=True)
+                )
+                row = {
+                    "rows": size,
+                    "way": name,
+                    "median": middle,
+                    "quartiles": [least, most],
+                    "speed": ratio,
+                }
                 table.append(row)
-                print(f"{size:4} rows  {name:48}{middle:9.0f} us  ({least:.0f} to {most:.0f})  x {ratio:.1f}")
+                print(
+                    f"{size:4} rows  {name:48}{middle:9.0f} us  ({least:.0f} to {most:.0f})  x {ratio:.1f}"
+                )
     return table
 
 
@@ -150,19 +178,19 @@ READ = """
 import sys
 from transformers import AutoTokenizer
 from datasets import Dataset
-from ftloop.sampler import rows_served
-from ftloop.data.tokens import PaddingCollator, Tokens, without
+from ftloop.sampler import random_order
+from ftloop.data.tokens import PaddingCollator, build_token_dataset
 
 def status():
     return {line.split(":")[0]: int(line.split()[1]) / 1024 for line in open("/proc/self/status") if "kB" in line}
 
 file, model, epochs = sys.argv[1:]
-tokens, collator = Tokens.of(Dataset.from_file(file)), PaddingCollator(AutoTokenizer.from_pretrained(model))
-count = len(tokens)
+dataset = build_token_dataset(Dataset.from_file(file))
+collator = PaddingCollator(AutoTokenizer.from_pretrained(model))
 for epoch in range(int(epochs)):
-    for start in range(0, count, 32):
-        rows = rows_served(count, 42, epoch, start, min(start + 32, count))
-        collator(without("length", tokens.__getitems__(rows)))
+    order = random_order(dataset, 42, epoch)
+    for start in range(0, len(dataset), 32):
+        collator(dataset.__getitems__([int(row) for row in order[start : start + 32]]))
 found = status()
 print(found["VmHWM"], found["RssAnon"], found["RssFile"])
 """
@@ -180,7 +208,9 @@ def memory(given: Options) -> list[dict[str, Any]]:
             result = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
         peak, own, mapped = map(float, result.stdout.split())
         table.append({"rows": count, "file": size, "peak": peak, "own": own, "mapped": mapped})
-        print(f"{count:9} rows, {size:6.0f} MB  peak {peak:6.0f} MB  own {own:6.0f} MB  mapped files {mapped:6.0f} MB")
+        print(
+            f"{count:9} rows, {size:6.0f} MB  peak {peak:6.0f} MB  own {own:6.0f} MB  mapped files {mapped:6.0f} MB"
+        )
     return table
 
 
@@ -188,7 +218,10 @@ def main() -> None:
     given = tyro.cli(Options, prog="python -m benchmarks.data_speed", description=__doc__)
     seen = machine()
     print(", ".join(f"{name} {value}" for name, value in seen.items()))
-    figures = {"machine": seen, **({"memory": memory(given)} if given.rows else {"speed": speed(given)})}
+    figures = {
+        "machine": seen,
+        **({"memory": memory(given)} if given.rows else {"speed": speed(given)}),
+    }
     if given.json:
         given.json.write_text(json.dumps(figures, indent=1) + "\n")
 

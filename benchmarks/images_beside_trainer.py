@@ -24,7 +24,7 @@ class Options:
     warmup: float = 0.06  # share of all steps
     weight_decay: float = 0.01
     image_size: int = 64  # pixels
-    augment: tuple[str, ...] = ("crop", "flip")  # as --task.augment
+    augment: tuple[str, ...] = ("crop", "flip")  # as --augment
     seed: int = 42
 
 
@@ -34,9 +34,15 @@ def main() -> None:
     import numpy
     from transformers import Trainer, TrainingArguments, set_seed
 
-    from ftloop import Data, ImageClassification
+    from ftloop.data import Data
+    from ftloop.tasks import ImageClassification
 
-    shape = {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 768}
+    shape = {
+        "hidden_size": 192,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 3,
+        "intermediate_size": 768,
+    }
     task = ImageClassification(
         model="vit",
         init="random",
@@ -45,7 +51,7 @@ def main() -> None:
         augment=given.augment,
         data=Data(path=given.path),
     )
-    data = task.load()
+    data = task.load_datasets()
     set_seed(given.seed)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -71,11 +77,13 @@ def main() -> None:
             data_collator=task.collate,
             train_dataset=data["train"],
             eval_dataset=data["validation"],
-            compute_metrics=lambda found: {"accuracy": float((found[0].argmax(-1) == found[1]).mean())},
+            compute_metrics=lambda found: {
+                "accuracy": float((found[0].argmax(-1) == found[1]).mean())
+            },
         )
         trainer.train()
         logits = trainer.predict(data["test"]).predictions
-    accuracy = numpy.mean(logits.argmax(-1) == numpy.array(data["test"].with_format(None)["labels"][:]))
+    accuracy = numpy.mean(logits.argmax(-1) == numpy.array(data["test"].table["labels"][:]))
     print(f"accuracy on test {accuracy:.4f} ({len(data['test'])} images, the last weights)")
 
 

@@ -23,13 +23,15 @@ WORDS = [f"word{number}" for number in range(2000)]
 
 READ = """
 import logging, resource, sys, time
-from ftloop import Data, TextClassification
+from ftloop.data import Data
+from ftloop.tasks import TextClassification
 task = TextClassification(model=sys.argv[1], data=Data(path=sys.argv[2], streaming=True, validation=0))
 stream, began, position = task.rows["train"], time.perf_counter(), 0
 task.labels, task.processor
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-while stream.start + (0 if stream.block is None else len(stream.block)) <= position and not stream.sizes:
-    stream.read([position], 1)
+stream.set_seed(1)
+while stream.start + (0 if stream.block is None else len(stream.block)) <= position and not stream.shard_sizes:
+    stream.__getitems__([position])
     position = stream.start + len(stream.block)
 seconds = time.perf_counter() - began
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -56,9 +58,13 @@ def write(folder: Path, gigabytes: float, files: int) -> None:
         with (folder / f"part-{number:03d}.jsonl").open("w") as out:
             while out.tell() < gigabytes * 1e9 / files:
                 rows = [
-                    (draw.choice(("even", "odd")), draw.choices(WORDS, k=draw.randint(60, 200))) for _ in range(2000)
+                    (draw.choice(("even", "odd")), draw.choices(WORDS, k=draw.randint(60, 200)))
+                    for _ in range(2000)
                 ]
-                lines = [json.dumps({"text": " ".join([label, *words]), "label": label}) for label, words in rows]
+                lines = [
+                    json.dumps({"text": " ".join([label, *words]), "label": label})
+                    for label, words in rows
+                ]
                 out.write("\n".join(lines * 5) + "\n")
 
 
@@ -74,16 +80,21 @@ def main() -> None:
             writer = csv.DictWriter(out, ["text", "label"])
             writer.writeheader()
             writer.writerows(json.loads(next(lines)) for _ in range(1000))
-    stream = ["--task.data.path", f"{given.folder}/part-*.jsonl", "--task.data.streaming"]
-    for name, source in (("few", ["--task.data.path", str(few)]), ("stream", stream)):
+    stream = ["--data.path", f"{given.folder}/part-*.jsonl", "--data.streaming"]
+    for name, source in (("few", ["--data.path", str(few)]), ("stream", stream)):
         run = given.folder / f"run-{name}"
-        fixed = ["train.py", "configs/text.py", "--run-dir", str(run), "--task.model", given.model]
-        sizes = ["--task.data.validation", "500", "--max-steps", str(given.max_steps), "--no-report"]
+        fixed = ["train.py", "configs/text.py", "--run-dir", str(run), "--model", given.model]
+        sizes = ["--data.validation", "500", "--max-steps", str(given.max_steps), "--no-report"]
         subprocess.run([sys.executable, *fixed, *source, *sizes], check=True)
         # Of the children so far, the greatest: the smaller training comes first.
-        print(f"{name}: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20:.2f} GiB at most", flush=True)
+        print(
+            f"{name}: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20:.2f} GiB at most",
+            flush=True,
+        )
     # One file: its number of rows is known when it was read to its end.
-    subprocess.run([sys.executable, "-c", READ, given.model, f"{given.folder}/part-*.jsonl"], check=True)
+    subprocess.run(
+        [sys.executable, "-c", READ, given.model, f"{given.folder}/part-*.jsonl"], check=True
+    )
 
 
 if __name__ == "__main__":

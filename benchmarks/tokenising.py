@@ -12,17 +12,18 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
-from ftloop.cli.options import Pairs
+from ftloop.cli.options import REGISTRY
 
 MEASURED = """
 import json, sys, time
 import datasets
 from accelerate import Accelerator
-from ftloop import Data, TextClassification
+from ftloop.data import Data
+from ftloop.tasks import TextClassification
 options, accelerator = json.loads(sys.argv[1]), Accelerator(cpu=True)
 task = TextClassification(**options["task"], data=Data(**options["data"]))
 task.processor
@@ -40,20 +41,28 @@ class Options:
 
     model: Annotated[str, tyro.conf.Positional]  # a Hub id or a folder
     path: Annotated[str, tyro.conf.Positional]  # a file that training reads
-    options: Pairs = field(default_factory=dict)  # of its reader
+    options: dict[str, Any] = field(default_factory=dict)  # of its reader
     text_columns: tuple[str, ...] = ("text",)  # one, or the two of a pair
     max_length: int = 128  # tokens
 
 
 def main() -> None:
-    given = tyro.cli(Options, prog="python -m benchmarks.tokenising")
-    task = {"model": given.model, "text_columns": given.text_columns, "max_length": given.max_length}
+    given = tyro.cli(Options, prog="python -m benchmarks.tokenising", registry=REGISTRY)
+    task = {
+        "model": given.model,
+        "text_columns": given.text_columns,
+        "max_length": given.max_length,
+    }
     words = json.dumps({"task": task, "data": {"path": given.path, "options": given.options}})
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder, "measured.py")
         script.write_text(MEASURED)
         two = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-        for name, cache, launcher in (("first", "a", ()), ("second", "a", ()), ("two at once, first", "b", two)):
+        for name, cache, launcher in (
+            ("first", "a", ()),
+            ("second", "a", ()),
+            ("two at once, first", "b", two),
+        ):
             places = {"HF_DATASETS_CACHE": str(Path(folder, cache)), "PYTHONPATH": os.getcwd()}
             result = subprocess.run(
                 [sys.executable, *launcher, str(script), words],
