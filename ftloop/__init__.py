@@ -19,7 +19,7 @@ from ftloop.task import model_inputs as model_inputs
 
 
 def __getattr__(name: str) -> Any:
-    """Import `train`, which needs torch, when it is first used, so that `--help` answers at once."""
+    """Import `train`, which needs torch, only when it is used: `--help` then answers at once."""
     if name != "train":
         raise AttributeError(f"module 'ftloop' has no attribute {name!r}")
     from ftloop.loop import train

@@ -3,9 +3,9 @@
 A checkpoint is a folder `step-000460` with the files
 
     weights.pt      the state_dict of the model, by its names in memory
-    training.pt     the state_dicts of optimizer, scheduler, gradient scaler, and registered objects
-    manifest.json   TrainState, the environment that wrote it, size and sha256 of the other files, and
-                    a sha256 of all this
+    training.pt     the state_dicts of optimizer, scheduler, scaler, and other registered objects
+    manifest.json   TrainState, the environment that wrote it, size and sha256 of the other files,
+                    and a sha256 of all this
 
 It is written to `step-000460.tmp`, synced to disk and renamed: a folder without `.tmp` is complete,
 whenever the process was killed. `torch.load(weights_only=True)` reads it, so that a checkpoint from
@@ -67,7 +67,7 @@ def save_checkpoint(
         with contextlib.suppress(OSError):
             shutil.rmtree(temporary, ignore_errors=True)
         raise TrainingError(
-            f"cannot save the checkpoint {final}: {error}. The previous checkpoint is intact: free some "
+            f"cannot save the checkpoint {final}: {error}. The previous one is intact: free some "
             "space and run the same command again to resume."
         ) from error
     return final
@@ -133,14 +133,11 @@ def discard_after(folder: Path, step: int) -> None:
 def damage(checkpoint: Path) -> str | None:
     """Describe what is wrong with a checkpoint, by its manifest; None if it is intact."""
     try:
-        files = read_manifest(checkpoint)["files"]
+        for name, fingerprint in read_manifest(checkpoint)["files"].items():
+            if _fingerprint(checkpoint / name) != fingerprint:
+                return f"{name} has changed since it was written"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        return f"manifest.json is unreadable: {error}"
-    for name in FILES:
-        if not (checkpoint / name).is_file():
-            return f"{name} is missing"
-        if _fingerprint(checkpoint / name) != files.get(name):
-            return f"{name} has changed since it was written"
+        return f"it cannot be read: {error}"
     return None
 
 
@@ -175,17 +172,15 @@ def load_training(checkpoint: Path) -> dict[str, Any]:
 
 
 def _load_tensors(file: Path) -> dict[str, Any]:
-    """Read tensors and plain values. Raises UserError for a file with anything else, which is not run."""
+    """Read tensors and plain values. Raises UserError for a file that holds anything else."""
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{file} holds Python objects besides tensors. None of its code was run."
-        ) from error
+        raise UserError(f"{file} holds Python objects besides tensors; none was run.") from error
 
 
 def prune(folder: Path, config: Config) -> None:
-    """Delete all checkpoints except the newest `keep_last` and the best `keep_best` (ties: the older)."""
+    """Delete all checkpoints except the newest and the best ones."""
     checkpoints, values = find_checkpoints(folder), {}
     for checkpoint in checkpoints:
         state = load_state(checkpoint)
@@ -249,8 +244,8 @@ def find_resume_checkpoint(config: Config) -> Path | None:
         raise UserError(message, field="run_dir")
     changes = differences(read_record(folder)["config"], encode(config), config.may_change)
     if changes and not config.allow_changes:
-        message = f"{str(folder)!r} holds a run with other options ({'; '.join(changes)}); choose another."
-        raise UserError(message, field="run_dir")
+        message = f"{str(folder)!r} holds a run with other options: {'; '.join(changes)}."
+        raise UserError(f"{message} Choose another folder.", field="run_dir")
     if changes:
         logger.warning("resume: with other options than before: %s", "; ".join(changes))
     return newest_intact(folder / "checkpoints")

@@ -20,13 +20,24 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
+# Fields that may differ when a run resumes: they change its result up to rounding at most.
+MAY_CHANGE = (
+    "run_dir resume allow_changes workers timeout log_every max_minutes keep_last keep_best "
+    "micro_batch_size max_tokens"
+)
+# Fields that hold a number of at least 1, and fields that hold an amount of at least 0
+COUNTS = (
+    "epochs max_steps batch_size micro_batch_size max_tokens save_every eval_every eval_batch_size "
+    "patience log_every keep_last keep_best"
+)
+AMOUNTS = "learning_rate weight_decay warmup max_grad_norm workers"
 SMALLER_IS_BETTER = ("loss", "mse", "mae", "rmse", "perplexity")
 MAX_TIMEOUT = 10_000_000  # seconds; a `timedelta` in C++ overflows far above
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run. A fork adds fields in a subclass, for example for an optimizer."""
+    """Everything that decides a run. A fork adds fields in a subclass."""
 
     task: Task  # what to train, and on which data
     run_dir: str  # folder of the run: config.json, metrics.jsonl, checkpoints/, model/, scores.json
@@ -70,7 +81,7 @@ class Config:
 
     # Evaluation and logging
     eval_every: int | Literal["epoch"] = "epoch"
-    """Optimizer steps between evaluations on validation. The last step is always followed by one."""
+    """Optimizer steps between evaluations on validation. There is also one after the last step."""
     eval_batch_size: int = 64  # rows per forward pass in evaluation (on a CPU, at most 4096 tokens)
     best_metric: str = "loss"  # score on validation that decides which checkpoint is the best
     best_direction: Literal["min", "max"] | None = None
@@ -88,22 +99,7 @@ class Config:
     """auto: resume the unfinished run in run_dir. none: a run in run_dir is an error."""
     allow_changes: bool = False  # resume a run although options differ that change its result
 
-    may_change: ClassVar[frozenset[str]] = frozenset(
-        [
-            "run_dir",
-            "resume",
-            "allow_changes",
-            "workers",
-            "timeout",
-            "log_every",
-            "max_minutes",
-            "keep_last",
-            "keep_best",
-            "micro_batch_size",
-            "max_tokens",
-        ]
-    )
-    """Fields that may differ when a run resumes: they change its result up to rounding at most."""
+    may_change: ClassVar[frozenset[str]] = frozenset(MAY_CHANGE.split())
 
     def setups(self) -> "list[Setup]":
         """Return what changes how training is computed. Parts and forks override this method."""
@@ -119,20 +115,12 @@ class Config:
         return self.best_direction or ("min" if self.best_metric in SMALLER_IS_BETTER else "max")
 
 
-COUNTS = (
-    "epochs max_steps batch_size micro_batch_size max_tokens save_every eval_every eval_batch_size "
-    "patience log_every keep_last keep_best"
-)
-AMOUNTS = "learning_rate weight_decay warmup max_grad_norm workers"
-
-
 def validate(config: Config) -> None:
     """Raise UserError for values that cannot work, before anything is read, written or trained."""
     for name in COUNTS.split():
         value = getattr(config, name)
-        require(
-            not isinstance(value, int) or value >= 1, name, f"must be at least 1, but is {value}."
-        )
+        is_valid = not isinstance(value, int) or value >= 1
+        require(is_valid, name, f"must be at least 1, but is {value}.")
     for name in AMOUNTS.split():
         value = getattr(config, name)
         is_valid = value == "auto" or (math.isfinite(value) and value >= 0)
@@ -155,7 +143,7 @@ def validate(config: Config) -> None:
 
 
 def validate_with_datasets(config: Config, datasets: Mapping[str, Any]) -> None:
-    """Raise UserError for what does not fit the data, or a `best_metric` that will not be computed."""
+    """Raise UserError for what does not fit the data, before training."""
     train, limit = datasets["train"], config.max_tokens
     lengths = getattr(train, "lengths", None)
     is_finite = len(train) < sys.maxsize
@@ -194,27 +182,20 @@ def encode(value: Any) -> Any:
     becomes the name of its class. Raises UserError for a function without a name, such as a lambda.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {
-            item.name: encode(getattr(value, item.name)) for item in dataclasses.fields(value)
-        }
+        names = [item.name for item in dataclasses.fields(value)]
+        fields = {name: encode(getattr(value, name)) for name in names}
         return {"class": qualified_name(type(value)), **fields}
     if isinstance(value, functools.partial):
-        name = qualified_name(value.func)
-        return {
-            "function": name,
-            "arguments": encode(value.args),
-            "options": encode(value.keywords),
-        }
+        values = {"arguments": encode(value.args), "options": encode(value.keywords)}
+        return {"function": qualified_name(value.func), **values}
     if isinstance(value, list | tuple):
         return [encode(item) for item in value]
     if isinstance(value, dict):
         pairs = {str(key): encode(item) for key, item in value.items()}
         is_ambiguous = not {"class", "function", "pairs"}.isdisjoint(pairs)
         return {"pairs": [list(pair) for pair in pairs.items()]} if is_ambiguous else pairs
-    if isinstance(value, Path):
-        return str(value)
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
+    if value is None or isinstance(value, bool | int | float | str | Path):
+        return str(value) if isinstance(value, Path) else value
     if isinstance(value, Task) or not callable(value):
         return {"class": qualified_name(type(value))}
     return {"function": qualified_name(value)}
@@ -224,14 +205,10 @@ def qualified_name(value: Any) -> str:
     """Return "module:name" of a function or class that another process can import."""
     module, path = value.__module__, getattr(value, "__qualname__", "<object>")
     if "<" in path or hasattr(value, "__self__"):  # a lambda, a local function, a bound method
-        raise UserError(
-            f"{value!r} has no name by which it can be recorded: define it at the top level of the "
-            "module of the config."
-        )
+        message = "has no name by which it can be recorded: define it at the top level of a module."
+        raise UserError(f"{value!r} {message}")
     main = sys.modules["__main__"]
-    if module == "__main__" and hasattr(
-        main, "__file__"
-    ):  # the next process imports it by its file
+    if module == "__main__" and hasattr(main, "__file__"):  # other processes import it by this name
         module = main.__spec__.name if main.__spec__ else Path(main.__file__).stem
     return f"{module}:{path}"
 
@@ -250,18 +227,18 @@ def read_record(run_dir: Path) -> dict[str, Any]:
     """
     file = run_dir / "config.json"
     if not file.is_file():
-        nearby = [path.parent.name for path in run_dir.parent.glob("*/config.json")]
-        suggestion = did_you_mean(run_dir.name, nearby)
-        raise UserError(f"{str(run_dir)!r} holds no run: it has no config.json{suggestion}.")
+        neighbors = [item.parent.name for item in run_dir.parent.glob("*/config.json")]
+        nearest = did_you_mean(run_dir.name, neighbors)
+        raise UserError(f"{str(run_dir)!r} holds no run: it has no config.json{nearest}.")
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-        version, _ = record["ftloop"], record["config"]["class"]
+        version, _ = str(record["ftloop"]), record["config"]["class"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{file} is not the record of a run: {error!r}.") from error
-    if str(version).startswith("0.1."):
+    if version.startswith("0.1."):
         raise UserError(
-            f"{str(run_dir)!r} was written by ftloop {version}, and ftloop {__version__} cannot read "
-            "its checkpoints and options; its model/ still loads in transformers."
+            f"{str(run_dir)!r} was written by ftloop {version}, whose runs this version cannot "
+            "read; its model/ still loads in transformers."
         )
     return record
 

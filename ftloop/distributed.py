@@ -1,4 +1,4 @@
-"""Processes: building the Accelerator, full state dicts, agreement between ranks, stopping on signals."""
+"""Ranks: the Accelerator, full state dicts, agreement between ranks, stopping on signals."""
 
 import math
 import os
@@ -97,44 +97,58 @@ FULL = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def full_tensor(tensor: Any) -> Any:
-    """Gather a sharded tensor on its device. All ranks must call it. Others are returned as they are."""
+    """Gather a sharded tensor on its device. All ranks must call it; others are returned as is."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def full_state_dict(model: Any, accelerator: Accelerator) -> dict[str, Any]:
-    """Return the full state_dict of a prepared model. All ranks must call it; the main one has it."""
+    """Return the full state_dict of a model on the main process. All ranks must call it."""
     unwrapped = accelerator.unwrap_model(model)
     if accelerator.is_fsdp2:
         return dcp.get_model_state_dict(unwrapped, options=FULL)
     return unwrapped.state_dict()
 
 
-def load_full_state_dict(model: Any, weights: dict[str, Any], accelerator: Accelerator) -> None:
-    """Load a full state_dict, strictly, into a prepared model; each rank keeps its shard."""
-    unwrapped = accelerator.unwrap_model(model)
+def full_state_dicts(
+    objects: dict[str, Any], accelerator: Accelerator
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the full state_dict of the model, and those of the other objects by name.
+
+    All ranks must call it; the main process has the values. The gradient scaler of fp16 is included.
+    """
+    weights = full_state_dict(objects["model"], accelerator)
+    others = {name: value.state_dict() for name, value in objects.items() if name != "model"}
     if accelerator.is_fsdp2:
-        dcp.set_model_state_dict(unwrapped, weights, options=FULL)
-    else:
-        unwrapped.load_state_dict(weights)
+        model, optimizer = (
+            accelerator.unwrap_model(objects["model"]),
+            objects["optimizer"].optimizer,
+        )
+        others["optimizer"] = dcp.get_optimizer_state_dict(model, optimizer, options=FULL)
+    if accelerator.scaler is not None:
+        others["scaler"] = accelerator.scaler.state_dict()
+    return weights, others
 
 
-def optimizer_state_dict(optimizer: Any, model: Any, accelerator: Accelerator) -> dict[str, Any]:
-    """Return the full state_dict of a prepared optimizer, as `full_state_dict` does for the model."""
-    if accelerator.is_fsdp2:
-        unwrapped = accelerator.unwrap_model(model)
-        return dcp.get_optimizer_state_dict(unwrapped, optimizer.optimizer, options=FULL)
-    return optimizer.state_dict()
-
-
-def load_optimizer_state_dict(
-    optimizer: Any, model: Any, state: dict[str, Any], accelerator: Accelerator
+def load_state_dicts(
+    objects: dict[str, Any],
+    weights: dict[str, Any],
+    others: dict[str, Any],
+    accelerator: Accelerator,
 ) -> None:
-    """Load a full state_dict into a prepared optimizer; each rank keeps its shard."""
+    """Load full state_dicts, strictly, into prepared objects; each rank keeps its shard."""
+    model = accelerator.unwrap_model(objects["model"])
     if accelerator.is_fsdp2:
-        unwrapped = accelerator.unwrap_model(model)
-        dcp.set_optimizer_state_dict(unwrapped, optimizer.optimizer, state, options=FULL)
+        dcp.set_model_state_dict(model, weights, options=FULL)
     else:
-        optimizer.load_state_dict(state)
+        model.load_state_dict(weights)
+    for name, value in objects.items():
+        if name == "optimizer" and accelerator.is_fsdp2:
+            state_dict = others["optimizer"]
+            dcp.set_optimizer_state_dict(model, value.optimizer, state_dict, options=FULL)
+        elif name != "model":
+            value.load_state_dict(others[name])
+    if "optimizer" in objects and accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(others["scaler"])
 
 
 def warm_up_ddp_buckets(model: Any, task: Task, dataset: Any, accelerator: Accelerator) -> None:
@@ -198,7 +212,7 @@ class StopSignals:
         return self.reason is not None
 
     def agree(self, accelerator: Accelerator) -> bool:
-        """Tell whether any rank should stop; all get the same answer. On GPUs, this waits for them."""
+        """Tell whether any rank should stop: the same answer on all. This waits for GPUs."""
         if accelerator.num_processes == 1:
             return self.received()
         exit_code = torch.tensor(

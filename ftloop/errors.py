@@ -1,4 +1,4 @@
-"""Exceptions whose message is all that a user needs. The entry points print it without a traceback."""
+"""Exceptions whose message is all that a user needs: they are printed without a traceback."""
 
 import difflib
 from collections.abc import Iterable
@@ -42,7 +42,7 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
 
 
 def root_cause(error: BaseException) -> str:
-    """Return the innermost cause in one line: `datasets` wraps errors in others that do not name it."""
+    """Return the innermost cause in one line: some libraries wrap it in less specific errors."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(error).split())

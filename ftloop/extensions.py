@@ -4,8 +4,11 @@
 `ftloop.sampler.TrainSampler`. Importing their types here would close an import cycle.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ftloop.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +26,7 @@ class Setup:
         return {}
 
     def resume(self, environment: dict[str, Any]) -> None:
-        """Receive the environment recorded in the checkpoint from which the run resumes."""
+        """Receive the environment that is recorded in the checkpoint to resume from."""
 
     def prepare_model(self, model: "torch.nn.Module", accelerator: "Accelerator") -> None:
         """Change the model in place. It is on its device; the optimizer does not exist yet."""
@@ -38,11 +41,11 @@ class Setup:
         return None
 
     def environment(self) -> dict[str, Any]:
-        """Return what may change the bits of a result: recorded in checkpoints, compared on resume."""
+        """Return what may change the bits of a result. It is recorded, and compared on resume."""
         return {}
 
     def undo(self) -> None:
-        """Restore the global state that the setup changed. Called when the run ends, however it ends."""
+        """Restore the global state that the setup changed. Called when the run ends in any way."""
 
 
 class Observer:
@@ -52,7 +55,7 @@ class Observer:
     """
 
     def on_start(self, run: Any) -> None:
-        """Called once before the first step; `run.state` is the position from which the run starts."""
+        """Called before the first step; the run starts or resumes at `run.state`."""
 
     def on_log(self, run: Any, steps: list[Any], speed: dict[str, float]) -> None:
         """Called when the values of some steps are known, in order, every `log_every` steps.
@@ -75,3 +78,14 @@ class Observer:
 
     def close(self, run: Any) -> None:
         """Called when the run ends, however it ends."""
+
+
+def choose_micro_batch_size(
+    setups: Sequence[Setup], model: "torch.nn.Module", sampler: Any, task: Any, accelerator: Any
+) -> int:
+    """Return the smallest micro-batch size that a setup chooses. Raises UserError if none does."""
+    choices = [setup.choose_micro_batch_size(model, sampler, task, accelerator) for setup in setups]
+    sizes = [size for size in choices if size is not None]
+    if not sizes:
+        raise UserError("'auto' needs a setup that measures it.", field="micro_batch_size")
+    return min(sizes)

@@ -44,7 +44,7 @@ class KeyedDataset(Dataset):
         return len(self.dataset)
 
     def __getitems__(self, keys: Keys) -> tuple[Keys, Any]:
-        """Return the keys and the examples of a micro-batch. torch calls this method if it exists."""
+        """Return the keys and examples of a micro-batch. torch calls this method."""
         rows = [row if row >= 0 else ~row for _, row in keys]
         if self.reads_batches:
             return keys, self.dataset.__getitems__(rows)
@@ -87,17 +87,16 @@ def check_collate(dataset: Any, collate: Callable[[Any], Batch], seed: int) -> N
     Collate(collate)(keys_and_examples)
     if random_states() != before:
         raise UserError(
-            "draws at random, and its draw would depend on how a batch is divided. Make random choices "
-            "in the dataset's __getitem__, which is seeded by (seed, epoch, row).",
+            "draws at random, and its draw would depend on how a batch is divided. Draw in the "
+            "dataset's __getitem__, which is seeded by (seed, epoch, row).",
             field="task.collate",
         )
 
 
 def random_states() -> tuple[Any, ...]:
     """Return the states of the random generators, to compare them."""
-    numpy_state = numpy.random.get_state(legacy=False)["state"]
-    numpy_state = (numpy_state["key"].tolist(), numpy_state["pos"])
-    return torch.get_rng_state().tolist(), random.getstate(), numpy_state
+    state = numpy.random.get_state()
+    return torch.get_rng_state().tolist(), random.getstate(), state[1].tolist(), state[2]
 
 
 def count_workers(workers: int | str, dataset: Any, device: torch.device) -> int:
@@ -122,7 +121,7 @@ def build_dataloader(
     seed: int = 0,
     workers: int = 0,
 ) -> DataLoader:
-    """Build the DataLoader that yields the micro-batches of a sampler. accelerator.prepare takes it."""
+    """Build the DataLoader of a sampler, to be prepared by accelerate."""
     if (
         workers
     ):  # the threads of the tokenizers do not survive a fork, and warn about it in each worker

@@ -3,14 +3,13 @@ away.
 
 The laws of the loop, each of which is a test (docs/exactness.md):
 
-- The gradient of an optimizer step is a weighted sum over its items, divided once by the sum of their
-  weights. It does not depend on how the step is divided into micro-batches and over ranks.
+- The gradient of an optimizer step is a weighted sum over its items, divided once by the sum of
+  their weights. It does not depend on how the step is divided into micro-batches and over ranks.
 - The order of rows, random changes of rows, and dropout are functions of the seed and of counters.
-- The position of a run is its optimizer step. A run resumes to the same bits wherever it was killed.
+- The position of a run is its optimizer step. Wherever it was killed, it resumes to the same bits.
 """
 
 from contextlib import closing, nullcontext
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -89,7 +88,7 @@ def train(config: Config) -> Scores:
         # Order of the rows, number of steps, learning-rate schedule
         num_processes, device = accelerator.num_processes, accelerator.device
         sampler = TrainSampler(train_dataset, config, num_processes, device.type)
-        run.choose_micro_batch_size(sampler, model)
+        run.choose_micro_batch_size(model, sampler)
         check_division(task, model, sampler)
         scheduler = build_scheduler(optimizer, config, sampler.total_steps)
         workers = count_workers(config.workers, train_dataset, accelerator.device)
@@ -97,7 +96,13 @@ def train(config: Config) -> Scores:
         model, optimizer, train_loader, scheduler = accelerator.prepare(
             model, optimizer, train_loader, scheduler
         )
-        eval_loaders = build_eval_loaders(datasets, task, accelerator, config)
+        eval_loaders = {
+            split: build_eval_loader(
+                datasets[split], task, accelerator, config.eval_batch_size, workers
+            )
+            for split in ("validation", "test")
+            if split in datasets
+        }
         warm_up_ddp_buckets(model, task, train_dataset, accelerator)
 
         # Resume
@@ -142,17 +147,3 @@ def clip_gradients(
     """
     limit = max_grad_norm or float("inf")
     return full_tensor(accelerator.clip_grad_norm_(model.parameters(), limit))
-
-
-def build_eval_loaders(
-    datasets: dict[str, Any], task: Task, accelerator: Accelerator, config: Config
-) -> dict[str, Any]:
-    """Build the loaders of validation and test, as far as the data has them."""
-    loaders = {}
-    for split in ("validation", "test"):
-        if split in datasets:
-            workers = count_workers(config.workers, datasets[split], accelerator.device)
-            loaders[split] = build_eval_loader(
-                datasets[split], task, accelerator, config.eval_batch_size, workers
-            )
-    return loaders

@@ -1,4 +1,4 @@
-"""metrics.jsonl, and the buffer in front of it: values are read from the GPU every `log_every` steps."""
+"""metrics.jsonl, and the buffer in front of it, which is read from the GPU at log steps."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ MAX_SKIPPED_STEPS = 20
 
 @dataclass
 class StepRecord:
-    """What one optimizer step leaves behind: tensors on the device and, after a flush, their values."""
+    """What one optimizer step leaves behind: tensors and, after a flush, their values."""
 
     step: int  # from 1
     epoch: float  # epochs done after this step
@@ -125,7 +125,7 @@ class MetricLog:
                 self.stream.write(line.encode() + b"\n")
 
     def sync(self, wait_for_disk: bool = True) -> int:
-        """Hand all lines to the operating system, or wait for the disk. Returns the length in bytes."""
+        """Write all lines, and wait for the disk if wanted. Returns the length in bytes."""
         if self.stream is None:
             return 0
         with raise_write_errors(self.stream.name):
@@ -148,8 +148,8 @@ class MetricLog:
         if not math.isfinite(record.loss) or self.num_skipped_steps > may_skip:
             raise TrainingError(
                 f"step {record.step}: the loss is {record.loss} and the gradient norm is "
-                f"{record.grad_norm}, because of {find_cause(record)}. Nothing was saved since the last "
-                "checkpoint. A smaller learning_rate or max_grad_norm may help."
+                f"{record.grad_norm}, because of {find_cause(record)}. The last checkpoint is from "
+                "before. A smaller learning_rate or max_grad_norm may help."
             )
         if self.num_skipped_steps:
             message = "step %d was skipped: its gradient overflows in fp16 (%d in a row)"
@@ -163,8 +163,8 @@ def raise_write_errors(file: str) -> Any:
         yield
     except OSError as error:
         raise TrainingError(
-            f"cannot write {file}: {error}. The newest checkpoint is intact: free some space and run the "
-            "same command again to resume."
+            f"cannot write {file}: {error}. The newest checkpoint is intact: free some space and "
+            "run the same command again to resume."
         ) from error
 
 
@@ -185,11 +185,6 @@ def sum_losses(record: StepRecord, names: list[str]) -> torch.Tensor:
     """Return the weighted sums of the loss and the named scalars over the step, on this rank."""
     rows = []
     for output, weights in zip(record.outputs, record.weights, strict=True):
-        if sorted(output.scalars) != names:
-            raise TrainingError(
-                f"compute_losses returned the scalars {sorted(output.scalars)} after {names}: the names "
-                "must be the same in each call."
-            )
         sums = [weighted_sum(output.losses, weights)]
         for name in names:
             value = output.scalars[name]  # one for the micro-batch, or one per item

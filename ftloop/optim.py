@@ -6,6 +6,7 @@ factor of the learning rate, or one factor per parameter group.
 """
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ftloop.errors import UserError, did_you_mean
@@ -51,7 +52,7 @@ def adamw(model: "torch.nn.Module", config: Any, **options: Any) -> "torch.optim
 
 
 def count_warmup_steps(warmup: float, total_steps: int) -> int:
-    """Return the steps of warmup: `warmup` is a number of steps or, below 1, a fraction (rounded up)."""
+    """Return the steps of warmup, from a number of steps or a fraction below 1 (rounded up)."""
     return math.ceil(warmup * total_steps) if warmup < 1 else int(warmup)
 
 
@@ -62,29 +63,21 @@ def build_scheduler(optimizer: "torch.optim.Optimizer", config: Any, total_steps
 
     warmup_steps = count_warmup_steps(config.warmup, total_steps)
     if callable(config.schedule):
-        factors = [
-            _factor_of_group(config.schedule, group, total_steps, warmup_steps)
-            for group in range(len(optimizer.param_groups))
-        ]
+
+        def factor(group: int, step: int) -> float:
+            value = config.schedule(step, total_steps, warmup_steps)
+            return value[group] if isinstance(value, list | tuple) else value
+
+        factors = [partial(factor, group) for group in range(len(optimizer.param_groups))]
         return torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
     try:
         options = dict(config.schedule_options)
         return get_scheduler(config.schedule, optimizer, warmup_steps, total_steps, options)
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"the schedule {config.schedule} does not work with {config.schedule_options}: {error}.",
+            f"{config.schedule_options} do not fit the schedule {config.schedule}: {error}.",
             field="schedule_options",
         ) from error
-
-
-def _factor_of_group(schedule: Any, group: int, total_steps: int, warmup_steps: int) -> Any:
-    """Return the schedule of one parameter group: step -> factor."""
-
-    def factor(step: int) -> float:
-        value = schedule(step, total_steps, warmup_steps)
-        return value[group] if isinstance(value, list | tuple) else value
-
-    return factor
 
 
 def drop_frozen_gradients(optimizer: Any) -> None:
@@ -103,7 +96,7 @@ def drop_frozen_gradients(optimizer: Any) -> None:
 
 
 def validate_schedule(schedule: Any, options: dict[str, Any] | None = None) -> None:
-    """Raise UserError for a name that is not a schedule, and for options that nothing would read."""
+    """Raise UserError for an unknown schedule, and for options that nothing would read."""
     if options and (callable(schedule) or schedule in SCHEDULES_WITHOUT_OPTIONS):
         name = "a function" if callable(schedule) else schedule
         raise UserError(

@@ -1,7 +1,7 @@
 """The run folder: lock, resume, checkpoints, logs, export.
 
-config.json      the record of the config       checkpoints/   see ftloop/checkpoint.py
-metrics.jsonl    see ftloop/metric_log.py       model/         the best weights, as the task exports them
+config.json      the record of the config         checkpoints/   see ftloop/checkpoint.py
+metrics.jsonl    see ftloop/metric_log.py         model/         the best weights, exported
 scores.json      the final scores by split; it is written last and marks a finished run
 
 Only the main process writes. All ranks call the methods of `Run` that the loop calls.
@@ -25,7 +25,7 @@ from ftloop import distributed
 from ftloop.config import Config, record_text
 from ftloop.errors import Stopped, UserError
 from ftloop.evaluation import evaluate
-from ftloop.extensions import Setup
+from ftloop.extensions import Setup, choose_micro_batch_size
 from ftloop.metric_log import MetricLog, StepRecord, format_scores, json_scores
 from ftloop.sampler import TrainSampler
 from ftloop.state import TrainState
@@ -43,7 +43,7 @@ class Run:
     """The bookkeeping of a run, so that the loop contains only training."""
 
     def __init__(self, config: Config, accelerator: Accelerator, setups: list[Setup]):
-        """Lock the run folder and look for a checkpoint. Raises UserError rather than mix two runs."""
+        """Lock the run folder, then look for a checkpoint in it."""
         self.config, self.accelerator, self.setups = config, accelerator, setups
         self.task, self.is_main_process = config.task, accelerator.is_main_process
         self.folder = Path(config.run_dir)
@@ -82,15 +82,13 @@ class Run:
                 setup.resume(checkpoints.load_environment(self.resumed_from))
             setup.prepare_model(model, self.accelerator)
 
-    def choose_micro_batch_size(self, sampler: TrainSampler, model: torch.nn.Module) -> None:
-        """Set the micro-batch size of the sampler: as configured, or 'auto' as resumed or measured."""
+    def choose_micro_batch_size(self, model: torch.nn.Module, sampler: TrainSampler) -> None:
+        """Set the micro-batch size: as configured, or for 'auto' as recorded or measured."""
         recorded = self.state.micro_batch_size
         if self.config.micro_batch_size == "auto":
-            arguments = (model, sampler, self.task, self.accelerator)
-            measured = [setup.choose_micro_batch_size(*arguments) for setup in self.setups]
-            sizes = [recorded] if recorded else [size for size in measured if size]
-            sampler.micro_batch_size = min(sizes, default=sampler.micro_batch_size)
-        size = self.state.micro_batch_size = sampler.micro_batch_size
+            arguments = (self.setups, model, sampler, self.task, self.accelerator)
+            sampler.micro_batch_size = recorded or choose_micro_batch_size(*arguments)
+        self.state.micro_batch_size = size = sampler.micro_batch_size
         if recorded not in (None, size):
             logger.warning("resume: micro_batch_size %s -> %d. %s", recorded, size, UP_TO_ROUNDING)
 
@@ -115,8 +113,8 @@ class Run:
         distributed.check_agreement(fingerprint, self.accelerator, message)
         if self.state.dataset_fingerprint not in ("", fingerprint):
             raise UserError(
-                f"the training rows are not those on which {self.resumed_from} was trained. Restore the "
-                "data, or start a new run in another run_dir."
+                f"the training rows are not those on which {self.resumed_from} was trained. "
+                "Restore the data, or start a new run in another run_dir."
             )
         self.state.dataset_fingerprint = fingerprint
         if self.resumed_from is not None:
@@ -139,12 +137,11 @@ class Run:
 
     def _restore(self, checkpoint: Path) -> None:
         """Load all registered objects from a checkpoint, strictly, and compare the environments."""
-        training = self._load_registered(checkpoint)
-        optimizer, state = self.registered["optimizer"], training["optimizer"]
-        distributed.load_optimizer_state_dict(optimizer, self.model, state, self.accelerator)
-        self.registered["scheduler"].load_state_dict(training["scheduler"])
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(training["scaler"])
+        weights, training = (
+            checkpoints.load_weights(checkpoint),
+            checkpoints.load_training(checkpoint),
+        )
+        distributed.load_state_dicts(self.registered, weights, training, self.accelerator)
         self.saved_position = (self.state.step, self.state.last_eval_step)
         logger.info("resuming from %s", checkpoint)
         now = distributed.environment_info(self.accelerator, self.setups)
@@ -154,18 +151,6 @@ class Run:
             logger.warning(
                 "resume: in another environment: %s. %s", ", ".join(changes), UP_TO_ROUNDING
             )
-
-    def _load_registered(self, checkpoint: Path) -> dict[str, Any]:
-        """Load the model, and what else was registered besides optimizer and scheduler."""
-        weights, training = (
-            checkpoints.load_weights(checkpoint),
-            checkpoints.load_training(checkpoint),
-        )
-        distributed.load_full_state_dict(self.model, weights, self.accelerator)
-        for name, value in self.registered.items():
-            if name not in ("model", "optimizer", "scheduler"):
-                value.load_state_dict(training[name])
-        return training
 
     # In the loop
 
@@ -256,14 +241,7 @@ class Run:
             observer.sync()
         state.log_bytes = self.log.sync()
         # All ranks gather the weights, of which each may hold a shard.
-        model, accelerator = self.model, self.accelerator
-        weights = distributed.full_state_dict(model, accelerator)
-        training = {name: value.state_dict() for name, value in self.registered.items()}
-        optimizer = self.registered["optimizer"]
-        training["optimizer"] = distributed.optimizer_state_dict(optimizer, model, accelerator)
-        del training["model"]
-        if self.accelerator.scaler is not None:
-            training["scaler"] = self.accelerator.scaler.state_dict()
+        weights, training = distributed.full_state_dicts(self.registered, self.accelerator)
         if self.is_main_process:
             environment = distributed.environment_info(self.accelerator, self.setups)
             folder = self.checkpoint_folder
@@ -293,8 +271,11 @@ class Run:
         """Load the best weights, score them on test, write model/ and scores.json."""
         state = self.state
         if state.best_step not in (None, state.step):
-            name = checkpoints.checkpoint_name(state.best_step)
-            self._load_registered(self.checkpoint_folder / name)
+            best = self.checkpoint_folder / checkpoints.checkpoint_name(state.best_step)
+            others = {"optimizer", "scheduler"}
+            averages = {name: self.registered[name] for name in self.registered.keys() - others}
+            weights, training = checkpoints.load_weights(best), checkpoints.load_training(best)
+            distributed.load_state_dicts(averages, weights, training, self.accelerator)
         scores: Scores = {"validation": state.best_scores} if state.best_scores else {}
         if "test" in eval_loaders:
             loader, stop_requested = eval_loaders["test"], self.stop_requested

@@ -44,7 +44,7 @@ def random_order(dataset: Any, seed: int, epoch: int) -> Sequence[int]:
 
 
 def own_order(dataset: Any, seed: int, epoch: int) -> Sequence[int]:
-    """Return the row ids of an epoch in the order that a dataset, such as a stream, defines itself."""
+    """Return the row ids of an epoch in the order that a dataset (a stream) defines itself."""
     return dataset.row_order(seed, epoch)
 
 
@@ -229,8 +229,7 @@ def check_division(task: "Task", model: Any, sampler: TrainSampler) -> None:
     """
     share = ceil_div(sampler.rows_per_step, sampler.num_processes)
     is_divided = sampler.num_processes > 1 or sampler.micro_batch_size < share
-    if sampler.max_tokens is not None and sampler.group_by_length and sampler.lengths is not None:
-        is_divided = is_divided or share * int(max(sampler.lengths)) > sampler.max_tokens
+    is_divided = is_divided or (sampler.group_by_length and sampler.max_tokens is not None)
     reason = (
         None if task.independent_rows else f"the loss of {type(task).__name__} compares its rows"
     )

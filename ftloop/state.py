@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy
 import torch
 
-from ftloop.errors import UserError, did_you_mean
+from ftloop.errors import UserError
 
 
 @dataclass
@@ -33,21 +33,16 @@ class TrainState:
     log_bytes: int = 0  # length of metrics.jsonl at this step; later lines are cut off on resume
 
     def update_best(self, scores: dict[str, float], metric: str, direction: str) -> None:
-        """Record validation scores and update the best step (ties: the earlier step is the best)."""
+        """Record validation scores and update the best step. Of equal ones, the first is best."""
         if metric not in scores:
-            suggestion = did_you_mean(metric, scores)
-            message = (
-                f"{metric!r} was not computed{suggestion}. The scores are {', '.join(scores)}."
-            )
+            message = f"{metric!r} was not computed. The scores are {', '.join(scores)}."
             raise UserError(message, field="best_metric")
         self.scores, self.last_eval_step = scores, self.step
-        value = scores[metric]
-        best = math.nan if self.best_scores is None else self.best_scores[metric]
-        is_better = value > best if direction == "max" else value < best
-        if is_better or math.isnan(best):  # any number is better than NaN
+        value, best = scores[metric], (self.best_scores or {}).get(metric, math.nan)
+        self.evaluations_since_best += 1
+        # Any number is better than NaN.
+        if math.isnan(best) or (value > best if direction == "max" else value < best):
             self.best_scores, self.best_step, self.evaluations_since_best = scores, self.step, 0
-        else:
-            self.evaluations_since_best += 1
 
 
 def fold_in(seed: int, *counters: int | str) -> int:

@@ -46,14 +46,14 @@ def model_inputs(batch: Batch) -> Batch:
 
 
 class Task:
-    """The protocol between a task and the loop. Inherit from it, or write a class with its methods."""
+    """The protocol between a task and the loop. Inherit from it, or write its methods."""
 
     independent_rows: ClassVar[bool] = True
     """Whether the loss of a row depends on that row alone. If not (in-batch negatives), the loop
     refuses to divide a batch into micro-batches or over ranks."""
 
     def validate(self) -> None:
-        """Raise UserError for options that cannot work. Called before anything is read or written."""
+        """Raise UserError for options that cannot work, before anything is read or written."""
 
     def load_datasets(self) -> dict[str, Any]:
         """Return map-style datasets "train" and, where the data has them, "validation" and "test".
@@ -61,10 +61,10 @@ class Task:
         A dataset has `__len__` and `__getitem__(row)`; random choices for a row belong there, since
         the loader seeds them by (seed, epoch, row). It may also offer
 
-            lengths           tokens per row, or another unit of cost: rows of similar length form a batch
+            lengths           tokens per row: rows of similar length form a batch
             fingerprint       str, a digest of the content: a run resumes on the same content only
-            is_deterministic  True if rows are the same in every epoch; then `__getitems__(rows)` reads a batch
-            set_seed(seed), row_order(seed, epoch)     for datasets with an order of their own (streams)
+            is_deterministic  True: `__getitems__(rows)` reads a batch; nothing is drawn at random
+            row_order(seed, epoch), set_seed(seed)     for an order of its own, as streams have
         """
         raise NotImplementedError
 
@@ -80,7 +80,7 @@ class Task:
         raise NotImplementedError
 
     def compute_losses(self, model: "torch.nn.Module", batch: Batch) -> Losses:
-        """Compute the losses of a micro-batch in training. Override it for losses that need the model."""
+        """Compute the losses in training. Override it for losses that need the model."""
         return Losses(self.losses(model(**model_inputs(batch)), batch))
 
     def losses(self, outputs: Any, batch: Batch) -> "torch.Tensor":
@@ -102,7 +102,7 @@ class Task:
         return []
 
     def score_names(self) -> Sequence[str] | None:
-        """Return the names of the scores besides "loss", or None if they are not known in advance."""
+        """Return the names of the scores besides "loss"; None if they are not known."""
         return None
 
     def export(self, model: "torch.nn.Module", state_dict: dict[str, Any], folder: Path) -> None:
