@@ -134,6 +134,10 @@ class Job(Config):
             from ftloop.logs.summary import Summary
 
             observers += [ProgressBar(), ScoreTable()]
+        if self.effective_log_level == "debug":
+            from ftloop.logs.debug_log import DebugLog
+
+            observers.append(DebugLog())
         if self.track:
             with part_needed_by("track"):
                 from ftloop.logs.trackers import Trackers

@@ -1,1 +1,1 @@
-"""Observers that show a run: progress bar, score table, experiment trackers."""
+"""Observers that show a run: log lines, progress bar, score table, summary, trackers."""

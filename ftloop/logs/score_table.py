@@ -15,7 +15,7 @@ MIN_WIDTH = 7  # of a column, in characters
 
 
 class ScoreTable(Observer):
-    """Logs a line for each evaluation on validation, with the mean training loss since the last one."""
+    """Logs a line for each evaluation on validation, with the mean training loss before it."""
 
     def __init__(self) -> None:
         self.names: list[str] = []

@@ -1,4 +1,4 @@
-"""The last lines of a run on the terminal: which weights were kept, where everything is, what to do next."""
+"""The last lines of a run on the terminal: the weights that were kept, files, and commands."""
 
 import logging
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 from ftloop.extensions import Observer
 
 logger = logging.getLogger("ftloop")
+
+RECORDS = ("config.json", "metrics.jsonl", "scores.json")
 
 
 class Summary(Observer):
@@ -18,15 +20,12 @@ class Summary(Observer):
         if step is None:
             step, reason = state.step, "the last, since there is no validation split"
         split = list(scores)[-1] if scores else "train"
+        card = folder / "model" / "README.md"
         logger.info("")
         logger.info("weights     of step %d of %d (%s)", step, state.step, reason)
         logger.info("model       %s", folder / "model")
-        if (folder / "model" / "README.md").is_file():
-            card = folder / "model" / "README.md"
+        if card.is_file():
             logger.info("card        %s (fill in what is marked [to be filled])", card)
         logger.info("record      %s", ", ".join(str(folder / name) for name in RECORDS))
         logger.info("next        python evaluate.py %s --split %s", folder, split)
         logger.info("            python predict.py %s --help", folder)
-
-
-RECORDS = ("config.json", "metrics.jsonl", "scores.json")

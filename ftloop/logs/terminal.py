@@ -13,10 +13,26 @@ logger = logging.getLogger("ftloop")
 
 
 class TerminalSetup(Setup):
-    """Shows the log lines of a run on the terminal, from a level on: debug, info, warning or error."""
+    """Shows the log lines of a run on the terminal. While it runs, the libraries draw no bars."""
 
     def __init__(self, level: str = "info"):
+        """`level`: the lowest level that is shown: debug, info, warning or error."""
+        import datasets
+        import transformers
+
+        self.transformers_had_bars = transformers.utils.logging.is_progress_bar_enabled()
+        self.datasets_had_bars = not datasets.are_progress_bars_disabled()
         configure_logging(level)
+
+    def undo(self) -> None:
+        """Let transformers and datasets draw progress bars again, if they did before."""
+        import datasets
+        import transformers
+
+        if self.transformers_had_bars:
+            transformers.utils.logging.enable_progress_bar()
+        if self.datasets_had_bars:
+            datasets.enable_progress_bars()
 
 
 def terminal_stream() -> TextIO:
@@ -27,7 +43,7 @@ def terminal_stream() -> TextIO:
 
 
 def colored(text: str, color: str, stream: TextIO) -> str:
-    """Return `text` in red, yellow or green if `stream` is a terminal with colors (no-color.org)."""
+    """Return `text` in red, yellow or green, if the stream shows colors (no-color.org)."""
     if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return text
     code = {"red": 31, "green": 32, "yellow": 33}[color]
@@ -35,7 +51,7 @@ def colored(text: str, color: str, stream: TextIO) -> str:
 
 
 class TerminalHandler(logging.Handler):
-    """Prints log records above a progress bar. Those that are not information start with their level."""
+    """Prints log records above a progress bar, with their level unless it is info."""
 
     def emit(self, record: logging.LogRecord) -> None:
         stream, text = terminal_stream(), self.format(record)
@@ -51,9 +67,15 @@ class TerminalHandler(logging.Handler):
 def configure_logging(level: str | None = None, is_main_process: bool | None = None) -> None:
     """Show the records of the logger "ftloop" on the main process, from a level on.
 
-    level: debug, info, warning or error; None keeps the level, which is info at first. A program that
-    has configured the logger itself keeps its configuration. is_main_process: None asks RANK.
+    A program that has configured the logger itself keeps its configuration. Progress bars of
+    transformers and, in a pipe or below the level info, of datasets are switched off.
+
+    level: debug, info, warning or error; None keeps the level, which is info at first.
+    is_main_process: None means that RANK decides.
     """
+    import datasets
+    import transformers
+
     if not logger.handlers:
         logger.addHandler(TerminalHandler())
         logger.setLevel(logging.INFO)
@@ -64,9 +86,7 @@ def configure_logging(level: str | None = None, is_main_process: bool | None = N
         is_main_process = os.environ.get("RANK", "0") == "0"
     if not is_main_process:
         logger.setLevel(logging.CRITICAL)
-    import datasets
-    import transformers
 
-    transformers.logging.disable_progress_bar()  # it would show one second of reading weights
+    transformers.utils.logging.disable_progress_bar()  # of reading weights, which takes a second
     if not sys.stderr.isatty() or not logger.isEnabledFor(logging.INFO):
         datasets.disable_progress_bars()  # in a pipe, those of tokenizing would fill the log

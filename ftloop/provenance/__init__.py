@@ -1,1 +1,1 @@
-"""The ledger of a run, and its verification."""
+"""The ledger of a run: which rows were used in each step. Its verification and comparison."""

@@ -1,10 +1,11 @@
-"""ledger.jsonl: the rows, the loss and, if wanted, the weights of each optimizer step, as a hash chain.
+"""ledger.jsonl: the rows, the loss and optionally the weights of each step, as a hash chain.
 
-One line per step, and before them a line with the plan: the number of rows, the batch size, the seed
-and the row order. Another plan line follows where a run resumes with another plan. The ledger holds no
-clock: an interrupted run leaves the same bytes as one that was not interrupted.
+There is one line per optimizer step, and before them a line with the plan: the number of rows, the
+batch size, the seed and the row order. Another plan line follows where a run resumes with another
+plan. The ledger holds no times: an interrupted run leaves the same bytes as one that was not
+interrupted.
 
-What it records of the rows is what the losses were computed from, and not what was planned.
+The ledger records the rows from which the losses were computed, and not those that were planned.
 `ftloop.provenance.verify` compares the two.
 """
 
@@ -108,7 +109,7 @@ def describe_plan(sampler: Any) -> dict[str, Any]:
         "batch_size": sampler.rows_per_step,
         "seed": sampler.seed,
         "grouped": sampler.group_by_length,
-        "row_order": encode(sampler.row_order)["function"],
+        "row_order": encode(sampler.row_order),
     }
 
 
@@ -135,5 +136,5 @@ def kept_lines(file: Path, step: int) -> list[bytes]:
 
 
 def chain_digest(previous_line: bytes, entry: dict[str, Any]) -> str:
-    """Return what ends a line: the sha256 of the previous line, as it is in the file, and its entry."""
+    """Return what ends a line: the sha256 of the previous line of the file and of its own entry."""
     return hashlib.sha256(previous_line + json.dumps(entry).encode()).hexdigest()

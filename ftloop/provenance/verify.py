@@ -1,251 +1,234 @@
-"""What a ledger (ftloop/provenance/ledger.py) proves: `prove` of one run, `compare` of two. Neither reads the data."""
+"""Verify that each optimizer step of a run used the rows that the seed determines.
 
-import contextlib
-import json
+The ledger records the rows from which the losses of each step were computed. Verification computes
+the rows of each step again, by the sampler that training used, and compares. For the default row
+order it neither reads the data nor imports the code of the run.
+"""
+
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy
 
-from ftloop import checkpoint
-from ftloop.checkpoint import TrainState
-from ftloop.config import differences, option, read_encoded
-from ftloop.sampler import UNBOUNDED, TrainOrder, Window
+from ftloop import checkpoint as checkpoints
+from ftloop.config import Config, encode, read_record
 from ftloop.errors import UserError
-from ftloop.provenance.ledger import chained, digest_of, shown
+from ftloop.provenance.reading import (
+    Entry,
+    LedgerError,
+    format_plan,
+    has_random_order,
+    is_plan,
+    read_ledger,
+)
+from ftloop.provenance.row_digest import digest_rows, format_digest
+from ftloop.runs.record import load_config
+from ftloop.sampler import UNBOUNDED, StepPlan, TrainSampler
+from ftloop.task import Task
 
 
-class Wrong(Exception):
-    """A ledger that does not prove what it should. The text names the line or the step, the first that is wrong."""
+def verify_run(run_dir: Path) -> tuple[bool, list[str]]:
+    """Verify that each step of a run used the rows of the plan.
+
+    Returns whether nothing is wrong, and lines to print. Raises UserError if the folder holds no
+    run, or if the row order depends on code or data that cannot be loaded.
+    """
+    try:
+        return True, check_ledger(run_dir)
+    except LedgerError as error:
+        return False, [f"wrong     {error}"]
 
 
-def prove(run: Path) -> list[str]:
-    """That each step of a run saw the rows of the plan, and so each row once an epoch: in words, with figures. Raises
-    Wrong, and UserError where no run is."""
-    entries, encoded, state, epochs = read(run), read_encoded(run)[1], TrainState(), Epochs()
-    windows: Iterator[Window] = iter(())
-    rows = seen = 0
+def check_ledger(run_dir: Path) -> list[str]:
+    """Check the ledger of a run, and describe what it proves in lines. Raises LedgerError."""
+    entries = read_ledger(run_dir)
+    last_step = check_step_numbers(entries)
+    lines = [f"chain     {len(entries)} lines, each of which continues the one before it"]
+    lines += [f"steps     1 to {last_step}, each once, in order"]
+    is_permutation = all(has_random_order(entry) for entry in entries if is_plan(entry))
+    counts = RowCounts() if is_permutation else None
+    for plan, steps in split_by_plan(entries):
+        lines += check_plan(run_dir, plan, steps, counts)
+    check_end(run_dir, entries)
+    if counts is not None:
+        lines.append(f"epochs    {counts.describe()}")
+    num_digests = sum("weights" in entry for entry in entries)
+    lines.append(f"weights   {num_digests or 'no'} digests (--digest-every)")
+    return lines
+
+
+def check_step_numbers(entries: list[Entry]) -> int:
+    """Return the last step. Raises LedgerError unless the steps are 1, 2, 3, ..."""
+    last_step = 0
     for entry in entries:
-        if "train_rows" in entry:
-            plan, rows = entry, entry["train_rows"]
-            lengths = lengths_of(run, rows) if plan.get("grouped") else None
-            size, seed = plan["batch_size"], plan["seed"]
-            order = TrainOrder(
-                rows, size, size, 1, UNBOUNDED, seed, state, lengths, bool(plan.get("grouped"))
-            )
-            windows = order.windows()
-            continue
-        check_step(entry, state)
-        window = next(windows)
-        check_rows(entry, window)
-        epochs.count(window, rows)
-        state.advance(window)
-        seen += entry["rows"]
-    changed = [name for name in ("batch_size", "seed") if plan[name] != encoded[name]]
-    if changed:
-        raise Wrong(
-            f"the ledger was written with another {', '.join(map(option, changed))} than config.json has"
-        )
-    saved = max(map(checkpoint.step_of, checkpoint.find(run / "checkpoints")), default=0)
-    if saved > state.step:
-        raise Wrong(
-            f"the ledger ends with step {state.step}, and a checkpoint of step {saved} is there"
-        )
-    plans = [entry for entry in entries if "train_rows" in entry]
-    digests = sum("weights" in entry for entry in entries)
-    return [
-        f"chain     {len(entries)} lines, each follows the one before it",
-        *(f"plan      from step {plan['step'] + 1}: {said_of(plan)}" for plan in plans),
-        f"steps     1 to {state.step}, each once, in order",
-        f"rows      {seen} used, in each step those of the plan",
-        f"epochs    {epochs.said(rows, seen)}",
-        f"weights   {digests} digest(s)"
-        if digests
-        else "weights   no digests (--digest-every N takes them)",
-    ]
+        step = last_step if is_plan(entry) else last_step + 1
+        if entry["step"] > step:
+            raise LedgerError(f"step {step} is missing")
+        if entry["step"] < step:
+            raise LedgerError(f"step {entry['step']} appears again after step {last_step}")
+        last_step = step
+    return last_step
 
 
-def lengths_of(run: Path, rows: int) -> numpy.ndarray:
-    """The lengths by which the rows of train were grouped. Raises Wrong if they are not those of so many rows."""
-    file = run / "lengths.npy"
+def split_by_plan(entries: list[Entry]) -> Iterator[tuple[Entry, list[Entry]]]:
+    """Yield each plan with its steps. A plan without steps, as of a killed process, is left out."""
+    starts = [index for index, entry in enumerate(entries) if is_plan(entry)]
+    for start, stop in zip(starts, [*starts[1:], len(entries)], strict=True):
+        if stop > start + 1:
+            yield entries[start], entries[start + 1 : stop]
+
+
+def check_plan(
+    run_dir: Path, plan: Entry, steps: list[Entry], counts: "RowCounts | None"
+) -> list[str]:
+    """Check the steps of one plan, and describe what that proves. Raises LedgerError."""
+    first, last = steps[0]["step"], steps[-1]["step"]
+    lines = [f"plan      from step {first}: {format_plan(plan)}"]
+    sampler = build_sampler(run_dir, plan)
+    if sampler is None:
+        message = (
+            f"rows      steps {first} to {last} are not verified: config.json has another row order"
+        )
+        return [*lines, message]
+    for entry in steps:
+        expected = sampler.plan(entry["step"] - 1)
+        check_rows(entry, expected, plan)
+        if counts is not None:
+            counts.add(expected, sampler.num_rows)
+    num_rows = sum(entry["rows"] for entry in steps)
+    rows = f"rows      steps {first} to {last} used the {num_rows} rows of the plan"
+    if plan["num_rows"] == UNBOUNDED:
+        rows += ", by their positions in the stream (what is at a position is not recorded)"
+    return [*lines, rows]
+
+
+class Rows:
+    """Stands for a dataset of which only the number of rows and their lengths are known."""
+
+    def __init__(self, num_rows: int, lengths: numpy.ndarray | None):
+        self.num_rows, self.lengths = num_rows, lengths
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+
+def build_sampler(run_dir: Path, plan: Entry) -> TrainSampler | None:
+    """Build the sampler that computes the rows of a plan.
+
+    Any order but the default one is computed by a function of the config or of the dataset, which
+    are loaded. Returns None if that is not the function of the plan: a run that was resumed with
+    --allow-changes may have several plans, and config.json has only the last function.
+    """
+    batch_size, seed, grouped = plan["batch_size"], plan["seed"], plan["grouped"]
+    config = Config(Task(), "", batch_size=batch_size, seed=seed, group_by_length=grouped)
+    if has_random_order(plan):
+        lengths = load_lengths(run_dir, plan["num_rows"]) if grouped else None
+        return TrainSampler(Rows(plan["num_rows"], lengths), config)
+    recorded = load_config(run_dir)
+    dataset = recorded.task.load_datasets()["train"]
+    check_fingerprint(run_dir, dataset)
+    sampler = TrainSampler(dataset, replace(config, row_order=recorded.row_order))
+    if encode(sampler.row_order) != plan["row_order"]:
+        return None
+    if sampler.num_rows != plan["num_rows"]:
+        raise LedgerError(
+            f"an epoch of the plan has {plan['num_rows']} rows, but now "
+            f"{plan['row_order']['function']} returns {sampler.num_rows} rows"
+        )
+    return sampler
+
+
+def load_lengths(run_dir: Path, num_rows: int) -> numpy.ndarray:
+    """Load the lengths by which the rows of a run were grouped. Raises LedgerError."""
+    file = run_dir / "lengths.npy"
     if not file.is_file():
-        raise Wrong(f"{file} is missing: the order of rows, grouped by length, follows from it")
+        raise LedgerError(f"{file} is missing: it decides the order of rows grouped by length")
     try:
         lengths = numpy.load(file)
     except (OSError, ValueError, EOFError) as error:
-        raise Wrong(f"{file} cannot be read: {error}") from error
-    if len(lengths) != rows:
-        raise Wrong(f"{file} has {len(lengths)} rows, and the plan {rows}")
+        raise LedgerError(f"{file} is unreadable: {error}") from error
+    if len(lengths) != num_rows:
+        raise LedgerError(f"{file} has {len(lengths)} rows, but the plan has {num_rows}")
     return lengths
 
 
-def said_of(plan: dict[str, Any]) -> str:
-    """A plan in words."""
-    how = "grouped by length in the order" if plan.get("grouped") else "in the order"
-    rows = "a stream" if plan["train_rows"] == UNBOUNDED else f"{plan['train_rows']} rows"
-    return f"{rows}, {plan['batch_size']} in a step, {how} of seed {plan['seed']}"
-
-
-def read(run: Path) -> list[dict[str, Any]]:
-    """The entries of a run's ledger; what was half written when a process was killed is left out. Raises Wrong where a
-    line does not follow the one before it, UserError if there is no ledger."""
-    read_encoded(run)  # no run there: it says which one may be meant
-    file = run / "ledger.jsonl"
-    if not file.is_file():
+def check_fingerprint(run_dir: Path, dataset: Any) -> None:
+    """Raise UserError if the training rows are no longer those of the run."""
+    saved = checkpoints.find_checkpoints(run_dir / "checkpoints")
+    fingerprint = getattr(dataset, "fingerprint", None) or f"{len(dataset)} rows"
+    if saved and checkpoints.load_state(saved[-1]).dataset_fingerprint != fingerprint:
         raise UserError(
-            f"{str(run)!r} has no ledger.jsonl: the run has not begun, or was made by an earlier version"
+            f"the training rows have changed since the run {str(run_dir)!r}, and its row order "
+            "depends on them. Restore the data to verify the run."
         )
-    entries, before = [], b""
-    for number, line in enumerate(file.read_bytes().splitlines(keepends=True), start=1):
-        if not line.endswith(b"\n"):
-            break
-        try:
-            entry = json.loads(line)
-            chain = entry.pop("chain")
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise Wrong(f"{file}, line {number} is not a line of a ledger") from None
-        if chain != chained(before, entry):
-            raise Wrong(
-                f"{file}, line {number} (step {entry.get('step')}) breaks the chain: it is not what was written there, "
-                "or the line before it is not"
+
+
+def check_rows(entry: Entry, expected: StepPlan, plan: Entry) -> None:
+    """Raise LedgerError if a step did not use its rows, each once."""
+    step, num_rows = entry["step"], len(expected.row_ids)
+    if (entry["epoch"], entry["index"]) != (expected.epoch, expected.index):
+        raise LedgerError(
+            f"step {step} is recorded at index {entry['index']} of epoch {entry['epoch']}, but its "
+            f"place is index {expected.index} of epoch {expected.epoch} (all from 0)"
+        )
+    if entry["rows"] != num_rows:
+        raise LedgerError(f"step {step} used {entry['rows']} rows instead of {num_rows}")
+    if entry["row_digest"] != format_digest(digest_rows(expected.row_ids)):
+        message = f"step {step} used other rows than those of the plan"
+        if not has_random_order(plan):
+            message += f", or {plan['row_order']['function']} has changed since the run"
+        raise LedgerError(message)
+
+
+def check_end(run_dir: Path, entries: list[Entry]) -> None:
+    """Raise LedgerError if the ledger does not match the config and the checkpoints of the run."""
+    plan = [entry for entry in entries if is_plan(entry)][-1]
+    recorded = read_record(run_dir)["config"]
+    for name in ("batch_size", "seed"):
+        if plan[name] != recorded[name]:
+            option = f"--{name.replace('_', '-')}"
+            raise LedgerError(
+                f"the ledger was written with {option} {plan[name]}, but config.json has "
+                f"{recorded[name]}"
             )
-        entries.append(entry)
-        before = line
-    if len(entries) < 2 or "train_rows" not in entries[0]:
-        raise Wrong(f"{file} holds no plan with steps after it")
-    return entries
+    saved = checkpoints.find_checkpoints(run_dir / "checkpoints")
+    if saved and checkpoints.step_of(saved[-1]) > entries[-1]["step"]:
+        raise LedgerError(f"the ledger ends with step {entries[-1]['step']}, before {saved[-1]}")
 
 
-def check_step(entry: dict[str, Any], state: TrainState) -> None:
-    """Raise Wrong if a step is not the next one."""
-    step, expected = entry["step"], state.step + 1
-    if step != expected:
-        raise Wrong(
-            f"step {expected} is missing"
-            if step > expected
-            else f"step {step} comes again after {state.step}"
-        )
-    if (entry["epoch"], entry["window"]) != (state.epoch, state.window):
-        raise Wrong(
-            f"step {step} is at window {entry['window']} of epoch {entry['epoch']} (from 0), "
-            f"and not at window {state.window} of epoch {state.epoch}"
-        )
-
-
-def check_rows(entry: dict[str, Any], window: Window) -> None:
-    """Raise Wrong if a step did not see the rows of its window, each once."""
-    step, planned = entry["step"], len(window.rows)
-    if entry["rows"] != planned:
-        raise Wrong(f"step {step} saw {entry['rows']} rows, and not {planned}")
-    if entry["ids"] != shown(digest_of(window.rows)):
-        raise Wrong(f"step {step} saw other rows than those of the plan")
-
-
-class Epochs:
-    """Counts how often each row was used in the epoch at hand: a byte for each."""
+class RowCounts:
+    """Counts how often each row was used in the current epoch, in which each is used once."""
 
     def __init__(self) -> None:
-        self.complete = 0
-        self.used = numpy.zeros(0, numpy.uint8)
+        self.num_complete, self.epoch = 0, 0
+        self.counts = numpy.zeros(0, numpy.uint8)
 
-    def count(self, window: Window, rows: int) -> None:
-        """Count the rows of the next window. Raises Wrong if its epoch ends and a row was not used once in it."""
-        if rows == UNBOUNDED:
-            return  # a window of a stream is the positions from its index on: there is nothing to count
-        if not len(self.used):
-            self.used = numpy.zeros(rows, numpy.uint8)
-        numpy.add.at(self.used, window.rows, 1)
-        if window.ends_epoch:
-            self.check(window.epoch, least=1)
-            self.complete, self.used = self.complete + 1, numpy.zeros(0, numpy.uint8)
+    def add(self, plan: StepPlan, num_rows: int) -> None:
+        """Count the rows of a step. Raises LedgerError if the epoch before it is not complete."""
+        if plan.epoch != self.epoch or len(self.counts) != num_rows:
+            self.check(at_least=1)
+            self.num_complete += len(self.counts) > 0
+            self.epoch, self.counts = plan.epoch, numpy.zeros(num_rows, numpy.uint8)
+        self.counts[plan.row_ids] += 1
 
-    def check(self, epoch: int, least: int) -> None:
-        """Raise Wrong if a row was used less or more often than it should be."""
-        wrong = numpy.flatnonzero((self.used < least) | (self.used > 1))
+    def check(self, at_least: int) -> None:
+        """Raise LedgerError if a row was used more than once, or less often than `at_least`."""
+        wrong = numpy.flatnonzero((self.counts < at_least) | (self.counts > 1))
         if len(wrong):
-            raise Wrong(
-                f"in epoch {epoch} (from 0), {len(wrong)} rows were not used once; the first is row {wrong[0]}, "
-                f"{self.used[wrong[0]]} times (a run that goes on with --allow-changes may divide an epoch anew)"
+            raise LedgerError(
+                f"in epoch {self.epoch} (from 0), {len(wrong)} rows were not used once. The first "
+                f"is row {wrong[0]}, which was used {self.counts[wrong[0]]} times. (A run that is "
+                "resumed with --allow-changes may order the rest of an epoch anew.)"
             )
 
-    def said(self, rows: int, seen: int) -> str:
-        """What the counts prove, in words."""
-        if rows == UNBOUNDED:
-            return f"a stream: its positions 0 to {seen - 1}, each once"
-        self.check(self.complete, least=0)
-        begun = int(self.used.sum())
-        rest = f"; {begun} rows of the next, none twice" if begun else ""
-        return f"{self.complete} complete, in each of them each of the {rows} rows once{rest}"
-
-
-def compare(run: Path, other: Path) -> tuple[bool, list[str]]:
-    """Whether two runs are the same, step by step; and in words, the first step in which they differ, what differed
-    first in it, and the options, rows and versions in which they differ. Raises Wrong, and UserError."""
-    ours, others = read(run), read(other)
-    difference = first_difference(ours, others)
-    lines = [
-        f"differ    {difference}" if difference else f"equal     in all {ours[-1]['step']} steps"
-    ]
-    lines += [
-        f"option    {change}"
-        for change in differences(read_encoded(run)[1], read_encoded(other)[1])
-    ]
-    plans = said_of(ours[0]), said_of(others[0])
-    lines += [f"plan      {plans[0]} -> {plans[1]}"] if plans[0] != plans[1] else []
-    before, after = made_by(run), made_by(other)
-    changed = [name for name in before if before[name] != after.get(name)]
-    lines += [f"made by   {name} {before[name]} -> {after.get(name)}" for name in changed]
-    return difference is None, lines
-
-
-def first_difference(ours: list[dict[str, Any]], others: list[dict[str, Any]]) -> str | None:
-    """The first step in which two ledgers differ, in words. Within a step the order is that of cause and effect: rows
-    are read, a loss is computed from them and the weights before, then come the weights after."""
-    ours, others = (
-        {entry["step"]: entry for entry in entries if counts(entry)} for entries in (ours, others)
-    )
-    known = None  # the newest step after which both have a digest of the weights, and the same one
-    for step in sorted(ours.keys() & others.keys()):
-        one, two = ours[step], others[step]
-        where = f"first in step {step}: "
-        if any(one.get(name) != two.get(name) for name in ("epoch", "window", "rows", "ids")):
-            return f"{where}the data; {weights_before(step, known)}"
-        if one.get("loss") != two.get("loss"):
-            values = " and ".join(repr(float.fromhex(entry["loss"])) for entry in (one, two))
-            return f"{where}the loss, {values}, from the same rows; {weights_before(step, known)}"
-        if "weights" in one and "weights" in two:
-            if one["weights"] != two["weights"]:
-                if step == 0:
-                    return "before the first step: the weights"
-                return f"{where}the weights, after the same rows and loss; {weights_before(step, known)}"
-            known = step
-    shorter, longer = sorted((max(ours), max(others)))
-    return (
-        f"after step {shorter}: equal so far, but only one goes on, to step {longer}"
-        if shorter < longer
-        else None
-    )
-
-
-def counts(entry: dict[str, Any]) -> bool:
-    """Whether an entry is compared: a step, or what was there before the first one."""
-    return "ids" in entry or entry["step"] == 0
-
-
-def weights_before(step: int, known: int | None) -> str:
-    """What digests say of the weights from which the loss of a step was computed."""
-    if known == step - 1:
-        return "the weights before it were the same"
-    if known is None:
-        return (
-            "of the weights before it nothing is known (--digest-every 1 in both runs would tell)"
+    def describe(self) -> str:
+        """Describe all epochs. Raises LedgerError if a row was used twice in the last one."""
+        self.check(at_least=0)
+        num_used, num_rows = int(self.counts.sum()), len(self.counts)
+        num_complete = self.num_complete + (num_used == num_rows)
+        text = (
+            f"{num_complete} complete, in each of which each of the {num_rows} rows was used once"
         )
-    return f"the weights were known to be the same after step {known} (--digest-every 1 in both runs would tell more)"
-
-
-def made_by(run: Path) -> dict[str, Any]:
-    """Versions, device, threads and processes of a run, from its newest checkpoint; empty if it cannot be read."""
-    with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
-        return checkpoint.load_made_by(checkpoint.find(run / "checkpoints")[-1])
-    return {}
+        return text if num_used == num_rows else f"{text}; {num_used} rows of the next, none twice"
