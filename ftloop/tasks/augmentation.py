@@ -41,29 +41,29 @@ AUGMENTATIONS = {
 MIXING = ("mixup", "cutmix")
 
 
-def parse_augmentations(words: Sequence[str]) -> dict[str, float]:
+def parse_augmentations(options: Sequence[str]) -> dict[str, float]:
     """Read ("crop=0.5", "flip") as {"crop": 0.5, "flip": 0.5}, in the order of AUGMENTATIONS.
 
     Raises UserError.
     """
     strengths: dict[str, float] = {}
-    for word in words:
-        name, equals, text = word.partition("=")
+    for option in options:
+        name, equals, text = option.partition("=")
         if name not in AUGMENTATIONS:
             raise UserError(
-                f"--augment {word!r} is not one of {', '.join(AUGMENTATIONS)}"
+                f"--augment {option!r} is not one of {', '.join(AUGMENTATIONS)}"
                 f"{did_you_mean(name, AUGMENTATIONS)}."
             )
         if name in strengths:
             raise UserError(f"--augment: {name!r} is given twice.")
         default = AUGMENTATIONS[name].default
         if equals and default is None:
-            raise UserError(f"--augment {word!r}: {name} takes no strength.")
-        strengths[name] = parse_strength(word, name, text) if equals else default or 0.0
+            raise UserError(f"--augment {option!r}: {name} takes no strength.")
+        strengths[name] = parse_strength(option, name, text) if equals else default or 0.0
     return {name: strengths[name] for name in AUGMENTATIONS if name in strengths}
 
 
-def parse_strength(word: str, name: str, text: str) -> float:
+def parse_strength(option: str, name: str, text: str) -> float:
     """Read the strength of an augmentation. Raises UserError."""
     _, maximum, meaning = AUGMENTATIONS[name]
     try:
@@ -76,7 +76,7 @@ def parse_strength(word: str, name: str, text: str) -> float:
         bounds = f"above 0 and up to {maximum}"
         if is_whole:
             bounds = f"a whole number from 1 to {maximum}"
-        raise UserError(f"--augment {word!r}: {name} takes its {meaning}, {bounds}.")
+        raise UserError(f"--augment {option!r}: {name} takes its {meaning}, {bounds}.")
     return strength
 
 

@@ -1,5 +1,6 @@
 """Classification: what text and image classification share, from the labels to the metrics."""
 
+import logging
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,13 +22,15 @@ from ftloop.errors import UserError, root_cause
 from ftloop.task import Batch
 from ftloop.tasks import metrics
 from ftloop.tasks.predictor import ClassificationPredictor, Predictor
-from ftloop.tasks.pretrained import PretrainedTask, logger
+from ftloop.tasks.pretrained import PretrainedTask
 from ftloop.tasks.rows import UnusableRows
 
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset, DatasetDict
     from transformers import PretrainedConfig
+
+logger = logging.getLogger("ftloop")
 
 
 @dataclass(frozen=True)

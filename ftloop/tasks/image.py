@@ -7,6 +7,7 @@ seeded by (seed, epoch, row), so that every data worker, rank and resumed run ge
 
 import glob
 import inspect
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,7 +31,6 @@ from ftloop.tasks.augmentation import MIXING, ImageTransform, build_transform, p
 from ftloop.tasks.classification import Classification
 from ftloop.tasks.image_models import build_image_processor, resize_positions, side_of
 from ftloop.tasks.predictor import ImagePredictor, Predictor
-from ftloop.tasks.pretrained import logger
 from ftloop.tasks.rows import UnusableRows
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     import torch
     from datasets import Dataset, DatasetDict
     from transformers import PretrainedConfig, PreTrainedModel, ViTImageProcessor
+
+logger = logging.getLogger("ftloop")
 
 
 @dataclass(frozen=True)

@@ -180,18 +180,18 @@ class DataTask(Task):
 
         `shard` and `first_row` are given for a part of a stream, which logs itself what is dropped.
         """
-        unusable = [found for found in self.find_unusable_rows(rows) if found.rows]
+        unusable = [group for group in self.find_unusable_rows(rows) if group.rows]
         if not unusable:
             return rows
-        refused = [found for found in unusable if not getattr(self.data, found.option)]
+        refused = [group for group in unusable if not getattr(self.data, group.option)]
         if refused:
-            options = sorted({f"--data.{found.option.replace('_', '-')}" for found in refused})
+            options = sorted({f"--data.{group.option.replace('_', '-')}" for group in refused})
             place = "" if shard is None else f" in shard {shard}"
             raise UserError(
                 f"--data: the split {split!r} has {describe_unusable(refused, first_row)}, counted "
                 f"from 0{place}. Correct the file, or drop these rows with {' '.join(options)}."
             )
-        dropped = set().union(*(found.rows for found in unusable))
+        dropped = {row for group in unusable for row in group.rows}
         if shard is None:
             logger.warning("data: %s: dropped %s", split, describe_unusable(unusable, first_row))
             if len(dropped) == len(rows):
@@ -203,10 +203,10 @@ class DataTask(Task):
     def load_datasets(self) -> dict[str, Any]:
         splits = dict(self.rows)
         stream = splits.pop("train") if self.data.streaming else None
-        known = dict(splits)
-        if stream is not None:  # what the log says about train is about its first rows
-            known["train"] = stream.head(self.data.shuffle_buffer)
-        labels = {split: self.encode_labels(rows, split) for split, rows in known.items()}
+        labelled = dict(splits)
+        if stream is not None:  # the log describes the labels of its first rows
+            labelled["train"] = stream.head(self.data.shuffle_buffer)
+        labels = {split: self.encode_labels(rows, split) for split, rows in labelled.items()}
         self.report_on_data(labels)
         datasets = {
             split: self.build_dataset(self.prepare(rows), labels[split], split)

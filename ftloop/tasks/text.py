@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ftloop.errors import UserError, root_cause
 from ftloop.task import Batch
 from ftloop.tasks import tokenization
+from ftloop.tasks.metrics import IGNORED
 from ftloop.tasks.packing import Packing, locate_tokens, validate_packing
 from ftloop.tasks.predictor import Predictor, TextPredictor
 from ftloop.tasks.pretrained import PretrainedTask
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ftloop")
 
-IGNORED = -100  # the label of tokens that do not count
 # These models count positions from the padding id on: 514 positions are for 512 tokens.
 POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")
 

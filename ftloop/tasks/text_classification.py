@@ -1,5 +1,6 @@
 """TextClassification: a text, or a pair of texts, to labels; long texts can be read in windows."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -9,12 +10,14 @@ from ftloop.task import Batch
 from ftloop.tasks import tokenization
 from ftloop.tasks.classification import Classification
 from ftloop.tasks.predictor import Predictor, TextClassificationPredictor
-from ftloop.tasks.text import TextTask, TruncationCounts, logger
+from ftloop.tasks.text import TextTask, TruncationCounts
 
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset
     from transformers import PreTrainedModel
+
+logger = logging.getLogger("ftloop")
 
 TOKENIZE_FUNCTIONS = {
     "truncate": tokenization.tokenize_texts,

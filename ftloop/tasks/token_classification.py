@@ -5,6 +5,7 @@ other tokens have the label -100 and weight 0. The loss of a step is the mean ov
 tokens of the step, so that it does not depend on how the step is divided into micro-batches.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,9 +16,10 @@ from ftloop.errors import UserError, did_you_mean, root_cause
 from ftloop.task import Batch
 from ftloop.tasks import metrics, tokenization
 from ftloop.tasks.classification import read_label_names
+from ftloop.tasks.metrics import IGNORED
 from ftloop.tasks.predictor import Predictor, TokenPredictor
 from ftloop.tasks.rows import UnusableRows
-from ftloop.tasks.text import IGNORED, TextTask, logger
+from ftloop.tasks.text import TextTask
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from ftloop.data.prepared import PreparedDataset
+
+logger = logging.getLogger("ftloop")
 
 
 @dataclass(frozen=True)
