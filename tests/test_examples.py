@@ -64,10 +64,16 @@ def test_the_notebook_runs_on_the_embedded_rows_and_weights(elsewhere, capsys):
 def test_the_cells_run_on_another_job_when_the_first_alone_is_changed(elsewhere, tiny, capsys):
     data = write_csv(elsewhere / "rows.csv", sentences(60))
     job = f"""
-from ftloop import Config, Data, TextClassification, evaluate, load_run, predict, train
+from ftloop import train
+from ftloop.cli import Job
+from ftloop.data import Data
+from ftloop.runs.finished import evaluate_run, load_run, predict_rows
+from ftloop.tasks import TextClassification
 RUN, new_text = "runs/colours", "the sky is blue"
-task = TextClassification({tiny("bert")!r}, data=Data({data!r}), label_column="colour", max_length=32)
-config = Config(task, RUN, max_steps=2)
+task = TextClassification(
+    model={tiny("bert")!r}, data=Data({data!r}), label_column="colour", max_length=32
+)
+config = Job(task, RUN, max_steps=2)
 """
     names, shown = run_cells([job, *CODE[1:]])
     assert figures_in(shown) == 7
@@ -77,7 +83,7 @@ config = Config(task, RUN, max_steps=2)
 def test_the_job_on_the_hub_is_the_recipe(elsewhere):
     from dataclasses import replace
 
-    from ftloop.config import load_config_file
+    from ftloop.cli.config_file import load_config_file
 
     job = JOB.replace("ON_THE_HUB = False", "ON_THE_HUB = True")
     assert job != JOB
