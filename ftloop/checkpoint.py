@@ -39,7 +39,7 @@ Values = Mapping[str, Any]  # a state_dict, or other values by name
 
 
 def save_checkpoint(
-    folder: Path, state: TrainState, weights: Values, training: Values, environment: Values
+    folder: Path, state: TrainState, state_dicts: Values, environment: Values
 ) -> Path:
     """Write the checkpoint folder/step-NNNNNN and return its path.
 
@@ -56,8 +56,9 @@ def save_checkpoint(
             remove_checkpoint(final)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        torch.save(dict(weights), temporary / "weights.pt")
-        torch.save(dict(training), temporary / "training.pt")
+        others = {name: value for name, value in state_dicts.items() if name != "model"}
+        torch.save(dict(state_dicts["model"]), temporary / "weights.pt")
+        torch.save(others, temporary / "training.pt")
         write_manifest(temporary, state, environment)
         for path in (*temporary.iterdir(), temporary):
             _fsync(path)
@@ -166,9 +167,9 @@ def load_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     return _load_tensors(checkpoint / "weights.pt")
 
 
-def load_training(checkpoint: Path) -> dict[str, Any]:
-    """Read the state_dicts of optimizer, scheduler, gradient scaler and registered objects."""
-    return _load_tensors(checkpoint / "training.pt")
+def load_tensors(checkpoint: Path) -> dict[str, Any]:
+    """Read the state_dicts of all registered objects by name, on the CPU."""
+    return {"model": load_weights(checkpoint), **_load_tensors(checkpoint / "training.pt")}
 
 
 def _load_tensors(file: Path) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import transformers
 from accelerate import Accelerator, utils
-from torch.distributed.checkpoint import state_dict as dcp
 
 from ftloop.config import __version__
 from ftloop.errors import UserError
@@ -78,22 +77,18 @@ def precision_of(accelerator: Accelerator) -> str:
 def environment_info(accelerator: Accelerator, setups: Sequence[Setup]) -> dict[str, Any]:
     """Return what may change the bits of a result besides the config. Checkpoints record it."""
     device = accelerator.device
-    info = {
+    info: dict[str, Any] = {
         "ftloop": __version__,
         "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "device": device.type,
     }
-    info["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    if device.type == "cuda":
+        info["device"] = torch.cuda.get_device_name(device)
+    info |= {"transformers": transformers.__version__, "num_processes": accelerator.num_processes}
     info |= {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
-    info |= {"num_processes": accelerator.num_processes, "is_sharded": accelerator.is_fsdp2}
     for setup in setups:
         info |= setup.environment()
     return info
-
-
-# Weights and optimizer states, which FSDP2 shards over the ranks
-
-FULL = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def full_tensor(tensor: Any) -> Any:
@@ -101,54 +96,19 @@ def full_tensor(tensor: Any) -> Any:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def full_state_dict(model: Any, accelerator: Accelerator) -> dict[str, Any]:
-    """Return the full state_dict of a model on the main process. All ranks must call it."""
-    unwrapped = accelerator.unwrap_model(model)
-    if accelerator.is_fsdp2:
-        return dcp.get_model_state_dict(unwrapped, options=FULL)
-    return unwrapped.state_dict()
+def full_state_dicts(objects: dict[str, Any]) -> dict[str, Any]:
+    """Return the state_dicts of the objects that a run has registered for checkpointing.
 
-
-def full_state_dicts(
-    objects: dict[str, Any], accelerator: Accelerator
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the full state_dict of the model, and those of the other objects by name.
-
-    All ranks must call it; the main process has the values. The gradient scaler of fp16 is included.
+    All ranks must call it. A setup that shards an object has wrapped it so that its state_dict
+    gathers full tensors, and its load_state_dict shards them.
     """
-    weights = full_state_dict(objects["model"], accelerator)
-    others = {name: value.state_dict() for name, value in objects.items() if name != "model"}
-    if accelerator.is_fsdp2:
-        model, optimizer = (
-            accelerator.unwrap_model(objects["model"]),
-            objects["optimizer"].optimizer,
-        )
-        others["optimizer"] = dcp.get_optimizer_state_dict(model, optimizer, options=FULL)
-    if accelerator.scaler is not None:
-        others["scaler"] = accelerator.scaler.state_dict()
-    return weights, others
+    return {name: value.state_dict() for name, value in objects.items()}
 
 
-def load_state_dicts(
-    objects: dict[str, Any],
-    weights: dict[str, Any],
-    others: dict[str, Any],
-    accelerator: Accelerator,
-) -> None:
-    """Load full state_dicts, strictly, into prepared objects; each rank keeps its shard."""
-    model = accelerator.unwrap_model(objects["model"])
-    if accelerator.is_fsdp2:
-        dcp.set_model_state_dict(model, weights, options=FULL)
-    else:
-        model.load_state_dict(weights)
+def load_state_dicts(objects: dict[str, Any], state_dicts: dict[str, Any]) -> None:
+    """Load full state_dicts, strictly, into registered objects."""
     for name, value in objects.items():
-        if name == "optimizer" and accelerator.is_fsdp2:
-            state_dict = others["optimizer"]
-            dcp.set_optimizer_state_dict(model, value.optimizer, state_dict, options=FULL)
-        elif name != "model":
-            value.load_state_dict(others[name])
-    if "optimizer" in objects and accelerator.scaler is not None:
-        accelerator.scaler.load_state_dict(others["scaler"])
+        value.load_state_dict(state_dicts[name])
 
 
 def warm_up_ddp_buckets(model: Any, task: Task, dataset: Any, accelerator: Accelerator) -> None:

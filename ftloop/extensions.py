@@ -40,6 +40,10 @@ class Setup:
         """
         return None
 
+    def wrap_for_checkpointing(self, objects: dict[str, Any]) -> dict[str, Any]:
+        """Return the registered objects by name, some of them wrapped; see the FSDP2 setup."""
+        return objects
+
     def environment(self) -> dict[str, Any]:
         """Return what may change the bits of a result. It is recorded, and compared on resume."""
         return {}

@@ -98,7 +98,12 @@ class Run:
         "model", "optimizer" and "scheduler" are needed. Add what else has a state: an average of
         the weights, a queue, a momentum teacher.
         """
-        self.registered, self.model = objects, objects["model"]
+        self.model, self.registered = objects["model"], objects
+        self.registered["model"] = self.accelerator.unwrap_model(self.model)
+        if self.accelerator.scaler is not None:
+            self.registered["scaler"] = self.accelerator.scaler
+        for setup in self.setups:
+            self.registered = setup.wrap_for_checkpointing(self.registered)
 
     def start(self, sampler: TrainSampler, eval_loaders: dict[str, Any]) -> TrainState:
         """Restore the checkpoint, if there is one, and open the run folder for writing.
@@ -109,8 +114,9 @@ class Run:
         self.sampler, self.eval_loaders = sampler, eval_loaders
         self.total_steps, folder = sampler.total_steps, self.checkpoint_folder
         fingerprint = getattr(sampler.dataset, "fingerprint", None) or f"{sampler.num_rows} rows"
-        message = "the training rows differ between the ranks."
-        distributed.check_agreement(fingerprint, self.accelerator, message)
+        message = "the ranks do not see the same training rows, or not the same run_dir."
+        position = (fingerprint, self.state.step)
+        distributed.check_agreement(position, self.accelerator, message)
         if self.state.dataset_fingerprint not in ("", fingerprint):
             raise UserError(
                 f"the training rows are not those on which {self.resumed_from} was trained. "
@@ -119,8 +125,6 @@ class Run:
         self.state.dataset_fingerprint = fingerprint
         if self.resumed_from is not None:
             self._restore(self.resumed_from)
-        message = "the machines do not share run_dir: their runs start at different steps."
-        distributed.check_agreement(self.state.step, self.accelerator, message)
         if self.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
             checkpoints.write_text(self.folder / "config.json", record_text(self.config))
@@ -137,11 +141,7 @@ class Run:
 
     def _restore(self, checkpoint: Path) -> None:
         """Load all registered objects from a checkpoint, strictly, and compare the environments."""
-        weights, training = (
-            checkpoints.load_weights(checkpoint),
-            checkpoints.load_training(checkpoint),
-        )
-        distributed.load_state_dicts(self.registered, weights, training, self.accelerator)
+        distributed.load_state_dicts(self.registered, checkpoints.load_tensors(checkpoint))
         self.saved_position = (self.state.step, self.state.last_eval_step)
         logger.info("resuming from %s", checkpoint)
         now = distributed.environment_info(self.accelerator, self.setups)
@@ -240,12 +240,11 @@ class Run:
         for observer in self.observers:
             observer.sync()
         state.log_bytes = self.log.sync()
-        # All ranks gather the weights, of which each may hold a shard.
-        weights, training = distributed.full_state_dicts(self.registered, self.accelerator)
+        state_dicts = distributed.full_state_dicts(self.registered)
         if self.is_main_process:
             environment = distributed.environment_info(self.accelerator, self.setups)
             folder = self.checkpoint_folder
-            path = checkpoints.save_checkpoint(folder, state, weights, training, environment)
+            path = checkpoints.save_checkpoint(folder, state, state_dicts, environment)
             checkpoints.prune(folder, self.config)
             for observer in self.observers:
                 observer.on_save(self, path)
@@ -272,10 +271,11 @@ class Run:
         state = self.state
         if state.best_step not in (None, state.step):
             best = self.checkpoint_folder / checkpoints.checkpoint_name(state.best_step)
-            others = {"optimizer", "scheduler"}
-            averages = {name: self.registered[name] for name in self.registered.keys() - others}
-            weights, training = checkpoints.load_weights(best), checkpoints.load_training(best)
-            distributed.load_state_dicts(averages, weights, training, self.accelerator)
+            not_needed = ("optimizer", "scheduler", "scaler")
+            objects = {
+                key: self.registered[key] for key in self.registered if key not in not_needed
+            }
+            distributed.load_state_dicts(objects, checkpoints.load_tensors(best))
         scores: Scores = {"validation": state.best_scores} if state.best_scores else {}
         if "test" in eval_loaders:
             loader, stop_requested = eval_loaders["test"], self.stop_requested
@@ -285,7 +285,9 @@ class Run:
                 raise self.stopped()
             self.log_scores(test_scores, "test")
             scores["test"] = test_scores
-        weights = distributed.full_state_dict(model, self.accelerator)
+        unwrapped = self.accelerator.unwrap_model(model)
+        is_trained_model = model is self.model  # a fork may pass another, such as an average
+        weights = (self.registered["model"] if is_trained_model else unwrapped).state_dict()
         if self.is_main_process:
             self.export(self.folder / "model", weights, model)
             for split, values in scores.items():

@@ -1,8 +1,7 @@
 """FSDP2, by accelerate's own plugin: each rank holds a shard of every weight, gradient and moment.
 
-Checkpoints and model/ hold full tensors under plain names (ftloop/distributed.py), so a run resumes
-with or without shards. The price: a save gathers one tensor after another, and the main process
-holds all of them in CPU memory.
+Checkpoints and model/ hold full tensors under plain names. The price: a save gathers one tensor after
+another, and the main process holds all of them in CPU memory.
 """
 
 import os
@@ -11,6 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin, convert_to_fp32
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 
 from ftloop.errors import UserError
 from ftloop.extensions import Setup
@@ -82,6 +88,13 @@ class FSDP2(Setup):
                 "--precision fp16 was never tested with FSDP2. Use --precision bf16 or fp32."
             )
 
+    def wrap_for_checkpointing(self, objects: dict[str, Any]) -> dict[str, Any]:
+        """Wrap model and optimizer so that checkpoints hold full tensors, if they are sharded."""
+        if not shards_are_requested():
+            return objects
+        model, optimizer = objects["model"], objects["optimizer"].optimizer
+        return {**objects, "model": FullModel(model), "optimizer": FullOptimizer(model, optimizer)}
+
     def undo(self) -> None:
         """Restore the environment variables."""
         for name, value in self._previous_environment.items():
@@ -94,6 +107,39 @@ class FSDP2(Setup):
     def _set_environment(self, name: str, value: str) -> None:
         self._previous_environment.setdefault(name, os.environ.get(name))
         os.environ[name] = value
+
+
+class FullModel:
+    """A sharded model whose state_dict has full tensors, on the CPU of the main process."""
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+    def __init__(self, model: torch.nn.Module):
+        self.model = model
+
+    def state_dict(self) -> dict[str, Any]:
+        """Gather the weights. All ranks must call it."""
+        return get_model_state_dict(self.model, options=self.options)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load full weights, which every rank has read; each keeps its shard."""
+        set_model_state_dict(self.model, state_dict, options=self.options)
+
+
+class FullOptimizer(FullModel):
+    """The optimizer of a sharded model, likewise."""
+
+    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer):
+        super().__init__(model)
+        self.optimizer = optimizer
+
+    def state_dict(self) -> dict[str, Any]:
+        """Gather the moments. All ranks must call it."""
+        return get_optimizer_state_dict(self.model, self.optimizer, options=self.options)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load full moments, which every rank has read; each keeps its shard."""
+        set_optimizer_state_dict(self.model, self.optimizer, state_dict, options=self.options)
 
 
 def shards_are_requested() -> bool:

@@ -19,7 +19,6 @@ import numpy
 import torch
 
 from ftloop.config import encode
-from ftloop.distributed import full_state_dict
 from ftloop.errors import UserError
 from ftloop.extensions import Observer
 from ftloop.metric_log import StepRecord, raise_write_errors
@@ -97,7 +96,7 @@ class Ledger(Observer):
         if self.digest_every is None or step % self.digest_every:
             return None
         digest = hashlib.sha256()
-        for tensor in full_state_dict(run.model, run.accelerator).values():
+        for tensor in run.registered["model"].state_dict().values():
             digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
 
