@@ -8,7 +8,7 @@ F1  the loss and the gradient norm of one optimizer step, however it is divided 
 F2  ViT: the weights after `load_best_model_at_end`, and after a resumed training (transformers#43701, #40187)
 F3  the evaluation loss of two processes, by batch size (transformers#39241); F1's factor comes on top with the defaults
 F4  accelerate's documented resume: which rows are served after it (accelerate#2016)
-F5  the Trainer's resume in the middle of an epoch: killed, with a collator that draws at random, and after SIGTERM
+F5  the Trainer's resume in the middle of an epoch: killed, with rows changed at random, and after SIGTERM
 F7  accelerate's recipes of resuming, with random augmentation of images, and without: then the order alone counts
 
 Each run is a process of its own, and both sides take the same tiny random model, rows, collator and settings. A run
@@ -36,8 +36,10 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from ftloop import Config, Data, ImageClassification, TextClassification
-from ftloop.tasks.classification import Batch, Classification
+from ftloop import Config
+from ftloop.data import Data
+from ftloop.data.prepared import PreparedDataset
+from ftloop.tasks import Classification, ImageClassification, TextClassification
 
 if TYPE_CHECKING:
     import torch
@@ -55,13 +57,29 @@ ENVIRONMENT = {
 }
 # Imported once, in a process without threads from which those of the runs are forked: seconds less for each of them.
 IMPORTS = (
-    *("torch", "datasets", "accelerate", "safetensors.torch", "torchvision.transforms.v2", "transformers.trainer"),
-    *("transformers.models.bert.modeling_bert", "transformers.models.vit.modeling_vit", "ftloop.loop"),
+    *(
+        "torch",
+        "datasets",
+        "accelerate",
+        "safetensors.torch",
+        "torchvision.transforms.v2",
+        "transformers.trainer",
+    ),
+    *(
+        "transformers.models.bert.modeling_bert",
+        "transformers.models.vit.modeling_vit",
+        "ftloop.loop",
+    ),
 )
 LIBRARIES = ("torch", "transformers", "accelerate")
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 WORDS = ["the", "a", "sky", "grass", "sea", "rose", "is", "was", "very", "quite", "not", "pale"]
-SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+}
 ROWS = {"train": 43, "validation": 43}  # no batch size used here divides it
 BATCH_SIZE, EPOCHS, LEARNING_RATE, SEED = 8, 3, 5e-3, 7
 EPOCH = math.ceil(ROWS["train"] / BATCH_SIZE)  # optimizer steps
@@ -106,7 +124,16 @@ class Row:
 
 def table(rows: list[Row]) -> str:
     """Markdown."""
-    heads = ("what was done", "measured", "right", "peer", "the peer's", "difference", "ftloop's", "difference")
+    heads = (
+        "what was done",
+        "measured",
+        "right",
+        "peer",
+        "the peer's",
+        "difference",
+        "ftloop's",
+        "difference",
+    )
     lines = [f"| | {' | '.join(heads)} |", "|---|---|---|---:|---|---:|---:|---:|---:|"]
     for row in rows:
         theirs, ours = map(shown, row.differences)
@@ -148,33 +175,46 @@ def make_data(folder: Path) -> None:
             image.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels.clip(0, 255).astype(numpy.uint8)).save(image)
         (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (data / "sixteen.jsonl").write_text("".join((data / "train.jsonl").read_text().splitlines(keepends=True)[:16]))
+    (data / "sixteen.jsonl").write_text(
+        "".join((data / "train.jsonl").read_text().splitlines(keepends=True)[:16])
+    )
 
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     vocabulary = {word: number for number, word in enumerate([*specials, *WORDS, *COLOURS])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")]
+        single="[CLS] $A [SEP]",
+        special_tokens=[(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")],
     )
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=32, **names).save_pretrained(data / "bert")
+    PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=32, **names).save_pretrained(
+        data / "bert"
+    )
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=len(vocabulary), pad_token_id=0, num_labels=3, initializer_range=0.1, **SIZES)
+    config = BertConfig(
+        vocab_size=len(vocabulary), pad_token_id=0, num_labels=3, initializer_range=0.1, **SIZES
+    )
     BertForSequenceClassification(config).save_pretrained(data / "bert")
 
 
 @dataclass(frozen=True)
 class HiddenWords(TextClassification):
-    """Texts in which the collator hides a fifth of the words, drawn anew for every batch."""
+    """Texts in which a fifth of the words is hidden, drawn anew whenever a row is read."""
 
-    def collate(self, examples: list[dict[str, Any]]) -> Batch:
-        import torch
+    def build_dataset(self, prepared: Any, labels: list[Any] | None, split: str) -> PreparedDataset:
+        dataset = super().build_dataset(prepared, labels, split)
+        options = {"transform": hide_words, "is_deterministic": False}
+        return PreparedDataset(dataset.table, dataset.lengths, **options)
 
-        batch = super().collate(examples)
-        ids = batch["input_ids"]
-        hidden = (torch.rand(ids.shape) < 0.2) & (ids > 3)  # no special token
-        return {**batch, "input_ids": ids.masked_fill(hidden, 1)}
+
+def hide_words(example: dict[str, Any]) -> dict[str, Any]:
+    """Replace a random fifth of the words by the unknown token."""
+    import torch
+
+    ids = torch.tensor(example["input_ids"])
+    is_hidden = (torch.rand(ids.shape) < 0.2) & (ids > 3)  # no special token
+    return {**example, "input_ids": ids.masked_fill(is_hidden, 1).tolist()}
 
 
 def task_of(kind: str, data: Path) -> Classification:
@@ -216,7 +256,9 @@ def watch(end: str | None) -> list[list[str]]:
                 if rows is None:  # texts are what they are without their padding
                     pairs = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
                     rows = [ids[mask.bool()] for ids, mask in pairs]
-                served.append([hashlib.sha256(row.numpy().tobytes()).hexdigest()[:16] for row in rows])
+                served.append(
+                    [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:16] for row in rows]
+                )
                 if end is not None and len(served) == END_IN:
                     os.kill(os.getpid(), signal.Signals[end])
                     time.sleep(NOTICE)
@@ -234,10 +276,15 @@ def save_weights(model: "torch.nn.Module | dict[str, torch.Tensor]", folder: Pat
     from safetensors.torch import save_file
 
     weights = model if isinstance(model, dict) else model.state_dict()
-    save_file({name: value.contiguous() for name, value in weights.items()}, folder / "weights.safetensors")
+    save_file(
+        {name: value.contiguous() for name, value in weights.items()},
+        folder / "weights.safetensors",
+    )
 
 
-def count_differing(weights: dict[str, "torch.Tensor"], others: dict[str, "torch.Tensor"]) -> list[int]:
+def count_differing(
+    weights: dict[str, "torch.Tensor"], others: dict[str, "torch.Tensor"]
+) -> list[int]:
     """How many tensors are not the same, and of how many."""
     import torch
 
@@ -273,16 +320,12 @@ def build_trainer(task: Classification, folder: Path, splits: Any, **options: An
             **options,
         }
     )
-    rows = {
-        split: part.remove_columns("length") if "length" in part.column_names else part
-        for split, part in splits.items()
-    }
     return Trainer(
         task.build_model(),
         arguments,
         data_collator=task.collate,
-        train_dataset=rows["train"],
-        eval_dataset=rows.get("validation"),
+        train_dataset=splits["train"],
+        eval_dataset=splits.get("validation"),
     )
 
 
@@ -291,9 +334,11 @@ def train_trainer(folder: Path, kind: str, end: str | None = None) -> dict[str, 
     from transformers.trainer_utils import get_last_checkpoint
 
     task, served = task_of(kind, folder.parent / "data"), watch(end)
-    trainer = build_trainer(task, folder, task.load())
+    trainer = build_trainer(task, folder, task.load_datasets())
     before = folder / "trainer"
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(before)) if before.is_dir() else None)
+    trainer.train(
+        resume_from_checkpoint=get_last_checkpoint(str(before)) if before.is_dir() else None
+    )
     save_weights(trainer.model, folder)
     return {"served": served}
 
@@ -303,14 +348,26 @@ def train_ours(folder: Path, kind: str, end: str | None = None, **options: Any) 
     from ftloop import checkpoint, train
 
     served = watch(end)
-    settings = {"batch_size": BATCH_SIZE, "epochs": EPOCHS, "learning_rate": LEARNING_RATE, "seed": SEED}
+    settings = {
+        "batch_size": BATCH_SIZE,
+        "epochs": EPOCHS,
+        "learning_rate": LEARNING_RATE,
+        "seed": SEED,
+    }
     settings |= {"save_every": SAVE_EVERY, **options}
-    train(Config(task=task_of(kind, folder.parent / "data"), run_dir=str(folder / "run"), report=False, **settings))
-    save_weights(checkpoint.load_weights(checkpoint.find(folder / "run" / "checkpoints")[-1]), folder)
+    train(
+        Config(task=task_of(kind, folder.parent / "data"), run_dir=str(folder / "run"), **settings)
+    )
+    save_weights(
+        checkpoint.load_weights(checkpoint.find_checkpoints(folder / "run" / "checkpoints")[-1]),
+        folder,
+    )
     return {"served": served}
 
 
-def train_accelerate(folder: Path, kind: str, seedable: bool, skip: bool, end: str | None = None) -> dict[str, Any]:
+def train_accelerate(
+    folder: Path, kind: str, seedable: bool, skip: bool, end: str | None = None
+) -> dict[str, Any]:
     """Train as accelerate's guide to checkpoints and its examples do: save_state every few steps, and load_state.
 
     `seedable`: with use_seedable_sampler and set_epoch. `skip`: the batches before the checkpoint by
@@ -323,10 +380,11 @@ def train_accelerate(folder: Path, kind: str, seedable: bool, skip: bool, end: s
     from transformers import get_linear_schedule_with_warmup
 
     task, served = task_of(kind, folder.parent / "data"), watch(end)
-    accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(use_seedable_sampler=seedable))
+    accelerator = Accelerator(
+        cpu=True, dataloader_config=DataLoaderConfiguration(use_seedable_sampler=seedable)
+    )
     set_seed(SEED)
-    rows, model = task.load()["train"], task.build_model()
-    rows = rows.remove_columns("length") if "length" in rows.column_names else rows
+    rows, model = task.load_datasets()["train"], task.build_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     loader = DataLoader(rows, shuffle=True, batch_size=BATCH_SIZE, collate_fn=task.collate)
     schedule = get_linear_schedule_with_warmup(optimizer, 0, EPOCHS * EPOCH)
@@ -368,19 +426,25 @@ def true_step(folder: Path) -> list[float]:
     from transformers import AutoModelForSequenceClassification
 
     task = task_of("sixteen rows", folder.parent / "data")
-    batch = task.collate(list(task.load()["train"]))
+    dataset = task.load_datasets()["train"]
+    batch = task.collate([dataset[row] for row in range(len(dataset))])
     model = AutoModelForSequenceClassification.from_pretrained(task.model).double().eval()
     labels = batch.pop("labels")
     loss = torch.nn.functional.cross_entropy(model(**batch).logits, labels)
     loss.backward()
-    return [loss.item(), math.sqrt(sum(weight.grad.square().sum().item() for weight in model.parameters()))]
+    return [
+        loss.item(),
+        math.sqrt(sum(weight.grad.square().sum().item() for weight in model.parameters())),
+    ]
 
 
 def first_step_trainer(folder: Path, sizes: list[int]) -> dict[str, list[float]]:
     task, found = task_of("sixteen rows", folder.parent / "data"), {}
     for size in sizes:
         division = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 16 // size}
-        trainer = build_trainer(task, folder, task.load(), max_steps=1, save_strategy="no", **division)
+        trainer = build_trainer(
+            task, folder, task.load_datasets(), max_steps=1, save_strategy="no", **division
+        )
         trainer.train()
         log = trainer.state.log_history[0]
         found[f"{size}x{16 // size}"] = [log["loss"], log["grad_norm"]]
@@ -393,12 +457,14 @@ def first_step_ours(folder: Path, sizes: list[int]) -> dict[str, list[float]]:
     found = {}
     for size in sizes:
         place = folder / str(size)
-        options = {"batch_size": 16, "micro_batch_size": size, "max_steps": 1, "log_every": 1, "report": False}
-        config = Config(task=task_of("sixteen rows", folder.parent / "data"), run_dir=str(place), **options)
+        options = {"batch_size": 16, "micro_batch_size": size, "max_steps": 1, "log_every": 1}
+        config = Config(
+            task=task_of("sixteen rows", folder.parent / "data"), run_dir=str(place), **options
+        )
         train(config)
         lines = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
         values = {line["name"]: line["value"] for line in lines if line["step"] == 1}
-        found[f"{size}x{16 // size}"] = [values["loss"], values["gradient_norm"]]
+        found[f"{size}x{16 // size}"] = [values["loss"], values["grad_norm"]]
     return found
 
 
@@ -424,7 +490,7 @@ def best_trainer(folder: Path) -> dict[str, Any]:
 
     task = task_of("images with validation", folder.parent / "data")
     keeping = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
-    trainer = build_trainer(task, folder, task.load(), **keeping)
+    trainer = build_trainer(task, folder, task.load_datasets(), **keeping)
     trainer.train()
     best = AutoModelForImageClassification.from_pretrained(trainer.state.best_model_checkpoint)
     return {
@@ -441,9 +507,9 @@ def best_ours(folder: Path) -> dict[str, Any]:
 
     train_ours(folder, "images with validation", save_every=None)
     checkpoints = folder / "run" / "checkpoints"
-    best = checkpoint.load_state(checkpoint.find(checkpoints)[-1]).best_step
+    best = checkpoint.load_state(checkpoint.find_checkpoints(checkpoints)[-1]).best_step
     kept = AutoModelForImageClassification.from_pretrained(folder / "run" / "model").state_dict()
-    weights = checkpoint.load_weights(checkpoints / checkpoint.name_of(best))
+    weights = checkpoint.load_weights(checkpoints / checkpoint.checkpoint_name(best))
     return {"differing": count_differing(kept, weights), "best": best}
 
 
@@ -451,16 +517,33 @@ def compare_best_weights(home: Path) -> list[Row]:
     """F2."""
     peers, ours = call(best_trainer, home / "best-trainer"), call(best_ours, home / "best-ours")
     if EPOCHS * EPOCH in (peers["best"], ours["best"]):
-        raise RuntimeError("the last checkpoint is the best one: loading it changes nothing, and shows nothing")
+        raise RuntimeError(
+            "the last checkpoint is the best one: loading it changes nothing, and shows nothing"
+        )
     (theirs, count), (own, _) = peers["differing"], ours["differing"]
     what = "ViT, the best weights loaded at the end"
-    rows = [Row("F2", "Trainer", what, f"tensors that are not the best checkpoint's, of {count}", 0, theirs, own)]
+    rows = [
+        Row(
+            "F2",
+            "Trainer",
+            what,
+            f"tensors that are not the best checkpoint's, of {count}",
+            0,
+            theirs,
+            own,
+        )
+    ]
     peers, ours = (
         interrupted(train_trainer, home, "SIGKILL", kind="images"),
         interrupted(train_ours, home, "SIGKILL", kind="images"),
     )
     measured = f"final tensors that are not the uninterrupted run's, of {peers.tensors}"
-    return [*rows, Row("F2", "Trainer", "ViT, killed and resumed", measured, 0, peers.differing, ours.differing)]
+    return [
+        *rows,
+        Row(
+            "F2", "Trainer", "ViT, killed and resumed", measured, 0, peers.differing, ours.differing
+        ),
+    ]
 
 
 # ---- F3: the loss on validation, by two processes
@@ -474,8 +557,9 @@ def true_loss(folder: Path, run: str) -> float:
     task = task_of("texts with validation", folder.parent / "data")
     model = AutoModelForSequenceClassification.from_pretrained(run + "/model").double().eval()
     losses = []
-    for row in task.load()["validation"]:
-        batch = task.collate([row])
+    dataset = task.load_datasets()["validation"]
+    for row in range(len(dataset)):
+        batch = task.collate([dataset[row]])
         labels = batch.pop("labels")
         with torch.no_grad():
             losses.append(torch.nn.functional.cross_entropy(model(**batch).logits, labels).item())
@@ -485,7 +569,7 @@ def true_loss(folder: Path, run: str) -> float:
 def loss_trainer(folder: Path, run: str, **options: Any) -> list[float]:
     """By the batch sizes per process."""
     task, found = task_of("texts with validation", folder.parent / "data"), []
-    splits, kept = task.load(), task.of_run(run + "/model")
+    splits, kept = task.load_datasets(), task.from_finished_run(run + "/model")
     for size in EVAL_BATCH_SIZES:
         trainer = build_trainer(kept, folder, splits, per_device_eval_batch_size=size, **options)
         found.append(trainer.evaluate()["eval_loss"])
@@ -494,9 +578,9 @@ def loss_trainer(folder: Path, run: str, **options: Any) -> list[float]:
 
 def loss_ours(folder: Path, run: str) -> list[float]:
     """As evaluate.py has it, by the batch sizes per process."""
-    from ftloop import evaluate
+    from ftloop.runs.finished import evaluate_run
 
-    return [evaluate(run, "validation", size)["loss"] for size in EVAL_BATCH_SIZES]
+    return [evaluate_run(run, "validation", size)["loss"] for size in EVAL_BATCH_SIZES]
 
 
 def compare_evaluations(home: Path) -> list[Row]:
@@ -504,10 +588,16 @@ def compare_evaluations(home: Path) -> list[Row]:
     # The weights with the greatest loss are those that are most sure of themselves: the rows differ most in theirs.
     call(train_ours, home / "scored", kind="texts with validation", epochs=10, best_direction="max")
     run = str(home / "scored" / "run")
-    right, ours = call(true_loss, home / "true-loss", run=run), call(loss_ours, home / "loss-ours", 2, run=run)
+    right, ours = (
+        call(true_loss, home / "true-loss", run=run),
+        call(loss_ours, home / "loss-ours", 2, run=run),
+    )
     # Both in one table: by default, the loss of a head that ignores num_items_in_batch is also multiplied by the
     # number of processes. That is F1, has nothing to do with the batch size, and would hide what has.
-    ways = {"average_tokens_across_devices=False": {"average_tokens_across_devices": False}, "defaults": {}}
+    ways = {
+        "average_tokens_across_devices=False": {"average_tokens_across_devices": False},
+        "defaults": {},
+    }
     rows = []
     for way, options in ways.items():
         peers = call(loss_trainer, home / f"loss-trainer-{way}", 2, run=run, **options)
@@ -533,7 +623,10 @@ class Interrupted:
     @property
     def other_batches(self) -> int:
         """How many steps after the resume were not given what the uninterrupted run gave them."""
-        return sum(mine != theirs for mine, theirs in zip(self.later, self.whole[-len(self.later) :], strict=True))
+        return sum(
+            mine != theirs
+            for mine, theirs in zip(self.later, self.whole[-len(self.later) :], strict=True)
+        )
 
     @property
     def repeated_rows(self) -> int:
@@ -551,29 +644,47 @@ def interrupted(train: Callable, home: Path, end: str, **options: Any) -> Interr
     from numpy import abs as magnitude
     from safetensors.numpy import load_file
 
-    name = "-".join([train.__name__, end, *(str(value).replace(" ", "_") for value in options.values())])
+    name = "-".join(
+        [train.__name__, end, *(str(value).replace(" ", "_") for value in options.values())]
+    )
     whole, cut = home / f"{name}-whole", home / f"{name}-cut"
     undisturbed = call(train, whole, **options)["served"]
     call(train, cut, end=end, **options)
     resumed = call(train, cut, **options)["served"]
     if not 0 < len(resumed) < len(undisturbed):
-        raise RuntimeError(f"{train.__name__} was not resumed: {len(resumed)} steps after {len(undisturbed)}")
-    weights, expected = load_file(cut / "weights.safetensors"), load_file(whole / "weights.safetensors")
+        raise RuntimeError(
+            f"{train.__name__} was not resumed: {len(resumed)} steps after {len(undisturbed)}"
+        )
+    weights, expected = (
+        load_file(cut / "weights.safetensors"),
+        load_file(whole / "weights.safetensors"),
+    )
     greatest = [float(magnitude(weights[key] - expected[key]).max()) for key in expected]
-    return Interrupted(undisturbed, resumed, max(greatest), sum(value > 0 for value in greatest), len(greatest))
+    return Interrupted(
+        undisturbed, resumed, max(greatest), sum(value > 0 for value in greatest), len(greatest)
+    )
 
 
 def compare_orders(home: Path) -> list[Row]:
     """F4."""
     rows, ours = [], interrupted(train_ours, home, "SIGKILL", kind="texts")
-    recipes = {"skip_first_batches": False, "skip_first_batches, use_seedable_sampler, set_epoch": True}
+    recipes = {
+        "skip_first_batches": False,
+        "skip_first_batches, use_seedable_sampler, set_epoch": True,
+    }
     for recipe, seedable in recipes.items():
-        peers = interrupted(train_accelerate, home, "SIGKILL", kind="texts", seedable=seedable, skip=True)
+        peers = interrupted(
+            train_accelerate, home, "SIGKILL", kind="texts", seedable=seedable, skip=True
+        )
         what, later = f"killed and resumed: save_state, {recipe}", len(peers.later)
         measured = f"batches after it that are others, of {later}"
-        rows.append(Row("F4", "accelerate", what, measured, 0, peers.other_batches, ours.other_batches))
+        rows.append(
+            Row("F4", "accelerate", what, measured, 0, peers.other_batches, ours.other_batches)
+        )
         measured = f"rows repeated in that epoch, of {ROWS['train']}"
-        rows.append(Row("F4", "accelerate", what, measured, 0, peers.repeated_rows, ours.repeated_rows))
+        rows.append(
+            Row("F4", "accelerate", what, measured, 0, peers.repeated_rows, ours.repeated_rows)
+        )
     return rows
 
 
@@ -582,11 +693,13 @@ def compare_resumes(home: Path) -> list[Row]:
     rows, measured = [], "greatest difference of the final weights"
     cases = {
         "killed and resumed, nothing drawn but dropout": ("SIGKILL", "texts"),
-        "killed and resumed, a collator that hides words at random": ("SIGKILL", "hidden words"),
+        "killed and resumed, words hidden at random": ("SIGKILL", "hidden words"),
         "SIGTERM in a forward pass and resumed, nothing drawn but dropout": ("SIGTERM", "texts"),
     }
     for what, (end, kind) in cases.items():
-        peers, ours = (interrupted(train, home, end, kind=kind) for train in (train_trainer, train_ours))
+        peers, ours = (
+            interrupted(train, home, end, kind=kind) for train in (train_trainer, train_ours)
+        )
         rows.append(Row("F5", "Trainer", what, measured, 0, peers.weights, ours.weights))
     return rows
 
@@ -598,11 +711,17 @@ def compare_augmentations(home: Path) -> list[Row]:
     for kind, seen in {"images": "no augmentation", "augmented images": "crop and flip"}.items():
         ours = interrupted(train_ours, home, "SIGKILL", kind=kind)
         for recipe, skip in recipes.items():
-            peers = interrupted(train_accelerate, home, "SIGKILL", kind=kind, seedable=True, skip=skip)
-            what = f"{seen}, killed and resumed: save_state, use_seedable_sampler, set_epoch, {recipe}"
+            peers = interrupted(
+                train_accelerate, home, "SIGKILL", kind=kind, seedable=True, skip=skip
+            )
+            what = (
+                f"{seen}, killed and resumed: save_state, use_seedable_sampler, set_epoch, {recipe}"
+            )
             rows.append(Row("F7", "accelerate", what, measured, 0, peers.weights, ours.weights))
             batches = f"batches after it that are others, of {len(peers.later)}"
-            rows.append(Row("F7", "accelerate", what, batches, 0, peers.other_batches, ours.other_batches))
+            rows.append(
+                Row("F7", "accelerate", what, batches, 0, peers.other_batches, ours.other_batches)
+            )
     return rows
 
 
@@ -627,7 +746,14 @@ def call(function: Callable, folder: Path, processes: int = 1, **options: Any) -
     answer.unlink(missing_ok=True)
     if processes > 1:
         code = "import sys; from benchmarks.exactness import respond; respond(*sys.argv[1:])"
-        launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "--no-python")
+        launcher = (
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            str(processes),
+            "--no-python",
+        )
         command = [sys.executable, *launcher, sys.executable, "-c", code, *words]
         with (folder / "log").open("ab") as log:
             subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, check=False)
@@ -638,13 +764,15 @@ def call(function: Callable, folder: Path, processes: int = 1, **options: Any) -
     if answer.exists():
         return json.loads(answer.read_text())
     if "end" not in options:
-        raise RuntimeError(f"{function.__name__} failed:\n{(folder / 'log').read_text(errors='replace')[-3000:]}")
+        raise RuntimeError(
+            f"{function.__name__} failed:\n{(folder / 'log').read_text(errors='replace')[-3000:]}"
+        )
     return None
 
 
 def respond(name: str, folder: str, options: str) -> None:
     """What such a process does: the function, with its words in the log and its value in answer.json."""
-    from ftloop.errors import exit_code_of
+    from ftloop.cli.exit_codes import run_main
 
     log = os.open(Path(folder) / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
@@ -656,7 +784,7 @@ def respond(name: str, folder: str, options: str) -> None:
         if os.environ.get("RANK", "0") == "0":
             (Path(folder) / "answer.json").write_text(json.dumps(value))
 
-    sys.exit(exit_code_of(work))
+    sys.exit(run_main(work))
 
 
 def main() -> None:
@@ -677,12 +805,18 @@ def main() -> None:
     print("\n" + ", ".join(f"{name} {number}" for name, number in versions.items()))
     if options.out is not None:
         seconds = round(time.monotonic() - began, 1)
-        found = [{**asdict(row), "differences": row.differences, "exact": row.exact} for row in rows]
-        options.out.write_text(json.dumps({"versions": versions, "seconds": seconds, "rows": found}, indent=1) + "\n")
+        found = [
+            {**asdict(row), "differences": row.differences, "exact": row.exact} for row in rows
+        ]
+        options.out.write_text(
+            json.dumps({"versions": versions, "seconds": seconds, "rows": found}, indent=1) + "\n"
+        )
     sys.exit(0 if all(row.exact for row in rows) else 1)
 
 
 if __name__ == "__main__":
-    from benchmarks import exactness  # by its own name: the processes find its functions, and records its classes
+    from benchmarks import (
+        exactness,
+    )  # by its own name: the processes find its functions, and records its classes
 
     exactness.main()
