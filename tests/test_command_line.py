@@ -97,7 +97,6 @@ def test_the_command_line_overrides_the_file_and_the_file_overrides_the_default(
         ("--row-order test_command_line:falling", "row_order", falling),
         ("--row-order None", "row_order", None),
         ("--resume none", "resume", "none"),
-        ("--resume runs/x/checkpoints/step-000010", "resume", "runs/x/checkpoints/step-000010"),
         ("--gradient-checkpointing", "gradient_checkpointing", True),
         ("--no-report", "report", False),
         ("--track tensorboard", "track", ("tensorboard",)),

@@ -224,7 +224,7 @@ def test_a_compiled_run_pads_to_few_lengths(task):
     assert Job(task=chosen, run_dir="r", compile=True).task.pad_to_multiple_of == 8
 
 
-def test_options_become_setups_and_observers(task):
+def test_options_become_setups_and_observers(task, monkeypatch):
     def names(items):
         return [type(item).__name__ for item in items]
 
@@ -235,6 +235,11 @@ def test_options_become_setups_and_observers(task):
         *names(plain.observers())
     }
 
+    class Pusher:  # the real one asks the Hub whether the repository can be written
+        def __init__(self, **options):
+            self.options = options
+
+    monkeypatch.setattr("ftloop.hub.push.Pusher", Pusher)
     full = Job(
         task=task,
         run_dir="r",

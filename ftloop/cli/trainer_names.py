@@ -70,7 +70,7 @@ TRAINER = {  # transformers.TrainingArguments
     "report_to": "--track {}",
     "disable_tqdm": "--quiet",
     "log_level_replica": "--log-level LEVEL (only the main process logs)",
-    "resume_from_checkpoint": "--resume {} (the same command resumes an unfinished run without it)",
+    "resume_from_checkpoint": "leave it out: the same command resumes an unfinished run",
     "hub_model_id": "--push-to-hub {}",
     "hub_private_repo": "--push-private",
     "hub_revision": "--push-revision {}",
