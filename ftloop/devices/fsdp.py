@@ -1,7 +1,8 @@
 """FSDP2, by accelerate's own plugin: each rank holds a shard of every weight, gradient and moment.
 
-Checkpoints and model/ hold full tensors under plain names. The price: a save gathers one tensor after
-another, and the main process holds all of them in CPU memory.
+Checkpoints and model/ hold full tensors under plain names, so a run resumes with or without shards.
+The price: a save gathers one tensor after another, and the main process holds all of them in CPU
+memory.
 """
 
 import os
@@ -13,10 +14,9 @@ from accelerate.utils import FullyShardedDataParallelPlugin, convert_to_fp32
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
-    get_optimizer_state_dict,
     set_model_state_dict,
-    set_optimizer_state_dict,
 )
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ftloop.errors import UserError
 from ftloop.extensions import Setup
@@ -93,7 +93,11 @@ class FSDP2(Setup):
         if not shards_are_requested():
             return objects
         model, optimizer = objects["model"], objects["optimizer"].optimizer
-        return {**objects, "model": FullModel(model), "optimizer": FullOptimizer(model, optimizer)}
+        return {**objects, "model": FullModel(model), "optimizer": FullOptimizer(optimizer)}
+
+    def environment(self) -> dict[str, Any]:
+        """Return whether the weights are sharded, which changes the order of sums."""
+        return {"is_sharded": shards_are_requested()}
 
     def undo(self) -> None:
         """Restore the environment variables."""
@@ -126,20 +130,51 @@ class FullModel:
         set_model_state_dict(self.model, state_dict, options=self.options)
 
 
-class FullOptimizer(FullModel):
-    """The optimizer of a sharded model, likewise."""
+class FullOptimizer:
+    """A sharded optimizer whose state_dict has full tensors, on the CPU of the main process.
 
-    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer):
-        super().__init__(model)
+    Parameters have numbers, as in `torch.optim.Optimizer.state_dict`, with and without shards: a
+    run resumes from a checkpoint of either kind. torch's `get_optimizer_state_dict` uses names.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer):
         self.optimizer = optimizer
 
     def state_dict(self) -> dict[str, Any]:
-        """Gather the moments. All ranks must call it."""
-        return get_optimizer_state_dict(self.model, self.optimizer, options=self.options)
+        """Gather the moments. All ranks must call it; on the others, gathered tensors are None."""
+        state_dict = self.optimizer.state_dict()
+        full_state = {
+            number: {name: gather(value) for name, value in values.items()}
+            for number, values in state_dict["state"].items()
+        }
+        return {**state_dict, "state": full_state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load full moments, which every rank has read; each keeps its shard."""
-        set_optimizer_state_dict(self.model, self.optimizer, state_dict, options=self.options)
+        groups = self.optimizer.param_groups
+        weights = [weight for group in groups for weight in group["params"]]
+        sharded_state = {
+            number: {name: shard_like(value, weights[number]) for name, value in values.items()}
+            for number, values in state_dict["state"].items()
+        }
+        self.optimizer.load_state_dict({**state_dict, "state": sharded_state})
+
+
+def gather(value: Any) -> Any:
+    """Gather a sharded tensor on the CPU of the main process; return other values as they are."""
+    if not isinstance(value, DTensor):
+        return value
+    full = value.full_tensor()
+    return full.cpu() if torch.distributed.get_rank() == 0 else None
+
+
+def shard_like(value: Any, weight: torch.Tensor) -> Any:
+    """Return this rank's shard of a full tensor that has the shape of a sharded weight."""
+    if not isinstance(weight, DTensor) or getattr(value, "shape", None) != weight.shape:
+        return value
+    # src_data_rank=None: nothing is sent, since every rank has read the full tensor.
+    value, mesh = value.to(weight.device), weight.device_mesh
+    return distribute_tensor(value, mesh, weight.placements, src_data_rank=None)
 
 
 def shards_are_requested() -> bool:
