@@ -1,8 +1,11 @@
 """Ranks: the Accelerator, full state dicts, agreement between ranks, stopping on signals."""
 
+import logging
 import math
 import os
+import shlex
 import signal
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -15,10 +18,12 @@ import transformers
 from accelerate import Accelerator, utils
 
 from ftloop.config import __version__
-from ftloop.errors import UserError
+from ftloop.errors import Stopped, UserError
 from ftloop.extensions import Setup
 from ftloop.loader import make_batch
 from ftloop.task import Task
+
+logger = logging.getLogger("ftloop")
 
 PRECISIONS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}  # accelerate's names and ours
 
@@ -91,24 +96,17 @@ def environment_info(accelerator: Accelerator, setups: Sequence[Setup]) -> dict[
     return info
 
 
+def compare_environments(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Log a warning if a run resumes in another environment."""
+    changes = [f"{name} {now.get(name)}" for name in before if before[name] != now.get(name)]
+    if changes:
+        message = "resume: in another environment (%s). Without dropout, only rounding differs."
+        logger.warning(message, ", ".join(changes))
+
+
 def full_tensor(tensor: Any) -> Any:
     """Gather a sharded tensor on its device. All ranks must call it; others are returned as is."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-def full_state_dicts(objects: dict[str, Any]) -> dict[str, Any]:
-    """Return the state_dicts of the objects that a run has registered for checkpointing.
-
-    All ranks must call it. A setup that shards an object has wrapped it so that its state_dict
-    gathers full tensors, and its load_state_dict shards them.
-    """
-    return {name: value.state_dict() for name, value in objects.items()}
-
-
-def load_state_dicts(objects: dict[str, Any], state_dicts: dict[str, Any]) -> None:
-    """Load full state_dicts, strictly, into registered objects."""
-    for name, value in objects.items():
-        value.load_state_dict(state_dicts[name])
 
 
 def warm_up_ddp_buckets(model: Any, task: Task, dataset: Any, accelerator: Accelerator) -> None:
@@ -171,14 +169,24 @@ class StopSignals:
             self.reason = "max_minutes"
         return self.reason is not None
 
-    def agree(self, accelerator: Accelerator) -> bool:
-        """Tell whether any rank should stop: the same answer on all. This waits for GPUs."""
+    def agree(self, accelerator: Accelerator, may_wait: bool) -> bool:
+        """Tell whether any rank should stop: the same answer on all.
+
+        Asking several GPUs waits for them. Unless the caller `may_wait`, the answer is no.
+        """
         if accelerator.num_processes == 1:
             return self.received()
-        exit_code = torch.tensor(
-            [self.exit_code if self.received() else 0], device=accelerator.device
-        )
-        agreed = int(accelerator.gather(exit_code).max())
+        if not may_wait and accelerator.device.type != "cpu":
+            return False
+        exit_code = self.exit_code if self.received() else 0
+        codes = accelerator.gather(torch.tensor([exit_code], device=accelerator.device))
+        agreed = int(codes.max())
         if agreed and self.reason is None:
             self.reason, self.exit_code = "another rank", agreed
         return agreed > 0
+
+    def exception(self, step: int) -> Stopped:
+        """Return the exception that ends a run which was asked to stop and is saved."""
+        message = f"{self.reason}: stopped after step {step}; the checkpoint is saved. "
+        message += f"Run the same command again to resume: python {shlex.join(sys.argv)}"
+        return Stopped(message, self.exit_code)

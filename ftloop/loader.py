@@ -122,9 +122,7 @@ def build_dataloader(
     workers: int = 0,
 ) -> DataLoader:
     """Build the DataLoader of a sampler, to be prepared by accelerate."""
-    if (
-        workers
-    ):  # the threads of the tokenizers do not survive a fork, and warn about it in each worker
+    if workers:  # the threads of the tokenizers do not survive a fork; each worker would warn
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return DataLoader(
         KeyedDataset(dataset, seed),

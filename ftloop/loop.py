@@ -109,6 +109,7 @@ def train(config: Config) -> Scores:
         run.register_for_checkpointing(model=model, optimizer=optimizer, scheduler=scheduler)
         state = run.start(sampler, eval_loaders)  # step 0 in a new run
 
+        max_grad_norm = config.max_grad_norm or math.inf  # 0: no clipping
         model.train()
         steps = optimizer_steps(train_loader, sampler, state.step, accelerator, run.log)
         while True:
@@ -128,7 +129,7 @@ def train(config: Config) -> Scores:
             micro_batches, total_weight = next(steps)
             outputs = train_step(task, model, micro_batches, total_weight, state, accelerator)
             drop_frozen_gradients(optimizer)
-            grad_norm = clip_gradients(model, config.max_grad_norm, accelerator)
+            grad_norm = full_tensor(accelerator.clip_grad_norm_(model.parameters(), max_grad_norm))
             learning_rate = scheduler.get_last_lr()[0]
             optimizer.step()
             scheduler.step()
@@ -136,14 +137,3 @@ def train(config: Config) -> Scores:
             state.step += 1
             run.log_step(micro_batches, outputs, total_weight, grad_norm, learning_rate)
         return run.finish(model, eval_loaders)  # best weights, test scores, model/
-
-
-def clip_gradients(
-    model: torch.nn.Module, max_grad_norm: float, accelerator: Accelerator
-) -> torch.Tensor:
-    """Scale the gradients down to a norm of at most `max_grad_norm` (0: no limit).
-
-    Returns the norm before clipping, over all parameters, on the device.
-    """
-    limit = max_grad_norm or float("inf")
-    return full_tensor(accelerator.clip_grad_norm_(model.parameters(), limit))

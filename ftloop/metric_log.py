@@ -16,8 +16,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from ftloop.errors import TrainingError
-from ftloop.sampler import StepPlan
-from ftloop.task import Losses
+from ftloop.sampler import StepPlan, TrainSampler
+from ftloop.task import Batch, Losses
 
 logger = logging.getLogger("ftloop")
 
@@ -35,7 +35,7 @@ class StepRecord:
     step: int  # from 1
     epoch: float  # epochs done after this step
     plan: StepPlan
-    learning_rate: float = math.nan
+    learning_rate: float
     row_ids: list[torch.Tensor] = field(default_factory=list)
     """Of each micro-batch of this rank; negative ids are padding rows."""
     weights: list[torch.Tensor] = field(default_factory=list)
@@ -62,7 +62,8 @@ class MetricLog:
         self.accelerator = accelerator
         self.buffer: list[StepRecord] = []
         self.num_skipped_steps = 0  # in a row, by the gradient scaler of fp16
-        self.stream: Any = None
+        self.stream: Any = None  # on the main process, once the run has started
+        self.lines = b""  # that are not written yet
         self.restart_clock()
 
     def restart_clock(self) -> None:
@@ -77,6 +78,24 @@ class MetricLog:
         """Open the file and cut it to the length it had at the step from which the run resumes."""
         self.stream = file.open("ab")
         self.stream.truncate(min(keep_bytes, file.stat().st_size))
+
+    def add_step(
+        self,
+        step: int,
+        sampler: TrainSampler,
+        micro_batches: list[Batch],
+        outputs: list[Losses],
+        total_weight: float | torch.Tensor,
+        grad_norm: torch.Tensor,
+        learning_rate: float,
+    ) -> None:
+        """Buffer what an optimizer step leaves behind. `step` counts from 1."""
+        record = StepRecord(step, sampler.epochs_done(step), sampler.plan(step - 1), learning_rate)
+        record.row_ids = [batch["row_ids"] for batch in micro_batches]
+        record.weights = [batch["weights"] for batch in micro_batches]
+        record.outputs, record.total_weight = outputs, total_weight
+        record.grad_norm_tensor = grad_norm
+        self.buffer.append(record)
 
     def flush(self) -> tuple[list[StepRecord], dict[str, float]]:
         """Read and write the values of the buffered steps. Returns them, and the speed since then.
@@ -114,24 +133,23 @@ class MetricLog:
     def write(
         self, step: int, epoch: float, split: str, scores: Scores, rate: float, **more: Any
     ) -> None:
-        """Write one line for each score, on the main process. `rate`: rows per second."""
-        if self.stream is None:
-            return
+        """Add one line for each score; `sync` writes them. `rate`: rows per second."""
         position = {"step": step, "epoch": round(epoch, 6), "split": split}
         speed = {"time": round(time.time(), 3), "items_per_second": rate, **more}
         for name, value in json_scores(scores).items():
-            line = json.dumps({**position, "name": name, "value": value, **speed})
-            with raise_write_errors(self.stream.name):
-                self.stream.write(line.encode() + b"\n")
+            line = {**position, "name": name, "value": value, **speed}
+            self.lines += json.dumps(line).encode() + b"\n"
 
     def sync(self, wait_for_disk: bool = True) -> int:
         """Write all lines, and wait for the disk if wanted. Returns the length in bytes."""
         if self.stream is None:
             return 0
         with raise_write_errors(self.stream.name):
+            self.stream.write(self.lines)
             self.stream.flush()
             if wait_for_disk:
                 os.fsync(self.stream.fileno())
+        self.lines = b""
         return self.stream.tell()
 
     def close(self) -> None:

@@ -18,9 +18,8 @@ SCHEDULES = (  # names, separated by spaces
     "linear cosine cosine_with_restarts polynomial constant constant_with_warmup inverse_sqrt "
     "cosine_with_min_lr cosine_warmup_with_min_lr warmup_stable_decay"
 )
-# Two more schedules of transformers follow the scores. With them, the learning rate would not be a
+# Not supported: reduce_lr_on_plateau and greedy follow the scores, but a learning rate must be a
 # function of the step.
-SCORE_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
 SCHEDULES_WITHOUT_OPTIONS = ("linear", "constant", "constant_with_warmup")
 
 
@@ -97,16 +96,10 @@ def drop_frozen_gradients(optimizer: Any) -> None:
 
 def validate_schedule(schedule: Any, options: dict[str, Any] | None = None) -> None:
     """Raise UserError for an unknown schedule, and for options that nothing would read."""
-    if options and (callable(schedule) or schedule in SCHEDULES_WITHOUT_OPTIONS):
-        name = "a function" if callable(schedule) else schedule
-        raise UserError(
-            f"{options} has no effect: {name} takes no options.", field="schedule_options"
-        )
-    if callable(schedule) or schedule in SCHEDULES.split():
-        return
-    choices = f"Choose one of {', '.join(SCHEDULES.split())}, or a function."
-    if schedule in SCORE_SCHEDULES:
-        reason = "follows the scores, but a schedule must be a function of the step"
-        raise UserError(f"{schedule} {reason}. {choices}", field="schedule")
-    suggestion = did_you_mean(str(schedule), SCHEDULES.split())
-    raise UserError(f"{schedule!r} is unknown{suggestion}. {choices}", field="schedule")
+    names, is_function = SCHEDULES.split(), callable(schedule)
+    if not is_function and schedule not in names:
+        suggestion = did_you_mean(str(schedule), names)
+        message = f"{schedule!r} is not supported{suggestion}. Choose one of {', '.join(names)}, "
+        raise UserError(f"{message}or a function of the step.", field="schedule")
+    if options and (is_function or schedule in SCHEDULES_WITHOUT_OPTIONS):
+        raise UserError(f"{options} has no effect on {schedule}.", field="schedule_options")

@@ -11,9 +11,7 @@ import json
 import logging
 import math
 import os
-import shlex
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +24,11 @@ from ftloop.config import Config, record_text
 from ftloop.errors import Stopped, UserError
 from ftloop.evaluation import evaluate
 from ftloop.extensions import Setup, choose_micro_batch_size
-from ftloop.metric_log import MetricLog, StepRecord, format_scores, json_scores
+from ftloop.metric_log import MetricLog, format_scores, json_scores
 from ftloop.sampler import TrainSampler
 from ftloop.state import TrainState
-from ftloop.task import Batch, Losses
 
 logger = logging.getLogger("ftloop")
-
-UP_TO_ROUNDING = "Without dropout, results are equal up to rounding."
 
 Scores = dict[str, dict[str, float]]
 """Scores by split: {"validation": {"loss": 0.31, "accuracy": 0.89}, "test": {...}}."""
@@ -90,7 +85,8 @@ class Run:
             sampler.micro_batch_size = recorded or choose_micro_batch_size(*arguments)
         self.state.micro_batch_size = size = sampler.micro_batch_size
         if recorded not in (None, size):
-            logger.warning("resume: micro_batch_size %s -> %d. %s", recorded, size, UP_TO_ROUNDING)
+            message = "resume: micro_batch_size %s -> %d. Without dropout, only rounding differs."
+            logger.warning(message, recorded, size)
 
     def register_for_checkpointing(self, **objects: Any) -> None:
         """Save and restore the state_dict of these objects with each checkpoint, by their names.
@@ -135,22 +131,19 @@ class Run:
             observer.on_start(self)
         self.stop_signals.install()
         device, precision = self.accelerator.device, distributed.precision_of(self.accelerator)
-        logger.info("training on %s in %s: %s", device.type, precision, sampler.describe())
+        place = f"{device.type} in {precision}, {sampler.num_processes} process(es)"
+        size = f"{sampler.rows_per_step} rows, at most {sampler.micro_batch_size} per forward pass"
+        logger.info("training on %s: %d optimizer steps of %s", place, self.total_steps, size)
         self.log.restart_clock()
         return self.state
 
     def _restore(self, checkpoint: Path) -> None:
         """Load all registered objects from a checkpoint, strictly, and compare the environments."""
-        distributed.load_state_dicts(self.registered, checkpoints.load_tensors(checkpoint))
+        load_state_dicts(self.registered, checkpoints.load_tensors(checkpoint))
         self.saved_position = (self.state.step, self.state.last_eval_step)
         logger.info("resuming from %s", checkpoint)
         now = distributed.environment_info(self.accelerator, self.setups)
-        before = checkpoints.load_environment(checkpoint)
-        changes = [f"{name} {now.get(name)}" for name in before if before[name] != now.get(name)]
-        if changes:
-            logger.warning(
-                "resume: in another environment: %s. %s", ", ".join(changes), UP_TO_ROUNDING
-            )
+        distributed.compare_environments(checkpoints.load_environment(checkpoint), now)
 
     # In the loop
 
@@ -176,38 +169,20 @@ class Run:
 
         Several GPUs agree only at steps that wait for the GPU anyway; at others the answer is no.
         """
-        on_gpus = self.accelerator.num_processes > 1 and self.accelerator.device.type != "cpu"
-        if on_gpus and not self._log_is_due(self.state.step):
-            return False
-        is_stopping = self.stop_signals.agree(self.accelerator)
+        may_wait = self._log_is_due(self.state.step)
+        is_stopping = self.stop_signals.agree(self.accelerator, may_wait)
         if is_stopping:
             self.flush_log()
         return is_stopping
 
     def stopped(self) -> Stopped:
         """Return the exception that ends a run which was asked to stop and is saved."""
-        reason, command = self.stop_signals.reason, shlex.join(sys.argv)
-        message = f"{reason}: stopped after step {self.state.step}; the checkpoint is saved. "
-        message += f"Run the same command again to resume: python {command}"
-        return Stopped(message, self.stop_signals.exit_code)
+        return self.stop_signals.exception(self.state.step)
 
-    def log_step(
-        self,
-        micro_batches: list[Batch],
-        outputs: list[Losses],
-        total_weight: Any,
-        grad_norm: torch.Tensor,
-        learning_rate: float,
-    ) -> None:
-        """Buffer the values of the step that was just done. At log steps, read and write them."""
-        step = self.state.step
-        record = StepRecord(step, self.sampler.epochs_done(step), self.sampler.plan(step - 1))
-        record.row_ids = [batch["row_ids"] for batch in micro_batches]
-        record.weights = [batch["weights"] for batch in micro_batches]
-        record.outputs, record.total_weight = outputs, total_weight
-        record.grad_norm_tensor, record.learning_rate = grad_norm, learning_rate
-        self.log.buffer.append(record)
-        if self._log_is_due(step):
+    def log_step(self, *values: Any) -> None:
+        """Buffer the values of a step; see `MetricLog.add_step`. At log steps, write them."""
+        self.log.add_step(self.state.step, self.sampler, *values)
+        if self._log_is_due(self.state.step):
             self.flush_log()
 
     def flush_log(self) -> None:
@@ -240,7 +215,8 @@ class Run:
         for observer in self.observers:
             observer.sync()
         state.log_bytes = self.log.sync()
-        state_dicts = distributed.full_state_dicts(self.registered)
+        # All ranks take part: a sharded model gathers its weights.
+        state_dicts = {name: value.state_dict() for name, value in self.registered.items()}
         if self.is_main_process:
             environment = distributed.environment_info(self.accelerator, self.setups)
             folder = self.checkpoint_folder
@@ -275,7 +251,7 @@ class Run:
             objects = {
                 key: self.registered[key] for key in self.registered if key not in not_needed
             }
-            distributed.load_state_dicts(objects, checkpoints.load_tensors(best))
+            load_state_dicts(objects, checkpoints.load_tensors(best))
         scores: Scores = {"validation": state.best_scores} if state.best_scores else {}
         if "test" in eval_loaders:
             loader, stop_requested = eval_loaders["test"], self.stop_requested
@@ -318,3 +294,9 @@ class Run:
         self.log.close()
         if self.lock is not None:
             os.close(self.lock)
+
+
+def load_state_dicts(objects: dict[str, Any], state_dicts: dict[str, Any]) -> None:
+    """Load the state_dicts of a checkpoint into registered objects, strictly."""
+    for name, value in objects.items():
+        value.load_state_dict(state_dicts[name])

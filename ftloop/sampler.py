@@ -7,7 +7,6 @@ step, so that nothing has to be replayed when a run resumes.
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from sys import maxsize as UNBOUNDED  # the length of a dataset without end (a stream)
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -159,15 +158,6 @@ class TrainSampler:
         """Return how many epochs `step` optimizer steps are, for example 1.5."""
         epoch, index = divmod(step, self.steps_per_epoch)
         return epoch + index * self.rows_per_step / self.num_rows
-
-    def describe(self) -> str:
-        """Describe the order and the division of the rows in one line, for the log."""
-        rows = "a stream" if self.num_rows == UNBOUNDED else f"{self.num_rows} rows"
-        order = " grouped by length" if self.group_by_length else ""
-        tokens = f" and {self.max_tokens} tokens" if order and self.max_tokens else ""
-        steps = f"{self.total_steps} optimizer steps of {self.rows_per_step} rows"
-        limit = f"at most {self.micro_batch_size} rows{tokens} per forward pass"
-        return f"{rows}{order}, {steps}, {limit}, {self.num_processes} process(es)"
 
     def _compute_order(self, epoch: int) -> Sequence[int]:
         order = self.row_order(self.dataset, self.seed, epoch)
