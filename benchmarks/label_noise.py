@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import numpy
 import tyro
 
-from ftloop.errors import exit_code_of
+from ftloop.cli.exit_codes import run_main
 
 
 @dataclass(frozen=True)
@@ -127,4 +127,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code_of(main))
+    sys.exit(run_main(main))

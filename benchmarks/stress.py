@@ -537,7 +537,7 @@ def import_all() -> None:
     import ftloop.tasks.image
     import ftloop.loop
     import ftloop.tasks.text
-    from ftloop.config import from_command_line
+    from ftloop.cli.config_file import from_command_line
 
     for config in ("text", "image"):
         from_command_line([str(ROOT / "configs" / f"{config}.py")])

@@ -294,6 +294,7 @@ def test_the_config_file_comes_first():
         ("--cheaper-dropout", "it was removed"),
         ("--profile 10", "it was removed"),
         ("--on-nan skip", "it was removed"),
+        ("--on-save-error continue", "it was removed"),
     ],
 )
 def test_a_name_of_another_library_is_answered_with_ours(words, answer):

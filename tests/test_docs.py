@@ -24,7 +24,8 @@ import predict
 from docs import generate
 from ftloop import Config, Data, UserError
 from ftloop.cli import __main__
-from ftloop.config import from_command_line, validate
+from ftloop.cli.config_file import from_command_line
+from ftloop.config import validate
 
 PAGES = {file.name: file.read_text(encoding="utf-8") for file in sorted((ROOT / "docs").glob("*.md"))}
 PAGES["README.md"] = (ROOT / "README.md").read_text(encoding="utf-8")

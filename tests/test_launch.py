@@ -22,7 +22,7 @@ NOTEBOOK = """
 import sys
 from accelerate import notebook_launcher
 from ftloop import train
-from ftloop.config import from_command_line
+from ftloop.cli.config_file import from_command_line
 
 if __name__ == "__main__":
     notebook_launcher(train, (from_command_line(sys.argv[1:]),), num_processes=2)

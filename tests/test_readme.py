@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_script
 
-from ftloop.config import Config, from_command_line
+from ftloop.cli.config_file import from_command_line
+from ftloop.config import Config
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)

@@ -94,11 +94,12 @@ class Job(Config):
     def setups(self) -> list[Setup]:
         """Return what the options change about how training is computed."""
         validate_job(self)
+        from ftloop.devices.environment import RecordEnvironment
         from ftloop.devices.fsdp import FSDP2
         from ftloop.devices.matmul import MatmulBackend
         from ftloop.logs.terminal import TerminalSetup
 
-        setups: list[Setup] = [TerminalSetup(self.effective_log_level)]
+        setups: list[Setup] = [TerminalSetup(self.effective_log_level), RecordEnvironment()]
         if self.deterministic:
             from ftloop.devices.deterministic import Deterministic
 

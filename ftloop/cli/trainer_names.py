@@ -170,7 +170,8 @@ REMOVED = {  # options of version 0.1
     "batching": "--group-by-length, --no-group-by-length, or --max-tokens N",
     "keep": "--keep-last N and --keep-best N",
     "cheaper_dropout": "leave it out: it was removed, because it replaced functions of torch",
-    "profile": "leave it out: it was removed; docs/speed.md shows how to profile the loop",
+    "profile": "leave it out: it was removed; wrap train(config) in torch.profiler",
+    "on_save_error": "leave it out: it was removed; a run that cannot save ends with an error",
     "on_nan": "leave it out: it was removed; a loss that is not finite always ends the run",
 }
 OTHER_NAMES = {**TIMM, **SCRIPTS, **TRAINER, **REMOVED}
