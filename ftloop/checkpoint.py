@@ -158,7 +158,7 @@ def load_state(checkpoint: Path) -> TrainState:
 
 
 def load_environment(checkpoint: Path) -> dict[str, Any]:
-    """Read the environment that wrote a checkpoint; see `distributed.environment_info`."""
+    """Read the environment that wrote a checkpoint; see `Setup.environment`."""
     return read_manifest(checkpoint)["environment"]
 
 

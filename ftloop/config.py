@@ -31,7 +31,7 @@ COUNTS = (
     "patience log_every keep_last keep_best"
 )
 AMOUNTS = "learning_rate weight_decay warmup max_grad_norm workers"
-SMALLER_IS_BETTER = ("loss", "mse", "mae", "rmse", "perplexity")
+SMALLER_IS_BETTER = ("loss", "mse", "mae", "rmse", "hamming_loss", "perplexity")
 MAX_TIMEOUT = 10_000_000  # seconds; a `timedelta` in C++ overflows far above
 
 
@@ -154,8 +154,9 @@ def validate_with_datasets(config: Config, datasets: Mapping[str, Any]) -> None:
     message = "the training rows have no lengths."
     require(not config.group_by_length or lengths is not None, "group_by_length", message)
     if limit is not None:
-        is_grouped = lengths is not None and config.group_by_length is not False
-        require(is_grouped, "max_tokens", "needs rows that are grouped by length.")
+        is_random = config.row_order is None
+        is_grouped = is_random if config.group_by_length is None else config.group_by_length
+        require(is_grouped and lengths is not None, "max_tokens", "needs rows grouped by length.")
         message = f"is {limit}, but the longest training row has {max(lengths)} tokens."
         require(limit >= max(lengths), "max_tokens", message)
     names, best = config.task.score_names(), config.best_metric

@@ -14,10 +14,8 @@ from types import FrameType
 from typing import Any
 
 import torch
-import transformers
 from accelerate import Accelerator, utils
 
-from ftloop.config import __version__
 from ftloop.errors import Stopped, UserError
 from ftloop.extensions import Setup
 from ftloop.loader import make_batch
@@ -77,31 +75,6 @@ def build_accelerator(
 def precision_of(accelerator: Accelerator) -> str:
     """Return fp32, bf16 or fp16."""
     return PRECISIONS[accelerator.mixed_precision]
-
-
-def environment_info(accelerator: Accelerator, setups: Sequence[Setup]) -> dict[str, Any]:
-    """Return what may change the bits of a result besides the config. Checkpoints record it."""
-    device = accelerator.device
-    info: dict[str, Any] = {
-        "ftloop": __version__,
-        "torch": torch.__version__,
-        "device": device.type,
-    }
-    if device.type == "cuda":
-        info["device"] = torch.cuda.get_device_name(device)
-    info |= {"transformers": transformers.__version__, "num_processes": accelerator.num_processes}
-    info |= {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
-    for setup in setups:
-        info |= setup.environment()
-    return info
-
-
-def compare_environments(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Log a warning if a run resumes in another environment."""
-    changes = [f"{name} {now.get(name)}" for name in before if before[name] != now.get(name)]
-    if changes:
-        message = "resume: in another environment (%s). Without dropout, only rounding differs."
-        logger.warning(message, ", ".join(changes))
 
 
 def full_tensor(tensor: Any) -> Any:

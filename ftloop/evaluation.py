@@ -109,7 +109,6 @@ def iterate_predictions(
 
 def predict_batch(model: torch.nn.Module, batch: Batch, task: Task) -> Values:
     """Compute the predictions of a batch on this rank and, if it has labels, its losses."""
-    batch.pop("weight_sum", None)
     outputs = model(**model_inputs(batch))
     values = {"row_ids": batch["row_ids"], **task.predict(outputs, batch)}
     if "labels" not in batch:
@@ -139,7 +138,8 @@ def add_batch(metric: Any, values: Values) -> None:
     names = metric_inputs(metric)
     missing = ", ".join(name for name in names if name not in values)
     if missing:
-        raise UserError(f"a metric needs {missing}, but task.predict returns {', '.join(values)}.")
+        name = getattr(metric, "name", type(metric).__name__)
+        raise UserError(f"{name!r} needs {missing}, but the task gives {', '.join(values)}.")
     metric.add_batch(**{name: values[name] for name in names})
 
 

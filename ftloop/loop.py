@@ -9,6 +9,7 @@ The laws of the loop, each of which is a test (docs/exactness.md):
 - The position of a run is its optimizer step. Wherever it was killed, it resumes to the same bits.
 """
 
+import math
 from contextlib import closing, nullcontext
 
 import torch

@@ -142,14 +142,14 @@ class MetricLog:
 
     def sync(self, wait_for_disk: bool = True) -> int:
         """Write all lines, and wait for the disk if wanted. Returns the length in bytes."""
+        lines, self.lines = self.lines, b""
         if self.stream is None:
             return 0
         with raise_write_errors(self.stream.name):
-            self.stream.write(self.lines)
+            self.stream.write(lines)
             self.stream.flush()
             if wait_for_disk:
                 os.fsync(self.stream.fileno())
-        self.lines = b""
         return self.stream.tell()
 
     def close(self) -> None:

@@ -65,9 +65,15 @@ def build_scheduler(optimizer: "torch.optim.Optimizer", config: Any, total_steps
 
         def factor(group: int, step: int) -> float:
             value = config.schedule(step, total_steps, warmup_steps)
-            return value[group] if isinstance(value, list | tuple) else value
+            if not isinstance(value, list | tuple):
+                return value
+            if len(value) != num_groups:
+                message = f"returned {len(value)} factors, but the optimizer has {num_groups} "
+                raise UserError(f"{message}parameter groups.", field="schedule")
+            return value[group]
 
-        factors = [partial(factor, group) for group in range(len(optimizer.param_groups))]
+        num_groups = len(optimizer.param_groups)
+        factors = [partial(factor, group) for group in range(num_groups)]
         return torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
     try:
         options = dict(config.schedule_options)

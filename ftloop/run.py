@@ -138,12 +138,10 @@ class Run:
         return self.state
 
     def _restore(self, checkpoint: Path) -> None:
-        """Load all registered objects from a checkpoint, strictly, and compare the environments."""
+        """Load all registered objects from a checkpoint, strictly."""
         load_state_dicts(self.registered, checkpoints.load_tensors(checkpoint))
         self.saved_position = (self.state.step, self.state.last_eval_step)
         logger.info("resuming from %s", checkpoint)
-        now = distributed.environment_info(self.accelerator, self.setups)
-        distributed.compare_environments(checkpoints.load_environment(checkpoint), now)
 
     # In the loop
 
@@ -218,7 +216,9 @@ class Run:
         # All ranks take part: a sharded model gathers its weights.
         state_dicts = {name: value.state_dict() for name, value in self.registered.items()}
         if self.is_main_process:
-            environment = distributed.environment_info(self.accelerator, self.setups)
+            environment: dict[str, Any] = {}
+            for setup in self.setups:
+                environment |= setup.environment()
             folder = self.checkpoint_folder
             path = checkpoints.save_checkpoint(folder, state, state_dicts, environment)
             checkpoints.prune(folder, self.config)

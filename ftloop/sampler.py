@@ -5,6 +5,7 @@ step, so that nothing has to be replayed when a run resumes.
 """
 
 import functools
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from ftloop.config import Config
     from ftloop.task import Task
 
+UNBOUNDED = sys.maxsize  # the length of a dataset without end (a stream)
 STEPS_PER_GROUP = 50  # sorted by length together: leaves 2 to 5 % padding instead of 33 to 74 %
 # Tokens of one forward pass on a CPU, after padding. 32 texts of up to 512 tokens in one pass took
 # 1.8 times as long as in pieces of 4096 tokens, and twice the memory.

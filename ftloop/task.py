@@ -20,7 +20,7 @@ does not count. "row_ids" is int64, (rows,): the row of the dataset; a negative 
 padding row, which repeats `row` to fill up a micro-batch and counts nowhere.
 """
 
-NOT_MODEL_INPUTS = ("labels", "weights", "row_ids")
+NOT_MODEL_INPUTS = ("labels", "weights", "row_ids", "weight_sum")
 
 
 @dataclass
