@@ -20,9 +20,11 @@ torch.randn(5)
 assert torch.equal(read((0, 5), (0, 3), (0, 8))[1], first)
 assert torch.equal(read((0, 3), (0, 5))[0], first)
 assert torch.equal(read((0, ~3))[0], first)  # a padding row repeats row 3
-# Another epoch and another seed do.
+# Another epoch, another seed and another row do.
 assert not torch.equal(read((1, 3))[0], first)
 assert not torch.equal(read((0, 3), seed=8)[0], first)
+noise = read((0, 3), (0, 4)) - train.points[3:5]
+assert not torch.equal(noise[0], noise[1])
 
 order = list(random_order(train, 7, 1))
 assert sorted(order) == list(range(len(train)))
