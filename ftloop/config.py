@@ -156,7 +156,8 @@ def validate_with_datasets(config: Config, datasets: Mapping[str, Any]) -> None:
     if limit is not None:
         is_random = config.row_order is None
         is_grouped = is_random if config.group_by_length is None else config.group_by_length
-        require(is_grouped and lengths is not None, "max_tokens", "needs rows grouped by length.")
+        message = "needs rows that are grouped by length."
+        require(is_grouped and lengths is not None, "max_tokens", message)
         message = f"is {limit}, but the longest training row has {max(lengths)} tokens."
         require(limit >= max(lengths), "max_tokens", message)
     names, best = config.task.score_names(), config.best_metric

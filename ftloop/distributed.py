@@ -19,6 +19,7 @@ from accelerate import Accelerator, utils
 from ftloop.errors import Stopped, UserError
 from ftloop.extensions import Setup
 from ftloop.loader import make_batch
+from ftloop.sampler import TrainSampler
 from ftloop.task import Task
 
 logger = logging.getLogger("ftloop")
@@ -82,7 +83,9 @@ def full_tensor(tensor: Any) -> Any:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def warm_up_ddp_buckets(model: Any, task: Task, dataset: Any, accelerator: Accelerator) -> None:
+def warm_up_ddp_buckets(
+    model: Any, task: Task, sampler: TrainSampler, accelerator: Accelerator
+) -> None:
     """Run one backward pass with a zero loss, with three ranks or more.
 
     DistributedDataParallel rebuilds its buckets after the first backward pass, which changes the
@@ -91,7 +94,7 @@ def warm_up_ddp_buckets(model: Any, task: Task, dataset: Any, accelerator: Accel
     """
     if accelerator.num_processes < 3 or accelerator.is_fsdp2:
         return
-    batch = make_batch(dataset, [(0, 0)], task.collate, seed=0)
+    batch = make_batch(sampler.dataset, [(0, 0)], task.collate, sampler.seed)
     del batch["weight_sum"]
     tensors = {name: value.to(accelerator.device) for name, value in batch.items()}
     model.eval()  # no dropout; running statistics stay as they are

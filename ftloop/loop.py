@@ -104,7 +104,7 @@ def train(config: Config) -> Scores:
             for split in ("validation", "test")
             if split in datasets
         }
-        warm_up_ddp_buckets(model, task, train_dataset, accelerator)
+        warm_up_ddp_buckets(model, task, sampler, accelerator)
 
         # Resume
         run.register_for_checkpointing(model=model, optimizer=optimizer, scheduler=scheduler)

@@ -203,21 +203,26 @@ def sum_losses(record: StepRecord, names: list[str]) -> torch.Tensor:
     """Return the weighted sums of the loss and the named scalars over the step, on this rank."""
     rows = []
     for output, weights in zip(record.outputs, record.weights, strict=True):
-        sums = [weighted_sum(output.losses, weights)]
-        for name in names:
-            value = output.scalars[name]  # one for the micro-batch, or one per item
-            is_mean = value.ndim == 0
-            sums.append(value * weights.sum() if is_mean else weighted_sum(value, weights))
-        rows.append(torch.stack(sums))
+        if sorted(output.scalars) != names:
+            raise TrainingError(
+                f"a micro-batch has the scalars {sorted(output.scalars)}, but the first one has "
+                f"{names}: compute_losses must always return the same names."
+            )
+        values = [output.losses, *(output.scalars[name] for name in names)]
+        # A scalar without dimensions stands for all items of the micro-batch.
+        values = [value if value.ndim else value.expand_as(weights) for value in values]
+        rows.append(torch.stack([weighted_sum(value, weights) for value in values]))
     return torch.stack(rows).sum(dim=0)
 
 
 def find_cause(record: StepRecord) -> str:
     """Name the rows whose losses are not finite, over all ranks. All ranks must call it."""
     rows: list[int] = []
-    for row_ids, output in zip(record.row_ids, record.outputs, strict=True):
-        is_finite = output.losses.isfinite().reshape(len(row_ids), -1).all(dim=1)
-        rows += [row for row in row_ids[~is_finite].tolist() if row >= 0]
+    for row_ids, weights, output in zip(
+        record.row_ids, record.weights, record.outputs, strict=True
+    ):
+        is_valid = output.losses.isfinite() | (weights == 0)
+        rows += row_ids[~is_valid.reshape(len(row_ids), -1).all(dim=1)].tolist()
     rows = sorted(gather_object(rows))
     if rows:
         return f"rows {', '.join(map(str, rows[:20]))} of train (counted from 0)"

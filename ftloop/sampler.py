@@ -168,6 +168,11 @@ class TrainSampler:
                 f"returned {self.num_rows} rows for epoch 0 but {len(order)} for epoch {epoch}."
             )
             raise UserError(message, field="row_order")
+        is_given = self.row_order not in (random_order, own_order)
+        for row in order if is_given else ():
+            if not 0 <= row < len(self.dataset):  # -1 would stand for a padding row
+                message = f"returned row {row} for epoch {epoch}, but the rows are 0 to "
+                raise UserError(f"{message}{len(self.dataset) - 1}.", field="row_order")
         return order
 
     def _compute_group(self, epoch: int, group: int) -> list[list[int]]:
