@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import run_script
 
 from ftloop import loop
 
@@ -22,6 +23,14 @@ def interrupt_at_step(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         return train_step(task, model, micro_batches, total_weight, state, accelerator)
 
     monkeypatch.setattr(loop, "train_step", interrupted)
+
+
+def train_until_step(step: int, *options: str | Path) -> None:
+    """Run train.py with some options, and interrupt it before an optimizer step (from 0)."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        interrupt_at_step(monkeypatch, step)
+        with pytest.raises(Interrupted):
+            run_script("train.py", *options)
 
 
 def read_results(run: Path) -> dict[str, object]:

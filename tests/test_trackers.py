@@ -1,4 +1,4 @@
-"""--track: what a tracker gets, once, whatever interrupts the run; one that is missing or fails says so."""
+"""Trackers get each point once, whatever interrupts a run, and their failures do not end it."""
 
 import json
 import sys
@@ -7,29 +7,27 @@ from types import SimpleNamespace
 import accelerate.tracking
 import pytest
 from conftest import run_script, sentences, write_csv
+from interrupt import train_until_step
 
-from ftloop.logs import trackers
-from ftloop.run import Run
+from ftloop.logs.tracker_types import WeightsAndBiases
 
 
 @pytest.fixture(scope="module")
-def words(tmp_path_factory, tiny):
+def options(tmp_path_factory, tiny) -> list[str]:
     """12 steps, evaluated after 5, 10 and 12 of them."""
-    folder = tmp_path_factory.mktemp("rows")
-    files = {
-        split: write_csv(folder / f"{split}.csv", sentences(43, seed))
-        for seed, split in enumerate(["train", "validation", "test"])
-    }
-    source = ["--task.data.files", *(word for pair in files.items() for word in pair), "--task.label-column", "colour"]
-    sizes = ["--task.max-length", "32", "--batch-size", "8", "--max-steps", "12", "--eval-every", "5"]
-    return ["configs/text.py", "--task.model", tiny("bert"), *source, *sizes, "--learning-rate", "5e-3"]
+    folder, files = tmp_path_factory.mktemp("rows"), []
+    for seed, split in enumerate(["train", "validation", "test"]):
+        files += [split, write_csv(folder / f"{split}.csv", sentences(43, seed))]
+    data = ["--data.files", *files, "--label", "colour", "--max-length", "32"]
+    training = ["--batch-size", "8", "--max-steps", "12", "--eval-every", "5"]
+    return ["configs/text.py", "--model", tiny("bert"), *data, *training, "--learning-rate", "5e-3"]
 
 
 class Memory(accelerate.tracking.GeneralTracker):
-    """A tracker of a fork, as accelerate wants it."""
+    """A tracker that a fork registers with accelerate."""
 
     name, requires_logging_directory = "memory", False
-    got: list = []  # noqa: RUF012
+    points: list = []  # noqa: RUF012
     settings: dict = {}  # noqa: RUF012
     fails_at = None
 
@@ -50,96 +48,112 @@ class Memory(accelerate.tracking.GeneralTracker):
     def log(self, values, step=None):
         if step == self.fails_at:
             raise OSError("the server is gone")
-        self.got.append((step, values))
+        self.points.append((step, values))
 
 
 @pytest.fixture
 def memory(monkeypatch):
     monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "memory", Memory)
-    monkeypatch.setattr(Memory, "got", [])
+    monkeypatch.setattr(Memory, "points", [])
     monkeypatch.setattr(Memory, "settings", {})
     return Memory
 
 
-def steps_of(got, name):
-    return [step for step, values in got if name in values]
+def curve(points, name) -> list[tuple[int, float]]:
+    return [(step, values[name]) for step, values in points if name in values]
 
 
-def test_a_cut_run_is_one_curve_and_a_tracker_named_later_gets_all_of_it(words, memory, tmp_path, monkeypatch):
+def steps(points, name) -> list[int]:
+    return [step for step, _ in curve(points, name)]
+
+
+def test_an_interrupted_run_is_one_curve_and_a_tracker_added_later_gets_all_of_it(
+    options, memory, tmp_path
+):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run, evaluate = tmp_path / "run", Run.evaluate
-
-    def cut(self, split, epoch):
-        if self.state.step == 10:  # steps 6 to 10 were sent, and no checkpoint has them
-            raise RuntimeError("cut")
-        return evaluate(self, split, epoch)
-
-    monkeypatch.setattr(Run, "evaluate", cut)
-    with pytest.raises(RuntimeError, match="cut"):
-        run_script("train.py", *words, "--run-dir", run, "--track", "tensorboard")
-    monkeypatch.setattr(Run, "evaluate", evaluate)
-    (run / "report.html").write_text("<p>a report</p>")
-    resumed = run_script("train.py", *words, "--run-dir", run, "--track", "tensorboard", "memory")
+    run = tmp_path / "run"
+    options = [*options, "--run-dir", run, "--log-every", "2", "--track", "tensorboard"]
+    train_until_step(9, *options)  # the steps 6 to 8 were sent, and no checkpoint has them
+    assert json.loads((run / "trackers" / "tensorboard.sent").read_text()) == [8, ["train"]]
+    resumed = run_script("train.py", *options, "memory")
     assert resumed.code == 0, resumed.err
-    assert "resume: from" in resumed.err
-    assert f"tracked     tensorboard: tensorboard --logdir {run / 'trackers' / 'tensorboard'}" in resumed.err
+    assert f"resuming from {run / 'checkpoints' / 'step-000005'}" in resumed.err
+    folder = run / "trackers" / "tensorboard"
+    assert f"tracked     tensorboard: tensorboard --logdir {folder}" in resumed.err
 
+    board = EventAccumulator(str(folder)).Reload()
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    board = EventAccumulator(str(run / "trackers" / "tensorboard")).Reload()
-    for split, name in {(line["split"], line["name"]) for line in lines}:
-        logged = [(line["step"], line["value"]) for line in lines if (line["split"], line["name"]) == (split, name)]
-        shown = [(event.step, event.value) for event in board.Scalars(f"{split}/{name}")]
-        assert shown == [(step, pytest.approx(value, rel=1e-6)) for step, value in logged]
-        kept = [(step, values[f"{split}/{name}"]) for step, values in memory.got if f"{split}/{name}" in values]
-        assert kept == logged
-    assert steps_of(memory.got, "validation/accuracy") == [5, 10, 12]
-    assert steps_of(memory.got, "test/accuracy") == [12]
-    assert steps_of(memory.got, "train/data_wait") == [5, 10, 12]  # at each look
+    logged = {}
+    for line in lines:
+        key = f"{line['split']}/{line['name']}"
+        logged.setdefault(key, []).append((line["step"], line["value"]))
+    assert {"train/loss", "train/grad_norm", "validation/loss", "test/accuracy"} <= logged.keys()
+    for name, values in logged.items():
+        shown = [(event.step, event.value) for event in board.Scalars(name)]
+        assert shown == [(step, pytest.approx(value, rel=1e-6)) for step, value in values]
+        assert curve(memory.points, name) == values
+    assert steps(memory.points, "validation/accuracy") == [5, 10, 12]
+    assert steps(memory.points, "test/accuracy") == [12]
+    assert steps(memory.points, "train/data_wait") == [2, 4, 5, 6, 8, 10, 12]  # at each log step
+    assert steps(memory.points, "train/rows_per_second") == list(range(1, 13))
 
-    assert sorted(board.Tags()["images"]) == ["test/confusion", "validation/confusion"]
-    assert len(list((run / "trackers").glob("confusion-*.png"))) == 2
     assert memory.settings["batch_size"] == 8
     assert memory.settings["task.max_length"] == 32
-    assert len(list((run / "trackers" / "tensorboard").glob("*/hparams.yml"))) == 1, "the settings, once"
+    assert len(list(folder.glob("*/hparams.yml"))) == 1, "the settings were sent twice"
 
 
-def test_a_tracker_that_fails_costs_no_training(words, memory, tmp_path, monkeypatch):
+def test_a_tracker_that_fails_does_not_end_the_training(options, memory, tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "fails_at", 7)
-    result = run_script("train.py", *words, "--run-dir", tmp_path / "run", "--track", "memory")
+    run = tmp_path / "run"
+    result = run_script("train.py", *options, "--run-dir", run, "--track", "memory")
     assert result.code == 0, result.err
-    assert steps_of(memory.got, "train/loss") == [1, 2, 3, 4, 5, 6]
-    assert "error: track: memory failed and gets nothing more (OSError: the server is gone); metrics" in result.err
+    assert steps(memory.points, "train/loss") == [1, 2, 3, 4, 5, 6]
+    message = "error: track: memory failed and gets no more values (OSError: the server is gone)"
+    assert result.err.count(message) == 1
     assert result.err.count("track: memory failed") == 1
-    assert (tmp_path / "run" / "metrics.jsonl").read_text().count('"test"') == 3
+    assert (run / "metrics.jsonl").read_text().count('"test"') == 3
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "message"),
     [
         (
             ["tensorbord"],
-            "--track 'tensorbord' is not a tracker (did you mean 'tensorboard'?); choose from aim",
+            "--track: 'tensorbord' is not a tracker (did you mean 'tensorboard'?). Choose from aim",
         ),
-        (["comet_ml"], "--track comet_ml: not installed: pip install comet-ml"),
-        (["tensorboard", "tensorboard"], "each tracker once"),
-        (["memory"], "--track memory cannot start: OSError: no such server, or none\n"),
+        (["comet_ml"], "--track: comet_ml is not installed: pip install comet-ml"),
+        (["tensorboard", "tensorboard"], "names a tracker twice"),
+        (["memory"], "--track: memory cannot start: OSError: no such server, or none\n"),
     ],
 )
-def test_what_cannot_work_is_said_before_training(names, said, words, memory, tmp_path, monkeypatch):
+def test_a_tracker_that_cannot_work_is_an_error_before_training(
+    names, message, options, memory, tmp_path, monkeypatch
+):
     monkeypatch.setattr(accelerate.tracking, "_available_trackers", ["tensorboard"])
     monkeypatch.setattr(memory, "fails_at", "start")
-    result = run_script("train.py", *words, "--run-dir", tmp_path / "run", "--track", *names)
+    run = tmp_path / "run"
+    result = run_script("train.py", *options, "--run-dir", run, "--track", *names)
     assert result.code == 2
-    assert said in result.err
-    assert not (tmp_path / "run" / "checkpoints").exists() or not list((tmp_path / "run" / "checkpoints").iterdir())
+    assert message in result.err
+    assert not list(run.glob("checkpoints/*"))
 
 
-def test_without_its_file_the_option_says_so(words, monkeypatch, tmp_path):
+def test_a_point_is_sent_once_even_if_the_evaluations_change(options, memory, tmp_path):
+    options = [*options, "--run-dir", tmp_path / "run", "--track", "memory"]
+    train_until_step(11, *options, "--log-every", "1")
+    assert steps(memory.points, "train/loss") == list(range(1, 12))
+    resumed = run_script("train.py", *options, "--eval-every", "3", "--allow-changes")
+    assert resumed.code == 0, resumed.err
+    assert steps(memory.points, "train/loss") == list(range(1, 13))
+    assert steps(memory.points, "validation/loss") == [5, 10, 12]
+
+
+def test_without_its_file_the_option_is_an_error(options, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ftloop.logs.trackers", None)
-    result = run_script("train.py", *words, "--run-dir", tmp_path / "run", "--track", "tensorboard")
+    result = run_script("train.py", *options, "--run-dir", tmp_path / "run", "--track", "wandb")
     assert result.code == 2
-    assert "--track tensorboard: 'ftloop.logs.trackers:check' cannot be imported" in result.err
+    assert "--track: cannot be used: this copy of ftloop has no ftloop.logs.trackers" in result.err
 
 
 class Wandb(SimpleNamespace):
@@ -148,7 +162,7 @@ class Wandb(SimpleNamespace):
     class CommError(Exception):
         pass
 
-    def __init__(self, logged_in, answers):
+    def __init__(self, is_logged_in, answers):
         def init(**options):
             self.started.append(options)
             if options["mode"] != "offline" and not answers:
@@ -158,23 +172,22 @@ class Wandb(SimpleNamespace):
 
         super().__init__(
             started=[],
-            got=[],
+            points=[],
             config=SimpleNamespace(update=lambda *_, **__: None),
             init=init,
-            login=lambda **options: logged_in,
+            login=lambda **options: is_logged_in,
             teardown=lambda: self.started.append({"mode": "teardown"}),
             Settings=lambda **options: options,
             errors=SimpleNamespace(CommError=self.CommError),
-            Image=lambda image: image.size,
             Html=lambda text, inject: text,
         )
 
     def log(self, values, step):
-        self.got.append((step, values))
+        self.points.append((step, values))
 
 
 @pytest.mark.parametrize(
-    ("logged_in", "answers", "mode", "modes"),
+    ("is_logged_in", "answers", "mode", "modes"),
     [
         (False, False, None, ["offline"]),
         (True, True, None, [None]),
@@ -182,39 +195,38 @@ class Wandb(SimpleNamespace):
         (True, True, "offline", ["offline"]),
     ],
 )
-def test_wandb_never_waits_for_a_login_or_a_server(logged_in, answers, mode, modes, monkeypatch, tmp_path, caplog):
-    fake = Wandb(logged_in, answers)
-    monkeypatch.setitem(sys.modules, "wandb", fake)
+def test_wandb_never_waits_for_a_login_or_a_server(
+    is_logged_in, answers, mode, modes, monkeypatch, tmp_path
+):
+    wandb = Wandb(is_logged_in, answers)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_SILENT", "true")
     if mode:
         monkeypatch.setenv("WANDB_MODE", mode)
     accelerate.PartialState()
-    service = trackers.WeightsAndBiases("wandb", tmp_path, "mrpc")
-    service.start({"seed": 1})
-    assert [options["mode"] for options in fake.started] == modes
-    assert fake.started[-1]["id"] == service.id == (tmp_path / "wandb.id").read_text()
-    assert service.place == ("offline: wandb sync runs/x" if modes[-1] else "https://tracker.example/run")
-    service.log(1, {"train/loss": 1.0}, step=1)
-    service.finish()
+    tracker = WeightsAndBiases("wandb", tmp_path, "mrpc")
+    tracker.start({"seed": 1})
+    assert [options["mode"] for options in wandb.started] == modes
+    assert wandb.started[-1]["id"] == tracker.id == (tmp_path / "wandb.id").read_text()
+    is_offline = modes[-1] == "offline"
+    expected = "offline: wandb sync runs/x" if is_offline else "https://tracker.example/run"
+    assert tracker.location == expected
+    tracker.send(1, "train", {"train/loss": 1.0})
+    tracker.finish()
 
-    again = trackers.WeightsAndBiases("wandb", tmp_path, "mrpc")
-    again.start({"seed": 1})
-    assert fake.started[-1]["id"] == service.id
-    again.log(1, {"train/loss": 1.0}, step=1)
-    again.log(2, {"train/loss": 2.0}, step=2)
+    resumed = WeightsAndBiases("wandb", tmp_path, "mrpc")
+    resumed.start({"seed": 1})
+    assert wandb.started[-1]["id"] == tracker.id
+    resumed.send(1, "train", {"train/loss": 1.0})
+    resumed.send(1, "validation", {"validation/loss": 3.0})
+    resumed.send(2, "train", {"train/loss": 2.0})
     (tmp_path / "report.html").write_text("<p>a report</p>")
-    again.report(tmp_path / "report.html", step=2)
-    again.finish()
-    assert fake.got == [(1, {"train/loss": 1.0}), (2, {"train/loss": 2.0}), (2, {"report": "<p>a report</p>"})]
-
-
-def test_the_confusion_matrix_is_a_picture_for_any_number_of_classes(tmp_path):
-    import numpy
-
-    for classes in (2, 77):
-        counts = numpy.eye(classes, dtype=int) * 3
-        counts[0] = 0  # no row of this class
-        trackers.draw_confusion(counts, list(map(str, range(classes))), "test", tmp_path / f"{classes}.png")
-        height, width, _ = trackers.pixels(tmp_path / f"{classes}.png").shape
-        assert height == width == min(400 + 30 * classes, 2000)
+    resumed.send_report(tmp_path / "report.html", step=2)
+    resumed.finish()
+    assert wandb.points == [
+        (1, {"train/loss": 1.0}),
+        (1, {"validation/loss": 3.0}),
+        (2, {"train/loss": 2.0}),
+        (2, {"report": "<p>a report</p>"}),
+    ]
