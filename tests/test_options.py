@@ -198,11 +198,12 @@ def test_the_threshold_decides_what_a_multi_label_task_predicts(task):
     assert multi.predict(outputs, {})["predictions"].tolist() == [[0, 1], [0, 0]]
 
 
-def test_the_precision_of_the_launcher_is_recorded_and_used_in_evaluation(words, monkeypatch):
+def test_the_precision_of_the_launcher_is_used_in_evaluation_too(words, monkeypatch):
     with monkeypatch.context() as launcher:
         launcher.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
         run = train(words)
-    assert json.loads((run / "config.json").read_text())["config"]["precision"] == "bf16"
+    environment = checkpoint.load_environment(checkpoint.find_checkpoints(run / "checkpoints")[-1])
+    assert environment["precision"] == "bf16"
     evaluated = json.loads(run_script("evaluate.py", run, "--json").out)
     scores = json.loads((run / "scores.json").read_text())
     assert evaluated == pytest.approx(scores["test"], rel=1e-6)

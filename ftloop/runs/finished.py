@@ -84,7 +84,9 @@ def prepare_for_inference(
     try:
         for setup in setups:
             setup.resume(environment)
-        accelerator = build_accelerator(precision or config.precision, config.timeout, setups)
+        # The launcher may have chosen the precision of the run.
+        precision = precision or config.precision or environment.get("precision")
+        accelerator = build_accelerator(precision, config.timeout, setups)
         model.to(accelerator.device)
         for setup in setups:
             setup.prepare_model(model, accelerator)
