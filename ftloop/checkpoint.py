@@ -167,7 +167,7 @@ def load_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     return _load_tensors(checkpoint / "weights.pt")
 
 
-def load_tensors(checkpoint: Path) -> dict[str, Any]:
+def load_state_dicts(checkpoint: Path) -> dict[str, Any]:
     """Read the state_dicts of all registered objects by name, on the CPU."""
     return {"model": load_weights(checkpoint), **_load_tensors(checkpoint / "training.pt")}
 
@@ -222,9 +222,8 @@ def lock_run_folder(folder: Path) -> int:
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise UserError(
-            f"another process is training in {str(folder)!r}.", field="run_dir"
-        ) from error
+        message = f"another process is training in {str(folder)!r}."
+        raise UserError(message, field="run_dir") from error
     except (OSError, ValueError) as error:
         message = f"{str(folder)!r} cannot be written or locked: {error}."
         raise UserError(message, field="run_dir") from error

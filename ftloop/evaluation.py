@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from ftloop.errors import UserError
 from ftloop.loader import build_dataloader
-from ftloop.metric_log import weighted_sum
+from ftloop.metric_log import weighted
 from ftloop.sampler import MAX_TOKENS_ON_CPU, EvalSampler
 from ftloop.task import Batch, Task, model_inputs
 
@@ -115,12 +115,8 @@ def predict_batch(model: torch.nn.Module, batch: Batch, task: Task) -> Values:
         return values
     values.setdefault("references", batch["labels"])
     losses, weights = task.losses(outputs, batch), batch["weights"]
-    weighted_sum(losses, weights)  # checks the shapes
-    is_weighted = weights != 0
     values["losses"] = losses
-    values["loss_sums"] = (
-        torch.where(is_weighted, losses * weights, 0).reshape(len(losses), -1).sum(1)
-    )
+    values["loss_sums"] = weighted(losses, weights).reshape(len(losses), -1).sum(1)
     values["weight_sums"] = weights.reshape(len(weights), -1).sum(1)
     return values
 

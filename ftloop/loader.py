@@ -21,9 +21,7 @@ from ftloop.sampler import EvalSampler, TrainSampler
 from ftloop.state import fold_in, temporary_seed
 from ftloop.task import Batch
 
-MAX_WORKERS = (
-    8  # per process for workers="auto": more of them hold batches in memory and rarely help
-)
+MAX_WORKERS = 8  # per process, for workers="auto": more rarely help, and hold batches in memory
 Keys = list[tuple[int, int]]  # (epoch, row id) of the rows of a micro-batch
 
 

@@ -159,11 +159,10 @@ class MetricLog:
 
     def _check_finite(self, record: StepRecord) -> None:
         """Raise TrainingError for a step whose loss or gradient norm is not finite."""
-        self.num_skipped_steps = (
-            0 if math.isfinite(record.grad_norm) else self.num_skipped_steps + 1
-        )
-        may_skip = MAX_SKIPPED_STEPS if self.accelerator.scaler else 0
-        if not math.isfinite(record.loss) or self.num_skipped_steps > may_skip:
+        is_skipped = not math.isfinite(record.grad_norm)
+        self.num_skipped_steps = self.num_skipped_steps + 1 if is_skipped else 0
+        limit = MAX_SKIPPED_STEPS if self.accelerator.scaler else 0
+        if not math.isfinite(record.loss) or self.num_skipped_steps > limit:
             raise TrainingError(
                 f"step {record.step}: the loss is {record.loss} and the gradient norm is "
                 f"{record.grad_norm}, because of {find_cause(record)}. The last checkpoint is from "
@@ -187,7 +186,12 @@ def raise_write_errors(file: str) -> Any:
 
 
 def weighted_sum(losses: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Sum the losses by weight. Items of weight 0 are masked, so that their NaN does not count.
+    """Sum the losses by weight; see `weighted`."""
+    return weighted(losses, weights).sum()
+
+
+def weighted(losses: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Multiply losses by their weights. Items of weight 0 are masked: their NaN does not count.
 
     Raises TrainingError if the shapes differ.
     """
@@ -196,7 +200,7 @@ def weighted_sum(losses: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
             f"the losses have shape {tuple(losses.shape)}, but batch['weights'] has shape "
             f"{tuple(weights.shape)}: the task must return one loss per weight."
         )
-    return torch.where(weights != 0, losses * weights, 0).sum()
+    return torch.where(weights != 0, losses * weights, 0)
 
 
 def sum_losses(record: StepRecord, names: list[str]) -> torch.Tensor:

@@ -29,12 +29,9 @@ def parameter_groups(model: "torch.nn.Module", weight_decay: float) -> list[dict
     Vectors are biases and the weights of norms.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in trainable if parameter.ndim >= 2]
-    vectors = [parameter for parameter in trainable if parameter.ndim < 2]
-    return [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
+    matrices = {"params": [item for item in trainable if item.ndim >= 2]}
+    vectors = {"params": [item for item in trainable if item.ndim < 2]}
+    return [{**matrices, "weight_decay": weight_decay}, {**vectors, "weight_decay": 0.0}]
 
 
 def adamw(model: "torch.nn.Module", config: Any, **options: Any) -> "torch.optim.Optimizer":
@@ -79,15 +76,12 @@ def build_scheduler(optimizer: "torch.optim.Optimizer", config: Any, total_steps
         options = dict(config.schedule_options)
         return get_scheduler(config.schedule, optimizer, warmup_steps, total_steps, options)
     except (TypeError, ValueError) as error:
-        raise UserError(
-            f"{config.schedule_options} do not fit the schedule {config.schedule}: {error}.",
-            field="schedule_options",
-        ) from error
+        message = f"{config.schedule_options} do not fit the schedule {config.schedule}: {error}."
+        raise UserError(message, field="schedule_options") from error
 
 
 def drop_frozen_gradients(optimizer: Any) -> None:
-    """Delete the gradients of groups that the schedule freezes (learning rate 0) while others
-    train.
+    """Delete the gradients of groups that the schedule freezes while it trains others.
 
     They then take no part in clipping and in the optimizer's step. If all groups have learning rate
     0, as in the first step of a warmup, nothing is deleted: Adam still updates its moments.

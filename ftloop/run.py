@@ -24,7 +24,7 @@ from ftloop.config import Config, record_text
 from ftloop.errors import Stopped, UserError
 from ftloop.evaluation import evaluate
 from ftloop.extensions import Setup, choose_micro_batch_size
-from ftloop.metric_log import MetricLog, format_scores, json_scores
+from ftloop.metric_log import MetricLog, json_scores
 from ftloop.sampler import TrainSampler
 from ftloop.state import TrainState
 
@@ -120,7 +120,9 @@ class Run:
             )
         self.state.dataset_fingerprint = fingerprint
         if self.resumed_from is not None:
-            self._restore(self.resumed_from)
+            self._load(self.resumed_from)
+            self.saved_position = (self.state.step, self.state.last_eval_step)
+            logger.info("resuming from %s", self.resumed_from)
         if self.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
             checkpoints.write_text(self.folder / "config.json", record_text(self.config))
@@ -130,18 +132,19 @@ class Run:
         for observer in self.observers:
             observer.on_start(self)
         self.stop_signals.install()
-        device, precision = self.accelerator.device, distributed.precision_of(self.accelerator)
-        place = f"{device.type} in {precision}, {sampler.num_processes} process(es)"
-        size = f"{sampler.rows_per_step} rows, at most {sampler.micro_batch_size} per forward pass"
-        logger.info("training on %s: %d optimizer steps of %s", place, self.total_steps, size)
+        precision, steps = distributed.precision_of(self.accelerator), self.total_steps
+        size, micro_batch_size = sampler.rows_per_step, sampler.micro_batch_size
+        message = "%d optimizer steps of %d rows, at most %d per forward pass, in %s"
+        logger.info(message, steps, size, micro_batch_size, precision)
         self.log.restart_clock()
         return self.state
 
-    def _restore(self, checkpoint: Path) -> None:
-        """Load all registered objects from a checkpoint, strictly."""
-        load_state_dicts(self.registered, checkpoints.load_tensors(checkpoint))
-        self.saved_position = (self.state.step, self.state.last_eval_step)
-        logger.info("resuming from %s", checkpoint)
+    def _load(self, checkpoint: Path, without: tuple[str, ...] = ()) -> None:
+        """Load the registered objects from a checkpoint, strictly."""
+        state_dicts = checkpoints.load_state_dicts(checkpoint)
+        for name, value in self.registered.items():
+            if name not in without:
+                value.load_state_dict(state_dicts[name])
 
     # In the loop
 
@@ -247,11 +250,7 @@ class Run:
         state = self.state
         if state.best_step not in (None, state.step):
             best = self.checkpoint_folder / checkpoints.checkpoint_name(state.best_step)
-            not_needed = ("optimizer", "scheduler", "scaler")
-            objects = {
-                key: self.registered[key] for key in self.registered if key not in not_needed
-            }
-            load_state_dicts(objects, checkpoints.load_tensors(best))
+            self._load(best, without=("optimizer", "scheduler", "scaler"))
         scores: Scores = {"validation": state.best_scores} if state.best_scores else {}
         if "test" in eval_loaders:
             loader, stop_requested = eval_loaders["test"], self.stop_requested
@@ -266,8 +265,6 @@ class Run:
         weights = (self.registered["model"] if is_trained_model else unwrapped).state_dict()
         if self.is_main_process:
             self.export(self.folder / "model", weights, model)
-            for split, values in scores.items():
-                logger.info("%s: %s", split, format_scores(values))
             finite = {split: json_scores(values) for split, values in scores.items()}
             checkpoints.write_text(self.folder / "scores.json", json.dumps(finite, indent=1) + "\n")
         self.accelerator.wait_for_everyone()
@@ -294,9 +291,3 @@ class Run:
         self.log.close()
         if self.lock is not None:
             os.close(self.lock)
-
-
-def load_state_dicts(objects: dict[str, Any], state_dicts: dict[str, Any]) -> None:
-    """Load the state_dicts of a checkpoint into registered objects, strictly."""
-    for name, value in objects.items():
-        value.load_state_dict(state_dicts[name])

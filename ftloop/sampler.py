@@ -164,15 +164,12 @@ class TrainSampler:
     def _compute_order(self, epoch: int) -> Sequence[int]:
         order = self.row_order(self.dataset, self.seed, epoch)
         if len(order) != self.num_rows:
-            message = (
-                f"returned {self.num_rows} rows for epoch 0 but {len(order)} for epoch {epoch}."
-            )
+            message = f"returned {self.num_rows} rows for epoch 0, but {len(order)} for {epoch}."
             raise UserError(message, field="row_order")
-        is_given = self.row_order not in (random_order, own_order)
-        for row in order if is_given else ():
-            if not 0 <= row < len(self.dataset):  # -1 would stand for a padding row
-                message = f"returned row {row} for epoch {epoch}, but the rows are 0 to "
-                raise UserError(f"{message}{len(self.dataset) - 1}.", field="row_order")
+        is_custom = self.row_order not in (random_order, own_order)
+        if is_custom and not 0 <= min(order) <= max(order) < len(self.dataset):
+            message = f"returned rows below 0 or above {len(self.dataset) - 1} for epoch {epoch}."
+            raise UserError(message, field="row_order")
         return order
 
     def _compute_group(self, epoch: int, group: int) -> list[list[int]]:
@@ -190,10 +187,9 @@ class TrainSampler:
         by_length = [part[numpy.argsort(-self.lengths[part], kind="stable")] for part in parts]
         full_rows, last_rows = (part.tolist() for part in by_length)
         steps = split_rows(full_rows, self.rows_per_step, num_processes=1)
-        shuffled = random_permutation(
-            num_full_steps, fold_in(self.seed, "steps", group), epoch
-        ).tolist()
-        return [steps[step] for step in shuffled] + ([last_rows] if last_rows else [])
+        seed = fold_in(self.seed, "steps", group)
+        shuffled = [steps[step] for step in random_permutation(num_full_steps, seed, epoch)]
+        return [*shuffled, last_rows] if last_rows else shuffled
 
 
 class EvalSampler:
@@ -227,9 +223,7 @@ def check_division(task: "Task", model: Any, sampler: TrainSampler) -> None:
     share = ceil_div(sampler.rows_per_step, sampler.num_processes)
     is_divided = sampler.num_processes > 1 or sampler.micro_batch_size < share
     is_divided = is_divided or (sampler.group_by_length and sampler.max_tokens is not None)
-    reason = (
-        None if task.independent_rows else f"the loss of {type(task).__name__} compares its rows"
-    )
+    reason = None if task.independent_rows else "the loss compares its rows"
     for name, module in model.named_modules():
         if getattr(module, "running_mean", None) is not None:
             reason = f"{name} keeps running statistics of it (BatchNorm)"

@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 from ftloop.extensions import Observer
+from ftloop.metric_log import format_scores
 
 logger = logging.getLogger("ftloop")
 
@@ -22,6 +23,8 @@ class Summary(Observer):
         split = list(scores)[-1] if scores else "train"
         card = folder / "model" / "README.md"
         logger.info("")
+        for name, values in scores.items():
+            logger.info("%-11s %s", name, format_scores(values))
         logger.info("weights     of step %d of %d (%s)", step, state.step, reason)
         logger.info("model       %s", folder / "model")
         if card.is_file():
