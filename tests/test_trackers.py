@@ -168,7 +168,9 @@ class Wandb(SimpleNamespace):
             if options["mode"] != "offline" and not answers:
                 raise self.CommError("timed out\nafter 20 s")
             url = None if options["mode"] == "offline" else "https://tracker.example/run"
-            return SimpleNamespace(url=url, dir="runs/x/files", log=self.log, finish=lambda: None)
+            return SimpleNamespace(
+                url=url, dir="runs/offline-run-x/files", log=self.log, finish=lambda: None
+            )
 
         super().__init__(
             started=[],
@@ -210,7 +212,9 @@ def test_wandb_never_waits_for_a_login_or_a_server(
     assert [options["mode"] for options in wandb.started] == modes
     assert wandb.started[-1]["id"] == tracker.id == (tmp_path / "wandb.id").read_text()
     is_offline = modes[-1] == "offline"
-    expected = "offline: wandb sync runs/x" if is_offline else "https://tracker.example/run"
+    expected = (
+        "offline: wandb sync runs/offline-run-*" if is_offline else "https://tracker.example/run"
+    )
     assert tracker.location == expected
     tracker.send(1, "train", {"train/loss": 1.0})
     tracker.finish()

@@ -126,7 +126,9 @@ class WeightsAndBiases(Tracker):
 
     def read_location(self) -> None:
         run = self.tracker.run
-        self.location = run.url or f"offline: wandb sync {Path(run.dir).parent}"
+        # Each start of an offline run has a folder of its own, beside the earlier ones.
+        folder = Path(run.dir).parent.parent
+        self.location = run.url or f"offline: wandb sync {folder}/offline-run-*"
 
     def send_report(self, file: Path, step: int) -> None:
         import wandb
