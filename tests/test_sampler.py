@@ -133,7 +133,7 @@ def test_the_order_is_the_same_in_every_version():
 
 
 def test_every_row_comes_to_every_place_equally_often():
-    """Chi-square of (place, row) over 4 000 epochs of 43 rows, divided by the degrees of freedom."""
+    """Chi-square of (place, row) over 4 000 epochs of 43 rows, by degree of freedom."""
     counts = numpy.zeros((43, 43))
     for epoch in range(4000):
         counts[range(43), random_permutation(43, 1, epoch)] += 1
