@@ -3,7 +3,7 @@
     python -m benchmarks.coverage                    some minutes on one core
     python -m benchmarks.coverage --sets 200         quicker, and rougher
 
-Draws many data sets of each size, makes the 95 % intervals of ftloop/report/statistics.py of each, and prints the share
+Draws many data sets of each size, makes the 95 % intervals of ftloop/report/bootstrap.py of each, and prints the share
 that holds the true value: of accuracy, macro F1 and loss, and of the difference of two models on the same rows, whose
 intervals are paired. With 1 000 sets, a share of 0.95 is known to 0.014. "three even": 3 classes of equal size. "ten
 skewed": 10 classes of which the largest has 34 % of the rows and the smallest 3 %.
@@ -16,8 +16,8 @@ import numpy
 import tyro
 
 from ftloop.tasks import metrics
-from ftloop.report.scored import Scored
-from ftloop.report.statistics import intervals, paired_differences
+from ftloop.report.bootstrap import intervals, paired_differences
+from ftloop.report.scored import ScoredSplit
 
 SIZES = (100, 400, 2000)
 MEAN_LOSS = 0.4
@@ -31,7 +31,7 @@ class Population:
     right: tuple[float, float]  # how often each model is right
     shared: float = 0.5  # of the rows, in which both are right or wrong together, as far as they can be
 
-    def draw(self, rows: int, random: numpy.random.Generator) -> list[Scored]:
+    def draw(self, rows: int, random: numpy.random.Generator) -> list[ScoredSplit]:
         """The same rows as both models see them. Who errs says one of the other classes, each as likely as its share
         (so that false alarms are in rare classes too)."""
         names = tuple(map(str, range(len(self.shares))))
@@ -42,7 +42,7 @@ class Population:
             correct = numpy.where(together, luck, random.random(rows)) < right
             predictions = numpy.where(correct, truth, self.mistake(truth, random))
             losses = random.exponential(MEAN_LOSS, rows)
-            models.append(Scored("test", metrics.SINGLE, names, truth, predictions, None, losses))
+            models.append(ScoredSplit("test", metrics.SINGLE, names, truth, predictions, None, losses))
         return models
 
     def mistake(self, truth: numpy.ndarray, random: numpy.random.Generator) -> numpy.ndarray:

@@ -55,8 +55,8 @@ def run(options: Options, folder: Path) -> list[str]:
     from ftloop.data.samples import find_minilm
     from ftloop.loop import train
     from ftloop.report.features import extract_features, without_augmentation
-    from ftloop.report.label_errors import label_errors, out_of_fold
-    from ftloop.report.scored import score
+    from ftloop.report.label_errors import predict_out_of_fold, rank_by_doubt
+    from ftloop.report.scored import score_split
     from ftloop.runs.finished import load_run
     from ftloop.tasks import TextClassification
 
@@ -69,7 +69,7 @@ def run(options: Options, folder: Path) -> list[str]:
     config = Config(task, str(run_dir), epochs=options.epochs, learning_rate=options.learning_rate)
     train(config)
     _, kept, model = load_run(run_dir)
-    scored = score(run_dir, "train", kept, model)
+    scored = score_split(run_dir, "train", kept, model)
     planted = numpy.array(kept.rows["train"]["planted"][:], bool)
     began = time.perf_counter()
     untrained = without_augmentation(task)
@@ -79,13 +79,13 @@ def run(options: Options, folder: Path) -> list[str]:
     }
     seconds = time.perf_counter() - began
     began = time.perf_counter()
-    opinions = {name: out_of_fold(of, scored) for name, of in features.items()}
+    opinions = {name: predict_out_of_fold(of, scored) for name, of in features.items()}
     fitting = time.perf_counter() - began
     rankings = {
         "loss of the run": numpy.argsort(-scored.losses, kind="stable"),
         **{f"out of fold, {name} features, alone": doubtful(one, scored) for name, one in opinions.items()},
-        "the run and out of fold, fine-tuned features": label_errors(scored, opinions["fine-tuned"]).places,
-        "the run and out of fold, pretrained features": label_errors(scored, opinions["pretrained"]).places,
+        "the run and out of fold, fine-tuned features": rank_by_doubt(scored, opinions["fine-tuned"]).places,
+        "the run and out of fold, pretrained features": rank_by_doubt(scored, opinions["pretrained"]).places,
     }
     count, lines = int(planted.sum()), []
     right = ~scored.wrong
@@ -95,13 +95,13 @@ def run(options: Options, folder: Path) -> list[str]:
     lines.append("as if the run knew some of all labels by heart (nine tenths of its probability moved to them):")
     for known in (0.25, 0.5, 0.75):
         changed = by_heart(scored, known, options.seed)
-        both = label_errors(changed, opinions["pretrained"]).places
+        both = rank_by_doubt(changed, opinions["pretrained"]).places
         alone = doubtful(changed.probabilities, changed)
         hits = [planted[order[:count]].mean() for order in (alone, both)]
         lines.append(f"    {known:.0%} of them: the run alone {hits[0]:.3f}, with the second opinion {hits[1]:.3f}")
-    found = label_errors(scored, opinions["pretrained"])
-    hits = planted[found.places[: found.likely]]
-    lines.append(f"said to be wrong: {found.likely}, precision {hits.mean():.3f}, recall {hits.sum() / count:.3f}")
+    found = rank_by_doubt(scored, opinions["pretrained"])
+    hits = planted[found.places[: found.estimate]]
+    lines.append(f"said to be wrong: {found.estimate}, precision {hits.mean():.3f}, recall {hits.sum() / count:.3f}")
     lines.append(f"features of both models {seconds:.0f} s, both times 5 logistic regressions {fitting:.0f} s")
     return lines
 

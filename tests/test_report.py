@@ -28,17 +28,18 @@ from reported import (
 
 from ftloop.config import Config
 from ftloop.errors import Stopped
-from ftloop.report import page, reporter, run_report, statistics
+from ftloop.report import bootstrap, page, reporter, run_report, statistics
 from ftloop.report.config_section import split_options
 from ftloop.report.history import History, Series
 from ftloop.report.reporter import Reporter, ReportProcess, write_report_and_wait
 from ftloop.report.run_report import write_report
-from ftloop.report.scored import score
+from ftloop.report.scored import score_split
 from ftloop.runs.record import load_config
 from ftloop.task import Task
 
 FIGURES = {
-    *("loss", "scores", "learning-rate", "grad-norm", "throughput", "shares", "classes", "lengths"),
+    *("loss", "scores", "learning-rate", "grad-norm", "throughput", "data-wait"),
+    *("classes", "lengths"),
     *("confusion", "confusion-rows", "calibration", "precision-recall", "map", "map-by-class"),
     *("test-accuracy", "validation-accuracy"),
 }
@@ -103,8 +104,8 @@ def test_its_numbers_are_those_of_the_run(run, report):
 
 
 def test_the_csv_of_a_figure_is_what_is_drawn(run, report):
-    scored = score(run, "test")
-    counts = statistics.confusion(scored)
+    scored = score_split(run, "test")
+    counts = statistics.confusion_matrix(scored)
     cells = {(row["true"], row["predicted"]): int(row["rows"]) for row in report.csv["confusion"]}
     assert cells == {
         (true, predicted): counts[i, j]
@@ -117,7 +118,7 @@ def test_the_csv_of_a_figure_is_what_is_drawn(run, report):
     drawn = [float(row["value"]) for row in report.csv["loss"] if row["curve"] == "train"]
     assert drawn == losses
     hardest = report.csv["highest-loss-test"]
-    assert [int(row["row"]) for row in hardest] == statistics.by_loss(scored, 25).tolist()
+    assert [int(row["row"]) for row in hardest] == statistics.rank_by_loss(scored, 25).tolist()
     highest = sorted(scored.losses, reverse=True)[: len(hardest)]
     assert [float(row["loss"]) for row in hardest] == highest
     labels = [scored.names[scored.references[int(row["row"])]] for row in hardest]
@@ -214,8 +215,8 @@ def test_several_labels_per_row(run, tmp_path):
     assert {"together-true", "together-predicted", "thresholds", "calibration"} <= set(
         found.figures
     )
-    scored = score(several, "test")
-    counts, _ = statistics.co_occurrence(scored)
+    scored = score_split(several, "test")
+    counts, _ = statistics.count_co_occurrences(scored)
     expected = {
         (label, other): counts[i, j]
         for i, label in enumerate(scored.names)
@@ -235,7 +236,7 @@ def test_regression(run, tmp_path):
     assert {"predicted-true", "errors", "values", "map", "lengths"} <= set(found.figures)
     assert not {"Likely label errors", "Probabilities"} & set(found.sections)
     predictions = [float(row["predicted"]) for row in found.csv["predicted-true"]]
-    assert predictions == score(numbers, "test").predictions.tolist()
+    assert predictions == score_split(numbers, "test").predictions.tolist()
 
 
 def test_images_and_their_data_before_training(tmp_path):
@@ -288,10 +289,10 @@ def test_runs_are_compared_on_the_same_rows(run, other, tmp_path):
     assert BROKEN not in found.html
     assert found.sections == ["Options", "Scores", "Curves", "other and run, row by row"]
     assert found.shows("--learning-rate: 0.005 -> 0.001")
-    before, after = score(run, "test"), score(other, "test")
+    before, after = score_split(run, "test"), score_split(other, "test")
     changed = [int(row["row"]) for row in found.csv["changed-run-other"]]
     assert sorted(changed) == numpy.flatnonzero(before.predictions != after.predictions).tolist()
-    difference = statistics.paired_difference(after, before, "accuracy").value
+    difference = bootstrap.paired_differences(after, before, ["accuracy"])["accuracy"].value
     assert found.shows(page.format_number(difference, 4))
     assert {row["curve"].partition(":")[0] for row in found.csv["loss"]} == {"run", "other"}
     figures = {"test-loss", "test-accuracy", "validation-f1-macro", "curve-f1-macro"}

@@ -9,7 +9,7 @@ from conftest import run_script, sentences, write_csv
 
 from ftloop.errors import UserError
 from ftloop.report import scored
-from ftloop.report.scored import Scored, score
+from ftloop.report.scored import ScoredSplit, score_split
 from ftloop.runs.finished import load_run
 
 
@@ -34,7 +34,7 @@ def assert_equal(one, other):
 
 def test_rows_have_the_scores_of_training(run):
     expected = json.loads((run / "scores.json").read_text())["validation"]
-    outputs = score(run, "validation")
+    outputs = score_split(run, "validation")
     assert (outputs.rows, outputs.total, outputs.names) == (23, 23, ("blue", "green", "red"))
     assert outputs.losses.mean() == pytest.approx(expected["loss"], rel=1e-6)
     assert (~outputs.wrong).mean() == pytest.approx(expected["accuracy"])
@@ -44,30 +44,30 @@ def test_rows_have_the_scores_of_training(run):
 
 
 def test_outputs_are_computed_once_for_each_model(run, monkeypatch, tmp_path):
-    first = score(run, "test")
+    first = score_split(run, "test")
 
     def fail(*arguments):
         raise AssertionError("computed again")
 
     with monkeypatch.context() as patched:
-        patched.setattr(scored, "compute", fail)
-        assert_equal(score(run, "test"), first)
-        some = score(run, "test", at_most=4)  # a part of the stored rows
+        patched.setattr(scored, "compute_outputs", fail)
+        assert_equal(score_split(run, "test"), first)
+        some = score_split(run, "test", max_rows=4)  # a part of the stored rows
         assert some.rows == 4
         assert some.losses.tolist() == first.losses[some.row_ids].tolist()
         with pytest.raises(AssertionError, match="computed again"):
-            score(run, "test", cached=False)
+            score_split(run, "test", use_stored=False)
         other = tmp_path / "other"
         shutil.copytree(run, other)
         (other / "model" / "config.json").touch()
         with pytest.raises(AssertionError, match="computed again"):
-            score(other, "test")
+            score_split(other, "test")
     (run / "outputs" / "test.npz").write_bytes(b"PK\3\4 not a file of arrays")
-    assert_equal(score(run, "test"), first)
+    assert_equal(score_split(run, "test"), first)
 
 
 def test_the_seed_chooses_some_rows_of_a_large_split(run):
-    some, every = score(run, "train", at_most=10), score(run, "train")
+    some, every = score_split(run, "train", max_rows=10), score_split(run, "train")
     assert (some.rows, some.total, every.rows) == (10, 43, 43)
     assert some.losses == pytest.approx(every.losses[some.row_ids], rel=1e-4)
     assert some.references.tolist() == every.references[some.row_ids].tolist()
@@ -77,14 +77,14 @@ def test_a_split_that_does_not_exist_is_an_error(run):
     with pytest.raises(
         UserError, match=r"'validaton' is not in the data.*did you mean 'validation'"
     ):
-        score(run, "validaton")
+        score_split(run, "validaton")
     with pytest.raises(UserError, match="at least 1"):
-        score(run, "test", at_most=0)
+        score_split(run, "test", max_rows=0)
 
 
 def test_multi_label_and_regression_outputs_are_stored(tmp_path):
     generator = numpy.random.default_rng(0)
-    multi_label = Scored(
+    multi_label = ScoredSplit(
         split="test",
         problem_type="multi_label_classification",
         names=("a", "b"),
@@ -93,7 +93,7 @@ def test_multi_label_and_regression_outputs_are_stored(tmp_path):
         probabilities=generator.random((5, 2)).astype("float32"),
         losses=generator.random(5),
     )
-    regression = Scored(
+    regression = ScoredSplit(
         split="test",
         problem_type="regression",
         names=(),
@@ -104,7 +104,7 @@ def test_multi_label_and_regression_outputs_are_stored(tmp_path):
     )
     for outputs in (multi_label, regression):
         outputs.save(tmp_path / "outputs.npz")
-        assert_equal(Scored.load(tmp_path / "outputs.npz"), outputs)
+        assert_equal(ScoredSplit.load(tmp_path / "outputs.npz"), outputs)
     is_wrong = (multi_label.references != multi_label.predictions).any(axis=1)
     assert multi_label.wrong.tolist() == is_wrong.tolist()
     assert regression.probabilities is None

@@ -1,237 +1,171 @@
-"""Numbers of reports against scikit-learn, closed forms and plain loops."""
+"""The statistics of a split agree with scikit-learn and with plain loops."""
 
-import dataclasses
+from dataclasses import replace
 
 import numpy
 import pytest
-from scipy import stats
-from sklearn.metrics import average_precision_score, f1_score
+from scored_splits import random_split
+from sklearn.metrics import average_precision_score, f1_score, multilabel_confusion_matrix
 
 from ftloop.errors import UserError
-from ftloop.evaluation import add_batch, compute_metric
 from ftloop.report import statistics
-from ftloop.report.scored import Scored
+from ftloop.report.thresholds import (
+    apply_thresholds,
+    best_threshold,
+    choose_thresholds,
+    f1_by_threshold,
+)
 from ftloop.tasks import metrics
 
-NAMES = ("a", "b", "c", "d")
 
-
-def draw(problem_type: str, rows: int = 60, labels: int = 4, seed: int = 0) -> Scored:
-    """Rows of which some are wrong; the last label is never there, nor predicted."""
-    random = numpy.random.default_rng(seed)
-    if problem_type == metrics.REGRESSION:
-        references = random.normal(size=rows).round(1)  # with ties
-        predictions = (references + random.normal(size=rows)).round(1)
-        return Scored("test", problem_type, (), references, predictions, None, (references - predictions) ** 2)
-    logits = random.normal(size=(rows, labels))
-    logits[:, -1] -= 9
-    if problem_type == metrics.MULTI:
-        probabilities = (1 / (1 + numpy.exp(-logits))).round(2).astype("float32")
-        references = random.random((rows, labels)) < 0.7 * probabilities
-        predictions = probabilities >= 0.5
-        losses = -numpy.log(numpy.where(references, probabilities, 1.001 - probabilities)).mean(axis=1)
-    else:
-        probabilities = (numpy.exp(logits) / numpy.exp(logits).sum(axis=1, keepdims=True)).astype("float32")
-        cumulated = probabilities[:, :-1].cumsum(axis=1) / probabilities[:, :-1].sum(axis=1, keepdims=True)
-        references = (random.random((rows, 1)) > cumulated).sum(axis=1)
-        predictions = probabilities.argmax(axis=1)
-        losses = -numpy.log(probabilities[numpy.arange(rows), references])
-    return Scored("test", problem_type, NAMES[:labels], references, predictions, probabilities, losses)
-
-
-def by_evaluate(scored: Scored, name: str) -> dict[str, float]:
-    """The score as training prints it."""
-    metric = metrics.build(name, scored.problem_type, scored.names)
-    columns = {"predictions": scored.predictions, "references": scored.references}
-    if scored.probabilities is not None:
-        two = not scored.is_multi_label and len(scored.names) == 2
-        columns["prediction_scores"] = scored.probabilities[:, 1] if two else scored.probabilities
-    kept = {name: value * 1 if value.dtype == bool else value for name, value in columns.items()}
-    add_batch(metric, kept)
-    return compute_metric(metric)
-
-
-def two(problem_type: str) -> Scored:
-    whole = draw(problem_type, labels=3)
-    if problem_type != metrics.SINGLE:
-        return whole
-    kept = whole.take(numpy.flatnonzero((whole.references < 2) & (whole.predictions < 2)))
-    return dataclasses.replace(kept, names=("a", "b"), probabilities=kept.probabilities[:, :2])
-
-
-@pytest.mark.parametrize("problem_type", [metrics.SINGLE, metrics.MULTI, metrics.REGRESSION])
-def test_a_score_of_weighted_rows_is_that_of_repeated_rows(problem_type):
-    random = numpy.random.default_rng(1)
-    for scored in (draw(problem_type), draw(problem_type, labels=3), two(problem_type)):
-        names = [name for name, score in metrics.SCORES.items() if problem_type in score.problem_types]
-        names = [name for name in names if len(scored.names) == 2 or not metrics.SCORES[name].binary]
-        weights = random.integers(0, 4, (3, scored.rows)).astype(float)
-        weights[0] = 1
-        found = statistics.weighted_scores(scored, names, weights)
-        for number, weight in enumerate(weights):
-            repeated = scored.take(numpy.repeat(numpy.arange(scored.rows), weight.astype(int)))
-            assert found["loss"][number] == pytest.approx(repeated.losses.mean())
-            for name in names:
-                for score, value in by_evaluate(repeated, name).items():
-                    assert found[score][number] == pytest.approx(value, nan_ok=True, abs=1e-9), (score, number)
-
-
-def test_constants_have_no_correlation_and_scikit_learns_r2():
-    flat = dataclasses.replace(draw(metrics.REGRESSION, rows=5), references=numpy.full(5, 2.0))
-    names = ("pearson", "spearman", "r2", "rmse")
-    found = statistics.scores(flat, names)
-    assert numpy.isnan([found["pearson"], found["spearman"]]).all()
-    assert found["r2"] == 0.0
-    assert statistics.scores(dataclasses.replace(flat, predictions=flat.references), names)["r2"] == 1.0
-    interval = statistics.intervals(flat, names, resamples=20)["pearson"]
-    assert numpy.isnan([interval.value, interval.low, interval.high]).all()
-
-
-def test_the_interval_of_accuracy_is_the_binomials_and_the_same_again():
-    scored = draw(metrics.SINGLE, rows=500)
-    found = statistics.intervals(scored, ("accuracy", "f1_per_class"), resamples=4000)
-    correct = int((~scored.wrong).sum())
-    expected = stats.binom.ppf([0.025, 0.975], 500, correct / 500) / 500
-    accuracy = found["accuracy"]
-    assert accuracy.value == correct / 500
-    assert [accuracy.low, accuracy.high] == pytest.approx(expected, abs=0.004)
-    loss, half = found["loss"], 1.96 * scored.losses.std() / numpy.sqrt(500)
-    assert [loss.low, loss.high] == pytest.approx([loss.value - half, loss.value + half], abs=0.1 * half)
-    assert (found["f1[d]"].low, found["f1[d]"].high, found["f1[d]"].resamples) == (0, 0, 4000)
-    again = statistics.intervals(scored, ("accuracy", "f1_per_class"), resamples=4000)
-    assert again == found
-
-
-def test_very_many_rows_are_drawn_less_often(monkeypatch):
-    monkeypatch.setattr(statistics, "DRAWS", 1000)
-    monkeypatch.setattr(statistics, "CHUNK", 60 * 7)  # 200 resamples in chunks of 7
-    found = statistics.intervals(draw(metrics.SINGLE), ("accuracy",))["accuracy"]
-    assert found.resamples == statistics.LEAST_RESAMPLES
-    assert found.low < found.value < found.high
-
-
-def test_an_interval_is_moved_where_resamples_tend_to_one_side():
-    drawn = numpy.random.default_rng(0).normal(size=100_000)
-    shift = 0.3  # so much of a deviation lies the value above their median
-    low, high = statistics._between(drawn, 0.95, shift)
-    assert [low, high] == pytest.approx([2 * shift - 1.96, 2 * shift + 1.96], abs=0.05)
-    assert statistics._between(drawn, 0.95, 9.0)[1] == 9.0
-    assert statistics._between(numpy.full(10, 0.5), 0.95, 0.5) == (0.5, 0.5)
-
-
-def test_a_paired_difference_is_that_of_the_discordant_rows():
-    a, b = draw(metrics.SINGLE, rows=400), draw(metrics.SINGLE, rows=400)
-    flipped = numpy.arange(400) % 10 == 0  # b is wrong where a is right
-    b = dataclasses.replace(b, predictions=numpy.where(flipped & ~a.wrong, (a.predictions + 1) % 3, b.predictions))
-    found = statistics.paired_difference(a, b, "accuracy", resamples=4000)
-    gains = (~a.wrong).astype(float) - (~b.wrong)
-    half = 1.96 * gains.std() / 20
-    assert found.value == pytest.approx(gains.mean()) == pytest.approx(found.a - found.b)
-    assert [found.low, found.high] == pytest.approx([found.value - half, found.value + half], abs=0.15 * half)
-    assert found.p == pytest.approx(2 / 4001)
-    back = statistics.paired_difference(b, a, "loss", resamples=100)
-    assert (back.value, back.low, back.high, back.p) == (0, 0, 0, 1)
-    assert statistics.paired_difference(a, b, "recall[a]", resamples=100).rows == 400
-
-
-def test_only_the_same_rows_are_compared():
-    a = draw(metrics.SINGLE)
-    with pytest.raises(UserError, match="one has 60, the other 20"):
-        statistics.paired_difference(a, a.take(numpy.arange(20)), "accuracy")
-    other = a.references.copy()
-    other[:2] = (other[:2] + 1) % 3
-    with pytest.raises(UserError, match="the labels of 2 differ"):
-        statistics.paired_difference(a, dataclasses.replace(a, references=other), "accuracy")
-    with pytest.raises(UserError, match="theirs differ"):
-        statistics.paired_difference(a, draw(metrics.MULTI), "loss")
-    with pytest.raises(UserError, match="'pearson' does not fit"):
-        statistics.paired_difference(a, a, "pearson")
-
-
-def test_classes_are_counted_as_a_loop_counts_them():
-    single, multi = draw(metrics.SINGLE), draw(metrics.MULTI)
-    counts = statistics.confusion(single)
+def test_the_confusion_matrix_counts_rows():
+    scored = random_split(metrics.SINGLE)
+    counts = statistics.confusion_matrix(scored)
     for true in range(4):
         for predicted in range(4):
-            assert counts[true, predicted] == sum((single.references == true) & (single.predictions == predicted))
-    truth, said = statistics.co_occurrence(multi)
+            is_counted = (scored.references == true) & (scored.predictions == predicted)
+            assert counts[true, predicted] == is_counted.sum()
+
+
+def test_co_occurrences_count_rows_with_both_labels():
+    scored = random_split(metrics.MULTI)
+    true, predicted = statistics.count_co_occurrences(scored)
     for one in range(4):
         for other in range(4):
-            assert truth[one, other] == sum(multi.references[:, one] & multi.references[:, other])
-            assert said[one, other] == sum(multi.predictions[:, one] & multi.predictions[:, other])
-    assert statistics.label_confusions(multi)[:, 1, :].sum(axis=1).tolist() == numpy.diag(truth).tolist()
-    for scored in (single, multi):
-        found = statistics.per_class(scored)
-        assert found.f1 == pytest.approx(
-            f1_score(scored.references, scored.predictions, average=None, labels=range(4), zero_division=0)
-        )
-        assert found.support[-1] == found.precision[-1] == 0
+            for counts, labels in ((true, scored.references), (predicted, scored.predictions)):
+                assert counts[one, other] == (labels[:, one] & labels[:, other]).sum()
 
 
-def test_calibration_is_that_of_a_plain_loop():
-    for scored in (draw(metrics.SINGLE), draw(metrics.MULTI)):
-        scored = dataclasses.replace(scored, probabilities=scored.probabilities * 0.999)  # none on the edge of a bin
-        if scored.is_multi_label:
-            pairs = [*zip(scored.probabilities.ravel(), scored.references.ravel(), strict=True)]
+@pytest.mark.parametrize("problem_type", [metrics.SINGLE, metrics.MULTI])
+def test_scores_per_class_are_those_of_scikit_learn(problem_type):
+    scored = random_split(problem_type)
+    found = statistics.scores_per_class(scored)
+    labels = range(4)
+    expected = f1_score(
+        scored.references, scored.predictions, average=None, labels=labels, zero_division=0
+    )
+    assert found.f1 == pytest.approx(expected)
+    counts = multilabel_confusion_matrix(scored.references, scored.predictions, labels=labels)
+    assert found.true_positives.tolist() == counts[:, 1, 1].tolist()
+    assert found.false_negatives.tolist() == counts[:, 1, 0].tolist()
+    assert found.false_positives.tolist() == counts[:, 0, 1].tolist()
+    assert found.support.tolist() == counts[:, 1].sum(axis=1).tolist()
+    assert found.support[-1] == found.precision[-1] == 0
+
+
+# ---- probabilities
+
+
+@pytest.mark.parametrize("problem_type", [metrics.SINGLE, metrics.MULTI])
+def test_calibration_is_that_of_a_plain_loop(problem_type):
+    scored = random_split(problem_type)
+    # No probability is on the edge of a bin.
+    scored = replace(scored, probabilities=scored.probabilities * 0.999)
+    if scored.is_multi_label:
+        probabilities, is_right = scored.probabilities.ravel(), scored.references.ravel()
+    else:
+        probabilities, is_right = scored.probabilities.max(axis=1), ~scored.wrong
+    found = statistics.calibration(scored)
+    ece = 0.0
+    for index in range(15):
+        in_bin = (probabilities > index / 15) & (probabilities <= (index + 1) / 15)
+        if index == 0:
+            in_bin |= probabilities == 0
+        assert found.counts[index] == in_bin.sum()
+        if in_bin.any():
+            confidence, accuracy = probabilities[in_bin].mean(), is_right[in_bin].mean()
+            assert found.confidence[index] == pytest.approx(confidence)
+            assert found.accuracy[index] == pytest.approx(accuracy)
+            ece += in_bin.mean() * abs(confidence - accuracy)
         else:
-            pairs = [*zip(scored.probabilities.max(axis=1), ~scored.wrong, strict=True)]
-        ece = 0.0
-        found = statistics.calibration(scored)
-        for number in range(15):
-            inside = [pair for pair in pairs if number / 15 < pair[0] <= (number + 1) / 15 or pair[0] == number == 0]
-            assert found.counts[number] == len(inside)
-            if inside:
-                confidence, correct = numpy.mean(inside, axis=0)
-                assert [found.confidence[number], found.correct[number]] == pytest.approx([confidence, correct])
-                ece += len(inside) / len(pairs) * abs(confidence - correct)
-        assert found.ece == pytest.approx(ece)
-    sure = dataclasses.replace(draw(metrics.SINGLE), probabilities=numpy.eye(4)[draw(metrics.SINGLE).predictions])
-    assert statistics.calibration(sure).ece == pytest.approx(sure.wrong.mean())
-    assert statistics.calibration(sure, label=3).ece == 0  # never said, never there
+            assert numpy.isnan([found.confidence[index], found.accuracy[index]]).all()
+    assert found.ece == pytest.approx(ece)
 
 
-def test_curves_are_scikit_learns_at_fewer_points():
-    for scored in (draw(metrics.SINGLE, rows=400), draw(metrics.MULTI, rows=400)):
-        curves = statistics.precision_recall_curves(scored, points=30)
-        truth = scored.references if scored.is_multi_label else scored.references[:, None] == numpy.arange(4)
-        for label, curve in enumerate(curves[:3]):
-            expected = average_precision_score(truth[:, label], scored.probabilities[:, label])
-            assert curve.average_precision == pytest.approx(expected)
-            assert len(curve.recall) <= 30
-            assert (curve.recall[0], curve.precision[0], curve.recall[-1]) == (0, 1, 1)
-            for recall, precision, threshold in zip(curve.recall, curve.precision, curve.thresholds, strict=True):
-                taken = scored.probabilities[:, label] >= threshold
-                assert recall == pytest.approx((taken & truth[:, label]).sum() / truth[:, label].sum())
-                assert precision == pytest.approx((truth[:, label] & taken).sum() / taken.sum() if taken.any() else 1)
-        if not truth[:, 3].any():
-            assert (curves[3].positives, len(curves[3].recall)) == (0, 0)
-            assert numpy.isnan(curves[3].average_precision)
+def test_a_model_that_is_always_certain_is_as_far_off_as_it_is_wrong():
+    scored = random_split(metrics.SINGLE)
+    certain = replace(scored, probabilities=numpy.eye(4)[scored.predictions])
+    assert statistics.calibration(certain).ece == pytest.approx(scored.wrong.mean())
+    with pytest.raises(UserError, match="returns no probabilities for the rows of test"):
+        statistics.calibration(replace(scored, probabilities=None))
 
 
-def test_thresholds_are_the_best_on_validation_and_change_nothing_else():
-    validation, test = draw(metrics.MULTI, rows=300), draw(metrics.MULTI, rows=200, seed=1)
-    chosen = statistics.choose_thresholds(validation)
+@pytest.mark.parametrize("problem_type", [metrics.SINGLE, metrics.MULTI])
+def test_precision_recall_curves_are_those_of_scikit_learn_with_fewer_points(problem_type):
+    scored = random_split(problem_type, rows=400)
+    curves = statistics.precision_recall_curves(scored, max_points=30)
+    labels = [label for label in range(4) if scored.has_label(label).any()]
+    assert [curve.name for curve in curves] == [scored.names[label] for label in labels]
+    for label, curve in zip(labels, curves, strict=True):
+        truth, probabilities = scored.has_label(label), scored.probabilities[:, label]
+        average_precision = average_precision_score(truth, probabilities)
+        assert curve.average_precision == pytest.approx(average_precision)
+        assert len(curve.recall) <= 30
+        assert (curve.recall[0], curve.precision[0], curve.recall[-1]) == (0, 1, 1)
+        for index, threshold in enumerate(curve.thresholds):
+            is_predicted = probabilities >= threshold
+            true_positives = (is_predicted & truth).sum()
+            precision = true_positives / is_predicted.sum() if is_predicted.any() else 1
+            assert curve.recall[index] == pytest.approx(true_positives / truth.sum())
+            assert curve.precision[index] == pytest.approx(precision)
 
-    def f1(label, threshold):
-        return f1_score(validation.references[:, label], validation.probabilities[:, label] >= threshold)
 
-    tried = numpy.unique(validation.probabilities)
+# ---- thresholds
+
+
+def test_thresholds_have_the_best_f1_on_validation():
+    validation = random_split(metrics.MULTI, rows=300)
+    truth, probabilities = validation.references, validation.probabilities
+    chosen = choose_thresholds(validation)
+    tried = numpy.unique(probabilities)
+
     for label in range(3):
-        assert f1(label, chosen.by_label[label]) == pytest.approx(max(f1(label, threshold) for threshold in tried))
-    micro = [f1_score(validation.references, validation.probabilities >= one, average="micro") for one in tried]
-    applied = chosen.apply(validation, "whole")
-    assert f1_score(applied.references, applied.predictions, average="micro") == pytest.approx(max(micro))
-    assert chosen.shared.tolist() == [False, False, False, True]
-    assert chosen.by_label[3] == chosen.whole
-    assert chosen.f1_micro.max() <= max(micro) + 1e-9
-    effects = chosen.effects(test, ("f1_micro", "f1_macro"))
-    assert list(effects) == ["run", "whole", "by_label"]
-    assert effects["run"] == statistics.scores(test, ("f1_micro", "f1_macro"))
+
+        def f1(threshold, label=label):
+            return f1_score(truth[:, label], probabilities[:, label] >= threshold)
+
+        best = max(f1(threshold) for threshold in tried)
+        assert f1(chosen.per_label[label]) == pytest.approx(best)
+
+    def f1_micro(predictions):
+        return f1_score(truth, predictions, average="micro")
+
+    best = max(f1_micro(probabilities >= threshold) for threshold in tried)
+    applied = apply_thresholds(validation, chosen.common)
+    assert f1_micro(applied.predictions) == pytest.approx(best)
+    assert chosen.uses_common.tolist() == [False, False, False, True]
+    assert chosen.per_label[3] == chosen.common
+
+    grid = numpy.linspace(0.1, 0.9, 9)
+    by_threshold = f1_by_threshold(validation, grid)
+    expected = [f1_micro(probabilities >= threshold) for threshold in grid]
+    assert by_threshold["f1_micro"] == pytest.approx(expected)
+    assert max(expected) <= best + 1e-9
+
+
+def test_a_threshold_lies_halfway_between_two_probabilities():
+    probabilities = numpy.array([0.1, 0.2, 0.6, 0.9], dtype="float32")
+    assert best_threshold(probabilities, numpy.array([0, 0, 1, 1])) == pytest.approx(0.4)
+    assert best_threshold(probabilities, numpy.array([1, 1, 1, 1])) == pytest.approx(0.05)
+    assert best_threshold(probabilities, numpy.array([0, 0, 0, 0])) == 0.5
+
+
+def test_thresholds_change_the_predictions_and_nothing_else():
+    scored = random_split(metrics.MULTI, rows=200, seed=1)
+    thresholds = numpy.array([0.2, 0.3, 0.4, 0.5])
+    applied = apply_thresholds(scored, thresholds)
+    assert (applied.predictions == (scored.probabilities >= thresholds)).all()
+    for name in ("references", "probabilities", "losses", "row_ids"):
+        assert getattr(applied, name) is getattr(scored, name)
     with pytest.raises(UserError, match="several labels"):
-        statistics.choose_thresholds(draw(metrics.SINGLE))
+        choose_thresholds(random_split(metrics.SINGLE))
 
 
-def test_rows_by_loss():
-    scored = dataclasses.replace(draw(metrics.SINGLE, rows=4), losses=numpy.array([1.0, numpy.nan, 3.0, 1.0]))
-    assert statistics.by_loss(scored, 3).tolist() == [1, 2, 0]
-    assert statistics.by_loss(scored, 2, highest=False).tolist() == [0, 3]
+# ---- rows
+
+
+def test_rows_are_ranked_by_loss():
+    losses = numpy.array([1.0, numpy.nan, 3.0, 1.0])
+    scored = replace(random_split(metrics.SINGLE, rows=4), losses=losses)
+    assert statistics.rank_by_loss(scored, 3).tolist() == [1, 2, 0]
+    assert statistics.rank_by_loss(scored, 2, highest=False).tolist() == [0, 3]

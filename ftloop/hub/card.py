@@ -26,7 +26,7 @@ from ftloop.runs.finished import load_task, recorded_environment
 from ftloop.runs.record import load_config
 
 if TYPE_CHECKING:
-    from ftloop.report.scored import Scored
+    from ftloop.report.scored import ScoredSplit
     from ftloop.run import Run
 
 logger = logging.getLogger("ftloop")
@@ -108,7 +108,7 @@ def build_card(
     config: Config,
     task: Any,
     scores: Scores,
-    outputs: "dict[str, Scored] | None" = None,
+    outputs: "dict[str, ScoredSplit] | None" = None,
     step: int | None = None,
 ) -> str:
     """Return the text of a card for the model in a folder.
@@ -152,7 +152,9 @@ def build_card(
 # The outputs of each row
 
 
-def load_outputs(run_dir: Path, task: Any, scores: Scores, compute: bool) -> "dict[str, Scored]":
+def load_outputs(
+    run_dir: Path, task: Any, scores: Scores, compute: bool
+) -> "dict[str, ScoredSplit]":
     """Return the outputs of each row of the splits that have scores; with `compute`, compute them.
 
     A split is left out if its rows have no labels or its stored outputs belong to other weights.
@@ -167,20 +169,20 @@ def load_outputs(run_dir: Path, task: Any, scores: Scores, compute: bool) -> "di
         file = run_dir / "outputs" / f"{split}.npz"
         try:
             if compute:
-                outputs[split] = scored.score(run_dir, split)
+                outputs[split] = scored.score_split(run_dir, split)
             elif file.is_file():
-                key = scored.key_of(run_dir, split, scored.source_rows(task, split))
-                outputs[split] = scored.Scored.load(file, key)
+                key = scored.storage_key(run_dir, split, scored.find_rows(task, split))
+                outputs[split] = scored.ScoredSplit.load(file, key)
         except (UserError, ValueError) as error:
             logger.info("The model card has no intervals for %s: %s", split, error)
     return outputs
 
 
-def compute_intervals(task: Any, outputs: "dict[str, Scored]") -> Intervals:
+def compute_intervals(task: Any, outputs: "dict[str, ScoredSplit]") -> Intervals:
     """Return 95 % bootstrap intervals by split and score."""
     if not outputs:
         return {}
-    from ftloop.report.statistics import intervals
+    from ftloop.report.bootstrap import intervals
 
     return {split: intervals(rows, task.metric_names) for split, rows in outputs.items()}
 

@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ftloop.report.scored import Scored
+    from ftloop.report.scored import ScoredSplit
 
 MAX_NAME_LENGTH = 24
 MAX_LABELS_WITH_COUNTS = 25
 
 
-def draw_confusion_matrix(outputs: "Scored", file: Path) -> None:
+def draw_confusion_matrix(outputs: "ScoredSplit", file: Path) -> None:
     """Write a picture of the share of each true class, with counts if they fit.
 
     Multi-label outputs and regression have no confusion matrix: nothing is written for them.

@@ -29,7 +29,7 @@ Scores = dict[str, dict[str, float | None]]
 """Scores by split and name."""
 
 Intervals = dict[str, dict[str, Any]]
-"""Bootstrap intervals by split and name: the class Interval of ftloop/report/statistics.py."""
+"""Bootstrap intervals by split and name: the class Interval of ftloop/report/bootstrap.py."""
 
 
 def hub_id(name: str | None) -> str | None:

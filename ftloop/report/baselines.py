@@ -1,179 +1,170 @@
-"""What a fine-tuned model is compared with: the majority class; words and bigrams; the frozen pretrained model.
+"""Baselines of a fine-tuned model: the majority class, TF-IDF, the frozen pretrained model.
 
-Each takes seconds, not the best that its kind can do: of a large split, a random part is used, and said. A run that is
-not clearly better than these has learned little, or had little to learn.
+A run that is not clearly better than these has learned little, or there was little to learn. Each
+takes seconds, so they are not the best of their kind: for a large split a random sample is used,
+and the description says so.
 """
 
-import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
 
+from ftloop.config import Config
 from ftloop.errors import UserError
-from ftloop.report.linear import dummy, linear, scored_by
-from ftloop.report.scored import Scored, some_rows, source_rows
+from ftloop.report.features import extract_features, initial_task
+from ftloop.report.linear import fit_dummy, fit_linear, score_model
+from ftloop.report.scored import ScoredSplit, find_rows
+from ftloop.report.subset import sample_rows
 
-if TYPE_CHECKING:
-    from ftloop.config import Config
+TFIDF_ROWS = 10_000  # of train
+TFIDF_FEATURES = 20_000  # of each text column: the most frequent words and bigrams
+# scikit-learn's C. Its default of 1 is far too strong a penalty for TF-IDF rows, which have norm 1.
+TFIDF_INVERSE_PENALTY = 10.0
+FROZEN_ROWS = 1000  # of each split, because each row is a forward pass
 
-WORD_ROWS = 10_000  # of train, for TF-IDF
-WORD_FEATURES = 20_000  # the most frequent words and bigrams
-WORD_INVERSE_PENALTY = (
-    10.0  # TF-IDF rows have length 1: scikit-learn's 1 is far too strong for them
-)
-FROZEN_ROWS = 1_000  # of train, and of each split that is scored: each is a forward pass
+References = dict[str, numpy.ndarray]
+"""The encoded labels of all rows of a split, by split."""
 
 
 @dataclass(frozen=True)
 class Baseline:
+    """A model that a run is compared with, and its outputs."""
+
     name: str
-    how: str  # in words: what was fitted, on how many rows
-    scored: dict[str, Scored]  # by split; empty where it is absent
-    absent: str | None = None  # why
-    seconds: float = 0.0
+    description: str  # what was fitted on how many rows; or why it could not be
+    scored: dict[str, ScoredSplit]  # by split; empty if the baseline could not be fitted
 
 
-def baselines(
-    config: "Config", task: Any = None, splits: tuple[str, ...] = ("validation", "test")
+def fit_baselines(
+    config: Config, task: Any = None, splits: tuple[str, ...] = ("validation", "test")
 ) -> list[Baseline]:
-    """The three baselines of a run on those of `splits` that its data has; for images, two.
+    """Fit the baselines of a run and score them on those of `splits` that the data has.
 
-    `task`: the run's task, if it is at hand: its rows and labels are used. Scores follow by `statistics.intervals`
-    or `statistics.scores`, as those of the run do. What cannot be had (the pretrained model is gone, or was random;
-    train is a stream) is absent, with the reason.
+    Images have no TF-IDF baseline. `task` is the task of the finished run, if the caller has it:
+    its rows and labels are then not read again. A baseline that cannot be fitted (train is a
+    stream, the pretrained model is missing or was random) has no outputs, and a description that
+    says why.
     """
-    from ftloop.report.features import initial_task
-
-    start = initial_task(config, task)
+    task = initial_task(config, task)
     try:
-        source_rows(start, "train")
+        find_rows(task, "train")
     except UserError as error:
-        return [Baseline("majority class", "", {}, str(error))]
-    splits = tuple(split for split in splits if split in start.rows)
-    references = {split: references_of(start, split) for split in ("train", *splits)}
-    return [
-        majority(start, splits, references),
-        *(
-            [words(start, splits, references, config.seed)]
-            if hasattr(start, "text_columns")
-            else []
-        ),
-        frozen(config, start, splits, references),
-    ]
+        return [Baseline("majority class", str(error), {})]
+    splits = tuple(split for split in splits if split in task.rows)
+    references = {split: encode_references(task, split) for split in ("train", *splits)}
+    baselines = [fit_majority(task, splits, references)]
+    if hasattr(task, "text_columns"):
+        baselines.append(fit_tfidf(task, splits, references, config.seed))
+    baselines.append(fit_frozen(config, task, splits, references))
+    return baselines
 
 
-def references_of(task: Any, split: str) -> numpy.ndarray:
-    """int64 [rows], bool [rows, labels] or float64 [rows]: of all rows of a split."""
-    column = numpy.array(task.encode_labels(task.rows[split], split))
-    return column.astype(bool) if task.labels.is_multi_label else column
+def encode_references(task: Any, split: str) -> numpy.ndarray:
+    """Return the labels of a split: int64 [rows], bool [rows, labels] or float64 [rows]."""
+    labels = numpy.array(task.encode_labels(task.rows[split], split))
+    return labels.astype(bool) if task.labels.is_multi_label else labels
 
 
-def majority(task: Any, splits: tuple[str, ...], references: dict[str, numpy.ndarray]) -> Baseline:
-    """The most frequent class of train, the labels that most of its rows have, or their mean."""
-    regression = task.labels.problem_type == "regression"
-    name = (
-        "mean"
-        if regression
-        else "majority labels"
-        if task.labels.is_multi_label
-        else "majority class"
-    )
-    model = dummy(numpy.zeros((len(references["train"]), 1)), references["train"], task.labels)
-    scored = {
-        split: scored_by(
-            model, numpy.zeros((len(references[split]), 1)), references[split], split, task
-        )
-        for split in splits
-    }
+# ---- the labels alone
+
+
+def fit_majority(task: Any, splits: tuple[str, ...], references: References) -> Baseline:
+    """Predict the most frequent class, the labels that most rows have, or the mean of train."""
+    if task.labels.is_multi_label:
+        name = "majority labels"
+    else:
+        name = "majority class" if task.labels.names else "mean"
+    model = fit_dummy(references["train"], task.labels)
+    scored = {}
+    for split in splits:
+        no_features = numpy.zeros((len(references[split]), 1))
+        scored[split] = score_model(model, no_features, references[split], split, task)
     return Baseline(name, f"of {len(references['train'])} rows of train", scored)
 
 
-def words(
-    task: Any, splits: tuple[str, ...], references: dict[str, numpy.ndarray], seed: int
-) -> Baseline:
-    """TF-IDF of words and bigrams, of each text column by itself, and logistic or ridge regression. How the two texts
-    of a pair go together, it cannot see."""
-    from scipy.sparse import hstack
+# ---- words
+
+
+def fit_tfidf(task: Any, splits: tuple[str, ...], references: References, seed: int) -> Baseline:
+    """Fit a linear model on the TF-IDF of words and bigrams of each text column.
+
+    It cannot see how the two texts of a pair fit together.
+    """
+    from sklearn.compose import make_column_transformer
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    began, (chosen, said) = time.perf_counter(), part(len(references["train"]), WORD_ROWS, seed)
-    columns = task.text_columns
-    makers = [
-        TfidfVectorizer(
-            ngram_range=(1, 2), sublinear_tf=True, max_features=WORD_FEATURES, token_pattern=r"\w+"
-        )
-        for _ in columns
-    ]
-
-    def features(split: str, rows: Any, first: bool = False) -> Any:
-        texts = [rows[column][:] for column in columns]
-        return hstack(
-            [
-                (make.fit_transform if first else make.transform)(of)
-                for make, of in zip(makers, texts, strict=True)
-            ]
-        ).tocsr()
-
     name = "TF-IDF of words and bigrams"
-    try:
-        known = features("train", task.rows["train"].select(chosen), first=True)
-    except ValueError as error:  # "empty vocabulary": texts without a word
-        return Baseline(name, said, {}, str(error))
-    model = linear(known, references["train"][chosen], task.labels, False, WORD_INVERSE_PENALTY)
-    scored = {
-        split: scored_by(model, features(split, task.rows[split]), references[split], split, task)
-        for split in splits
-    }
-    return Baseline(
-        name, f"{regression_of(task)}, {said}", scored, seconds=time.perf_counter() - began
+    columns = list(task.text_columns)
+
+    def read_texts(rows: Any) -> Any:
+        return rows.select_columns(columns).to_pandas()
+
+    row_ids = sample_rows(len(references["train"]), TFIDF_ROWS, seed)
+    description = describe_fit(task, len(row_ids), len(references["train"]))
+    vectorizer = TfidfVectorizer(
+        ngram_range=(1, 2),
+        sublinear_tf=True,
+        max_features=TFIDF_FEATURES,
+        token_pattern=r"\w+",  # also words of one letter
     )
-
-
-def frozen(
-    config: "Config", task: Any, splits: tuple[str, ...], references: dict[str, numpy.ndarray]
-) -> Baseline:
-    """Logistic or ridge regression on the mean of the pretrained model's last hidden states."""
-    from ftloop.report.features import extract_features
-
-    began, name = time.perf_counter(), "frozen features"
-    if task.init == "random":
-        return Baseline(
-            name, "", {}, "the model began with random weights: its features know nothing"
-        )
+    vectorizers = make_column_transformer(*((vectorizer, column) for column in columns))
     try:
-        model = task.build_model()
-        found = {
-            split: extract_features(config, task, model, split, "mean", FROZEN_ROWS)
-            for split in ("train", *splits)
-        }
-    except UserError as error:  # it was moved since, or is on the Hub, which is not in reach
-        return Baseline(name, "", {}, str(error))
-    ids, features = found["train"]
-    model = linear(features, references["train"][ids], task.labels)
+        features = vectorizers.fit_transform(read_texts(task.rows["train"].select(row_ids)))
+    except ValueError as error:  # "empty vocabulary": there are no words in the texts
+        return Baseline(name, f"{description}: {error}", {})
+    model = fit_linear(
+        features,
+        references["train"][row_ids],
+        task.labels,
+        scale=False,
+        inverse_penalty=TFIDF_INVERSE_PENALTY,
+    )
     scored = {}
     for split in splits:
-        ids, features = found[split]
+        features = vectorizers.transform(read_texts(task.rows[split]))
+        scored[split] = score_model(model, features, references[split], split, task)
+    return Baseline(name, description, scored)
+
+
+# ---- the pretrained model
+
+
+def fit_frozen(
+    config: Config, task: Any, splits: tuple[str, ...], references: References
+) -> Baseline:
+    """Fit a linear model on the mean of the last hidden states of the pretrained model."""
+    name = "frozen features"
+    if task.init == "random":
+        return Baseline(name, "training began with random weights, which have no features", {})
+    try:
+        model = task.build_model()
+        row_ids, features = {}, {}
+        for split in ("train", *splits):
+            row_ids[split], features[split] = extract_features(
+                config, task, model, split, "mean", FROZEN_ROWS
+            )
+    except UserError as error:  # its folder was moved, or the Hub cannot be reached
+        return Baseline(name, str(error), {})
+    linear_model = fit_linear(features["train"], references["train"][row_ids["train"]], task.labels)
+    scored = {}
+    for split in splits:
+        of_sample = references[split][row_ids[split]]
+        outputs = score_model(linear_model, features[split], of_sample, split, task)
         total = len(references[split])
-        scored[split] = replace(
-            scored_by(model, features, references[split][ids], split, task),
-            row_ids=ids,
-            total=total,
-        )
-    _, said = part(len(references["train"]), FROZEN_ROWS, config.seed)
-    most = max((one.total for one in scored.values()), default=0)
-    asked = f"; scored on at most {FROZEN_ROWS} rows of a split" if most > FROZEN_ROWS else ""
-    how_made = f"{regression_of(task)} on those of {task.model}, {said}{asked}"
-    return Baseline(name, how_made, scored, seconds=time.perf_counter() - began)
+        scored[split] = replace(outputs, row_ids=row_ids[split], total=total)
+
+    description = describe_fit(task, len(row_ids["train"]), len(references["train"]), task.model)
+    if any(outputs.rows < outputs.total for outputs in scored.values()):
+        description += f"; scored on at most {FROZEN_ROWS} rows of a split"
+    return Baseline(name, description, scored)
 
 
-def part(rows: int, at_most: int, seed: int) -> tuple[numpy.ndarray, str]:
-    """The rows to fit on, and in words how many they are."""
-    chosen = some_rows(rows, at_most, seed)
-    if chosen is None:
-        return numpy.arange(rows), f"of {rows} rows of train"
-    return chosen, f"of {at_most} of {rows} rows of train, chosen at random"
-
-
-def regression_of(task: Any) -> str:
-    return "ridge regression" if task.labels.problem_type == "regression" else "logistic regression"
+def describe_fit(task: Any, num_rows: int, total: int, model: str = "") -> str:
+    """Return a line such as "logistic regression, fitted on 900 rows of train"."""
+    kind = "logistic regression" if task.labels.names else "ridge regression"
+    if model:
+        kind += f" on the features of {model}"
+    if num_rows == total:
+        return f"{kind}, fitted on {total} rows of train"
+    return f"{kind}, fitted on {num_rows} of {total} rows of train, chosen at random"

@@ -6,13 +6,12 @@ from ftloop.report import figures, statistics
 from ftloop.report.data_section import histogram
 from ftloop.report.finished_run import FinishedRun
 from ftloop.report.page import Column, Html, Page, csv_paragraph, paragraph, table
-from ftloop.report.scored import Scored
+from ftloop.report.scored import ScoredSplit
 from ftloop.report.sections import format_row_count
 
 MAX_POINTS = 5000  # rows that a scatter plot shows
 MAX_CONFUSED_PAIRS = 20  # in the table of the most confused classes
 MAX_CSV_ENTRIES = 10_000  # of a table of classes by classes
-MAX_NUMBERED = 12  # classes of a confusion matrix whose cells show numbers
 
 
 def add_classes(page: Page, run: FinishedRun) -> None:
@@ -31,9 +30,9 @@ def add_classes(page: Page, run: FinishedRun) -> None:
     add_class_table(page, scored)
 
 
-def add_class_table(page: Page, scored: Scored) -> None:
+def add_class_table(page: Page, scored: ScoredSplit) -> None:
     """Add precision, recall, F1 and support of each class or label."""
-    of_class = statistics.per_class(scored)
+    of_class = statistics.scores_per_class(scored)
     kind = "label" if scored.is_multi_label else "class"
     columns = [
         Column("id", list(range(len(of_class.names))), "number"),
@@ -44,11 +43,10 @@ def add_class_table(page: Page, scored: Scored) -> None:
         Column("support", of_class.support.tolist(), "number"),
     ]
     if scored.is_multi_label:
-        counts = statistics.label_confusions(scored)
         columns += [
-            Column("true positives", counts[:, 1, 1].tolist(), "number"),
-            Column("false negatives", counts[:, 1, 0].tolist(), "number"),
-            Column("false positives", counts[:, 0, 1].tolist(), "number"),
+            Column("true positives", of_class.true_positives.tolist(), "number"),
+            Column("false negatives", of_class.false_negatives.tolist(), "number"),
+            Column("false positives", of_class.false_positives.tolist(), "number"),
         ]
     page.add_heading(f"Scores by {kind} on {scored.split}")
     page.add(
@@ -61,11 +59,11 @@ def add_class_table(page: Page, scored: Scored) -> None:
 # ---- one label per row
 
 
-def confusion_figures(page: Page, scored: Scored) -> list[Html]:
+def confusion_figures(page: Page, scored: ScoredSplit) -> list[Html]:
     """Draw the confusion matrix as shares of the true class and, if it is small, in rows."""
-    counts, names = statistics.confusion(scored), scored.names
+    counts, names = statistics.confusion_matrix(scored), scored.names
     shares = counts / counts.sum(axis=1, keepdims=True).clip(1)
-    is_large = len(names) > figures.NAMED
+    is_large = len(names) > figures.MAX_NAMED
     cells = nonzero_cells(counts) if is_large else list(numpy.ndindex(counts.shape))
     data = {
         "true": [names[row] for row, _ in cells],
@@ -77,7 +75,7 @@ def confusion_figures(page: Page, scored: Scored) -> list[Html]:
         f"Confusion matrix on {scored.split}: for each true class, the share of its rows that was "
         "predicted as each class."
     )
-    if len(names) > MAX_NUMBERED:
+    if len(names) > figures.MAX_NUMBERED:
         caption += (
             " The tint grows with the square root of the share, so that rare ones are visible."
         )
@@ -88,7 +86,7 @@ def confusion_figures(page: Page, scored: Scored) -> list[Html]:
         )
     svg = figures.heat_map(shares, shares, names, "predicted", "true")
     drawn = [page.figure("confusion", svg, caption, data)]
-    if len(names) <= MAX_NUMBERED:
+    if len(names) <= figures.MAX_NUMBERED:
         svg = figures.heat_map(counts / counts.max().clip(1), counts, names, "predicted", "true")
         caption = f"The same confusion matrix in numbers of rows of {scored.split}."
         drawn.append(page.figure("confusion-rows", svg, caption, data))
@@ -104,9 +102,9 @@ def nonzero_cells(counts: numpy.ndarray) -> list[tuple[int, int]]:
     return [divmod(int(cell), counts.shape[1]) for cell in cells]
 
 
-def add_confused_pairs(page: Page, scored: Scored) -> None:
+def add_confused_pairs(page: Page, scored: ScoredSplit) -> None:
     """Add a table of the pairs of classes that are confused most often."""
-    counts, names = statistics.confusion(scored), scored.names
+    counts, names = statistics.confusion_matrix(scored), scored.names
     support = counts.sum(axis=1)
     errors = counts - numpy.diag(numpy.diag(counts))
     most_frequent = numpy.argsort(-errors, axis=None, kind="stable")[:MAX_CONFUSED_PAIRS]
@@ -130,11 +128,12 @@ def add_confused_pairs(page: Page, scored: Scored) -> None:
 # ---- several labels per row
 
 
-def co_occurrence_figures(page: Page, scored: Scored) -> list[Html]:
+def co_occurrence_figures(page: Page, scored: ScoredSplit) -> list[Html]:
     """Draw which labels occur together: in the data, and as predicted."""
     drawn = []
     names = scored.names
-    for title, counts in zip(("true", "predicted"), statistics.co_occurrence(scored), strict=True):
+    true_counts, predicted_counts = statistics.count_co_occurrences(scored)
+    for title, counts in (("true", true_counts), ("predicted", predicted_counts)):
         shares = counts / numpy.diag(counts)[:, None].clip(1)
         numpy.fill_diagonal(shares, 0)
         cells = nonzero_cells(counts)
@@ -156,7 +155,7 @@ def co_occurrence_figures(page: Page, scored: Scored) -> list[Html]:
 # ---- regression
 
 
-def scatter_figure(page: Page, scored: Scored) -> Html:
+def scatter_figure(page: Page, scored: ScoredSplit) -> Html:
     """Draw predicted against true values."""
     places = numpy.arange(scored.rows)
     if scored.rows > MAX_POINTS:
@@ -172,11 +171,11 @@ def scatter_figure(page: Page, scored: Scored) -> Html:
         f"Predicted against true values on {scored.split} "
         f"({format_row_count(len(places), scored.rows)}). On the line, both are equal."
     )
-    svg = figures.scatter(true, predicted, ("true", "predicted"))
+    svg = figures.scatter(true, predicted, "true", "predicted")
     return page.figure("predicted-true", svg, caption, data)
 
 
-def error_figure(page: Page, scored: Scored) -> Html:
+def error_figure(page: Page, scored: ScoredSplit) -> Html:
     """Draw a histogram of the errors."""
     errors = scored.predictions - scored.references
     edges, shares = histogram({"error": errors})

@@ -16,7 +16,7 @@ import numpy
 from ftloop.config import differences, read_record
 from ftloop.data.shape import row_digests
 from ftloop.errors import UserError
-from ftloop.report import curves, figures, statistics
+from ftloop.report import bootstrap, curves, figures
 from ftloop.report.config_section import option_name
 from ftloop.report.finished_run import FinishedRun
 from ftloop.report.history import History
@@ -33,7 +33,7 @@ from ftloop.report.page import (
     write_page,
 )
 from ftloop.report.rows_section import format_labels
-from ftloop.report.scored import Scored
+from ftloop.report.scored import ScoredSplit
 from ftloop.report.sections import (
     format_duration,
     has_interval,
@@ -105,7 +105,7 @@ def build_page(runs: Runs) -> Page:
     histories = {name: History.read(run.run_dir) for name, run in runs.items()}
     try_section(page, "Options", lambda: add_options(page, runs))
     try_section(page, "Scores", lambda: add_scores(page, runs, histories))
-    try_section(page, "Curves", lambda: curves.add(page, histories))
+    try_section(page, "Curves", lambda: curves.add_curves(page, histories))
     first, *others = runs
     for other in others:
         pair = Pair(page, runs, first, other)
@@ -143,7 +143,7 @@ def add_scores(page: Page, runs: Runs, histories: dict[str, History]) -> None:
         if not scored_runs:
             continue
         intervals = {
-            name: statistics.intervals(run.score(split), run.task.metric_names)
+            name: bootstrap.intervals(run.score(split), run.task.metric_names)
             for name, run in scored_runs.items()
         }
         all_scores = (score for run in scored_runs.values() for score in run.scores[split])
@@ -208,7 +208,7 @@ class Pair:
             return
         before, after = self.first_run.score(split), self.other_run.score(split)
         try:
-            statistics.check_same_rows(before, after)
+            bootstrap.check_same_rows(before, after)
             if digest_inputs(self.first_run, split) != digest_inputs(self.other_run, split):
                 raise UserError(f"the inputs of the rows of {split} differ")
         except UserError as reason:
@@ -226,7 +226,7 @@ class Pair:
                 return split
         return None
 
-    def add_differences(self, before: Scored, after: Scored) -> None:
+    def add_differences(self, before: ScoredSplit, after: ScoredSplit) -> None:
         """Add the difference of each score with its paired bootstrap interval and p-value."""
         names = [
             name
@@ -235,7 +235,7 @@ class Pair:
         ]
         # Metrics of the Hub cannot be resampled; those per class are too many.
         names = [name for name in names if not name.startswith("hub:") and "per_class" not in name]
-        found = statistics.paired_differences(after, before, names)
+        found = bootstrap.paired_differences(after, before, names)
         differences_ = list(found.values())
         with_intervals = [value_with_interval(one.value, one) for one in differences_]
         columns = [
@@ -243,7 +243,7 @@ class Pair:
             Column(self.first, [one.b for one in differences_], "number", 4),
             Column(self.other, [one.a for one in differences_], "number", 4),
             Column("difference", with_intervals, "number", 4),
-            Column("p", [one.p for one in differences_], "number", 4),
+            Column("p", [one.p_value for one in differences_], "number", 4),
         ]
         self.page.add(table(columns))
         resamples = min(one.resamples for one in differences_)
@@ -256,7 +256,7 @@ class Pair:
             )
         )
 
-    def add_agreement(self, before: Scored, after: Scored) -> None:
+    def add_agreement(self, before: ScoredSplit, after: ScoredSplit) -> None:
         """Add how many rows both runs, one of them, or none predicted correctly."""
         counts = {
             "both correct": ~before.wrong & ~after.wrong,
@@ -267,7 +267,7 @@ class Pair:
         sums = {name: format_number(int(rows.sum())) for name, rows in counts.items()}
         self.page.add(key_figures(sums))
 
-    def add_changed_rows(self, before: Scored, after: Scored) -> None:
+    def add_changed_rows(self, before: ScoredSplit, after: ScoredSplit) -> None:
         """Add the rows with another prediction, those with the largest change of loss first."""
         is_changed = before.predictions != after.predictions
         is_changed = is_changed.reshape(before.rows, -1).any(axis=1)
@@ -295,7 +295,9 @@ class Pair:
             data[column.header] = column.cells
         self.page.add(csv_paragraph(data, f"changed-{self.first}-{self.other}"))
 
-    def row_columns(self, before: Scored, after: Scored, places: numpy.ndarray) -> list[Column]:
+    def row_columns(
+        self, before: ScoredSplit, after: ScoredSplit, places: numpy.ndarray
+    ) -> list[Column]:
         """Return the label, and the prediction and the loss of both runs."""
         kind = "number" if before.is_regression else "word"
 

@@ -1,158 +1,187 @@
-"""The curves of one run, or of several over each other: loss, scores, learning rate, gradient norm, throughput."""
+"""The curves of one run, or of several in the same figures: loss, scores, learning rate, speed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from ftloop.report import figures, page
-from ftloop.report.figures import COLOURS, Curve
+from ftloop.report import figures
+from ftloop.report.figures import COLORS, Curve
 from ftloop.report.history import History, Series
-from ftloop.report.page import Html, Page
+from ftloop.report.page import Html, Page, paragraph
 
-MOST_SCORES = 6  # figures of single scores, for those that are not between 0 and 1
+MAX_SCORE_FIGURES = 6  # scores with a figure of their own
+
+Histories = Mapping[str, History]
+"""Histories by the name of the run; the name of a run that is shown alone is ""."""
 
 
-def add(made: Page, histories: Mapping[str, History]) -> None:
-    """A section of them. `histories`: by the name of the run; of one run alone, "" does."""
-    made.add_section("Curves")
+def add_curves(page: Page, histories: Histories) -> None:
+    """Add the section "Curves"."""
+    page.add_section("Curves")
     if not any(history.scores for history in histories.values()):
-        made.add(page.paragraph("Nothing is logged yet."))
+        page.add(paragraph("Nothing is logged yet."))
         return
-    drawn = [losses(made, histories), *scores(made, histories)]
-    for name, title, unit, log in (
-        ("learning_rate", "Learning rate", "learning rate", False),
-        ("grad_norm", "Norm of the gradient before clipping", "gradient norm", True),
-    ):
-        found = {run: history.of_split("train").get(name) for run, history in histories.items()}
-        drawn.append(of_series(made, name, f"{title}, by optimizer step.", unit, found, log))
-    drawn += speeds(made, histories)
-    made.add_grid(*(figure for figure in drawn if figure))
+    of_train = {run: history.of_split("train") for run, history in histories.items()}
+    of_speed = {run: history.speed for run, history in histories.items()}
+    drawn = [
+        loss_figure(page, histories),
+        *score_figures(page, histories),
+        series_figure(
+            page,
+            "learning-rate",
+            select_series(of_train, "learning_rate"),
+            unit="learning rate",
+            caption="Learning rate by optimizer step.",
+        ),
+        series_figure(
+            page,
+            "grad-norm",
+            select_series(of_train, "grad_norm"),
+            unit="gradient norm",
+            caption="Norm of the gradient before clipping, by optimizer step.",
+            log=True,
+        ),
+        series_figure(
+            page,
+            "throughput",
+            select_series(of_speed, "rows_per_second"),
+            unit="rows per second",
+            caption="Training speed between two log lines, without evaluations and checkpoints.",
+        ),
+        series_figure(
+            page,
+            "data-wait",
+            select_series(of_speed, "data_wait"),
+            unit="share of the time",
+            caption="Share of the training time in which the loop waited for batches.",
+        ),
+    ]
+    page.add_grid(*drawn)
 
 
-def named(run: str, what: str) -> str:
-    return f"{run}: {what}" if run else what
+def select_series(by_run: Mapping[str, Mapping[str, Series]], name: str) -> dict[str, Series]:
+    """Return the series of a name by run, for the runs that have it."""
+    return {run: of_run[name] for run, of_run in by_run.items() if name in of_run}
 
 
-def rows_of(found: Mapping[str, Series | None]) -> dict[str, list]:
-    """Series below each other, as columns of a CSV."""
-    known = {name: series for name, series in found.items() if series is not None}
-    return {
-        "curve": [name for name, series in known.items() for _ in series.steps],
-        "step": [step for series in known.values() for step in series.steps],
-        "value": [
-            "" if value is None else value for series in known.values() for value in series.values
-        ],
-    }
-
-
-def losses(made: Page, histories: Mapping[str, History]) -> Html:
-    """Train, each step and its running mean, and validation where it was scored."""
-    drawn, data = [], {}
-    for at, (run, history) in enumerate(histories.items()):
-        colour = COLOURS[at % len(COLOURS)]
-        train, validation = (
-            history.of_split(split).get("loss") for split in ("train", "validation")
-        )
+def loss_figure(page: Page, histories: Histories) -> Html:
+    """Draw the training loss, smoothed, and the validation loss."""
+    is_single = len(histories) == 1
+    curves: list[Curve] = []
+    data: dict[str, Series] = {}
+    for index, (run, history) in enumerate(histories.items()):
+        prefix = f"{run}: " if run else ""
+        color = color_of(index)
+        train = history.of_split("train").get("loss")
+        validation = history.of_split("validation").get("loss")
         if train is not None:
             train = train.downsample()
-            if len(histories) == 1:
-                drawn.append(Curve("", train.steps, train.values, colour, faint=True))
             smooth = train.smooth()
-            drawn.append(Curve(named(run, "train"), smooth.steps, smooth.values, colour))
-            data[named(run, "train")], data[named(run, "train, running mean")] = train, smooth
+            if is_single:
+                curves.append(Curve("", train.steps, train.values, color, faint=True))
+            curves.append(Curve(f"{prefix}train", smooth.steps, smooth.values, color))
+            data[f"{prefix}train"] = train
+            data[f"{prefix}train, running mean"] = smooth
         if validation is not None:
-            other = COLOURS[1] if len(histories) == 1 else colour
-            drawn.append(
+            curves.append(
                 Curve(
-                    named(run, "validation"),
+                    f"{prefix}validation",
                     validation.steps,
                     validation.values,
-                    other,
-                    True,
-                    dashed=bool(run),
+                    COLORS[1] if is_single else color,
+                    markers=True,
+                    dashed=not is_single,
                 )
             )
-            data[named(run, "validation")] = validation
-    what = "Loss by optimizer step. Of train, the running mean over 4 % of the curve"
-    caption = f"{what}{', and behind it the steps' if len(histories) == 1 else ''}; its loss is with dropout."
-    return made.figure("loss", figures.lines(drawn, "step", "loss"), caption, rows_of(data))
+            data[f"{prefix}validation"] = validation
+    background = ", with the logged values behind it" if is_single else ""
+    caption = (
+        "Loss by optimizer step. The training loss is a running mean over 4 % of the curve"
+        f"{background}. It is measured with dropout, unlike the validation loss."
+    )
+    svg = figures.lines(curves, "step", "loss")
+    return page.figure("loss", svg, caption, series_columns(data))
 
 
-def scores(made: Page, histories: Mapping[str, History]) -> list[Html]:
-    """The scores on validation: those between 0 and 1 of one run in one figure, each in one of its own for several."""
-    found: dict[str, dict[str, Series]] = {}
+def score_figures(page: Page, histories: Histories) -> list[Html]:
+    """Draw the validation scores by optimizer step.
+
+    One run has a figure with all scores between -1 and 1, and one for each of the others. Several
+    runs have a figure for each score.
+    """
+    by_score: dict[str, dict[str, Series]] = {}
     for run, history in histories.items():
         for name, series in history.of_split("validation").items():
             if name != "loss":
-                found.setdefault(name, {})[run] = series
+                by_score.setdefault(name, {})[run] = series
+
+    drawn = []
     if len(histories) == 1:
         (run,) = histories
-        inside = {name: of[run] for name, of in found.items() if fits(of[run])}
-        together = []
-        if inside:
+        together = {
+            name: of_run[run] for name, of_run in by_score.items() if is_within_one(of_run[run])
+        }
+        if together:
             curves = [
-                Curve(name, series.steps, series.values, COLOURS[at % len(COLOURS)], points=True)
-                for at, (name, series) in enumerate(inside.items())
+                Curve(name, series.steps, series.values, color_of(index), markers=True)
+                for index, (name, series) in enumerate(together.items())
             ]
             svg = figures.lines(curves, "step", "score")
-            together = [
-                made.figure(
-                    "scores", svg, "Scores on validation, by optimizer step.", rows_of(inside)
-                )
-            ]
-        found = {name: of for name, of in found.items() if name not in inside}
-    else:
-        together = []
-    return together + [
-        of_series(made, f"curve-{name}", f"{name} on validation.", name, of, points=True)
-        for name, of in list(found.items())[:MOST_SCORES]
-    ]
-
-
-def fits(series: Series) -> bool:
-    known = [value for value in series.values if value is not None]
-    return bool(known) and min(known) >= -1 and max(known) <= 1
-
-
-def of_series(
-    made: Page,
-    name: str,
-    caption: str,
-    unit: str,
-    found: Mapping[str, Series | None],
-    log: bool = False,
-    points: bool = False,
-) -> Html | None:
-    """One series a run; nothing where no run has it."""
-    known = {
-        run or unit: series.downsample() for run, series in found.items() if series is not None
-    }
-    if not known:
-        return None
-    curves = [
-        Curve(run, series.steps, series.values, COLOURS[at % len(COLOURS)], points)
-        for at, (run, series) in enumerate(known.items())
-    ]
-    unit = (
-        next(iter(known)) if len(found) > 1 and len(known) == 1 else unit
-    )  # without a legend, the axis says which
-    log = log and all(
-        value is None or value > 0 for series in known.values() for value in series.values
-    )
-    return made.figure(
-        name, figures.lines(curves, "step", unit, log, height=2.1), caption, rows_of(known)
-    )
-
-
-def speeds(made: Page, histories: Mapping[str, History]) -> list[Html | None]:
-    """Rows a second; and the shares of padding and of waiting for data, in one figure for one run."""
-    rows = {run: history.speed.get("rows_per_second") for run, history in histories.items()}
-    caption = (
-        "Throughput of training between two looks at the loss, without evaluations and checkpoints."
-    )
-    drawn = [of_series(made, "throughput", caption, "rows per second", rows)]
-    if len(histories) == 1:
-        (history,) = histories.values()
-        titles = {"padding": "tokens that are padding", "data_wait": "time spent waiting for data"}
-        shares = {title: history.speed.get(name) for name, title in titles.items()}
-        if any(shares.values()):
-            drawn.append(of_series(made, "shares", "Shares of what is lost.", "share", shares))
+            caption = "Scores on validation, by optimizer step."
+            drawn.append(page.figure("scores", svg, caption, series_columns(together)))
+        by_score = {name: of_run for name, of_run in by_score.items() if name not in together}
+    for name in list(by_score)[:MAX_SCORE_FIGURES]:
+        caption = f"{name} on validation, by optimizer step."
+        drawn.append(
+            series_figure(page, f"curve-{name}", by_score[name], name, caption, markers=True)
+        )
     return drawn
+
+
+def series_figure(
+    page: Page,
+    name: str,
+    by_run: Mapping[str, Series],
+    unit: str,
+    caption: str,
+    log: bool = False,
+    markers: bool = False,
+) -> Html:
+    """Draw a series of each run; return no figure if no run has it.
+
+    With `log`, the axis is logarithmic if all values are positive.
+    """
+    if not by_run:
+        return Html("")
+    by_run = {run: series.downsample() for run, series in by_run.items()}
+    curves = [
+        Curve(run, series.steps, series.values, color_of(index), markers)
+        for index, (run, series) in enumerate(by_run.items())
+    ]
+    values = [value for series in by_run.values() for value in known_values(series)]
+    is_log = log and min(values, default=0) > 0
+    svg = figures.lines(curves, "step", unit, is_log, height=2.1)
+    data = series_columns({run or unit: series for run, series in by_run.items()})
+    return page.figure(name, svg, caption, data)
+
+
+def series_columns(series_by_name: Mapping[str, Series]) -> dict[str, Sequence]:
+    """Return series below each other as the columns of a CSV file; missing values are empty."""
+    columns: dict[str, list] = {"curve": [], "step": [], "value": []}
+    for name, series in series_by_name.items():
+        columns["curve"] += [name] * len(series.steps)
+        columns["step"] += series.steps
+        columns["value"] += ["" if value is None else value for value in series.values]
+    return columns
+
+
+def is_within_one(series: Series) -> bool:
+    """Tell whether all values lie between -1 and 1, as those of most scores do."""
+    values = known_values(series)
+    return bool(values) and min(values) >= -1 and max(values) <= 1
+
+
+def known_values(series: Series) -> list[float]:
+    return [value for value in series.values if value is not None]
+
+
+def color_of(index: int) -> str:
+    return COLORS[index % len(COLORS)]

@@ -69,7 +69,7 @@ def class_figure(page: Page, rows: TaskRows) -> Html:
             f"{split}: {labels.sum(axis=1).mean():.2f}" for split, labels in rows.labels.items()
         ]
         caption = f"Rows with each label, by split. Mean labels per row: {', '.join(means)}."
-    if len(names) <= figures.NAMED:
+    if len(names) <= figures.MAX_NAMED:
         return page.figure("classes", figures.bars(names, counts, "rows"), caption, data)
     caption = (
         f"Rows of each of {len(names)} classes, by split; each split is sorted by size. The "

@@ -15,8 +15,8 @@ import numpy
 from ftloop.config import Config, validate
 from ftloop.errors import UserError
 from ftloop.report.feature_file import FeatureWriter
-from ftloop.report.scored import loaded, some_rows, source_rows
-from ftloop.report.subset import Subset
+from ftloop.report.scored import find_rows, load_datasets_once
+from ftloop.report.subset import Subset, sample_rows
 from ftloop.runs.finished import load_run, prepare_for_inference
 from ftloop.runs.record import load_config
 from ftloop.task import Batch, model_inputs
@@ -55,8 +55,8 @@ def write_features(
     """
     validate_arguments(out, splits, at_most, probe)
     config, task, model = load_source(source, pretrained)
-    row_counts = {split: len(source_rows(task, split)) for split in splits}
-    datasets = loaded(task)
+    row_counts = {split: len(find_rows(task, split)) for split in splits}
+    datasets = load_datasets_once(task)
     temporary = out.with_name(f"{out.name}.tmp")
     metadata = {"model": task.model, "pooling": pooling, "labels": task.labels.problem_type}
     references = {}
@@ -155,8 +155,8 @@ def extract_features(
     The model computes with the precision and the matrix backend of the run of `config`. Of a split
     with more than `max_rows` rows, so many are chosen at random by the run's seed.
     """
-    row_ids = sample_rows(len(source_rows(task, split)), max_rows, config.seed)
-    dataset = loaded(task)[split]
+    row_ids = sample_rows(len(find_rows(task, split)), max_rows, config.seed)
+    dataset = load_datasets_once(task)[split]
     with prepare_for_inference(config, model) as (accelerator, _):
         blocks = [
             features
@@ -165,12 +165,6 @@ def extract_features(
             )
         ]
     return row_ids, numpy.concatenate(blocks)
-
-
-def sample_rows(num_rows: int, max_rows: int | None, seed: int) -> numpy.ndarray:
-    """Return the ids of at most `max_rows` random rows in ascending order."""
-    chosen = some_rows(num_rows, max_rows, seed)
-    return numpy.arange(num_rows) if chosen is None else chosen
 
 
 def iterate_features(

@@ -1,195 +1,64 @@
-"""Figures as SVG for a page: matplotlib's object interface, which needs no display and no global state.
+"""The figures of pages. Each function returns SVG.
 
-Text stays text, in the reader's font; text and lines are drawn in `currentColor`, so that they follow the page into the
-dark. Areas are tinted by transparency for the same reason. Where points may be thousands they become one small image.
-The colours are those of Okabe and Ito (2008), told apart with any kind of colour vision.
-
-A figure is drawn as wide as a phone shows it nearly 1:1; the same numbers give the same bytes.
+The callers aggregate their data: a figure gets curves, counts or shares, and at most some thousand
+points, which are drawn as an image.
 """
 
-import io
-import re
-import warnings
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy
 
+from ftloop.report.svg import (
+    COLORS,
+    GREY,
+    INK,
+    WIDTH,
+    add_legend,
+    as_svg,
+    new_figure,
+    set_integer_ticks,
+    set_row_names,
+    shorten_name,
+    tint,
+)
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#A08D00")
-GREY = "#8A8F94"
-INK = "#010203"  # stands for currentColor: matplotlib knows no such colour
-WIDTH = 4.7  # inches of 96 pixels: 451, of which a phone shows 360
-NAMED = 40  # classes that a figure names at most; tables and CSV have them all
-
-STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "ftloop",
-    "font.family": "DejaVu Sans",  # comes with matplotlib; wider than what browsers use, so that nothing is cut
-    "font.size": 8.5,
-    "text.color": INK,
-    "text.parse_math": False,  # names of classes may hold dollars
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.titlesize": 8.5,
-    "axes.titlelocation": "left",
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.unicode_minus": False,
-    "grid.color": INK,
-    "grid.alpha": 0.12,
-    "grid.linewidth": 0.6,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "legend.handlelength": 1.4,
-    "lines.linewidth": 1.5,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
-    "image.interpolation": "nearest",
-    "figure.dpi": 96,
-    "savefig.dpi": 170,  # of what becomes an image
-}
+MAX_NAMED = 40  # classes that a figure names; the table and the CSV file below it have all
+MAX_NUMBERED = 12  # classes of a heat map whose cells show numbers
+RASTERIZED_POINTS = 500  # more points are drawn as an image
+PANELS_ACROSS = 3
 
 
 @dataclass
 class Curve:
-    """A line: its name in the legend, and its points. Values that are missing or not finite leave a gap."""
+    """A line with a name in the legend, unless it is "". Missing and NaN values leave gaps."""
 
     name: str
     x: Sequence[float]
-    y: Sequence[float]
-    colour: str = COLOURS[0]
-    points: bool = False  # with a mark at each: where there are few
-    faint: bool = False  # behind others
+    y: Sequence[float | None]
+    color: str = COLORS[0]
+    markers: bool = False  # a mark at each point, where there are few
+    faint: bool = False  # in the background, not in the legend
     dashed: bool = False
 
 
-def figure_of(rows: float, width: float = WIDTH, **options: Any) -> "Figure":
-    """An empty figure, `rows` inches high. Call it, and all that draws, within `styled`."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, rows), layout="constrained", **options)
+# ---- curves
 
 
-def styled(draw: Any) -> Any:
-    """Let a function that returns a Figure return its SVG, drawn in our style."""
-    import functools
-
-    @functools.wraps(draw)
-    def drawn(*values: Any, **options: Any) -> str:
-        import matplotlib
-
-        with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-            # Only the widths of signs that matplotlib's font lacks are guessed; the reader's browser has them.
-            warnings.filterwarnings("ignore", message="Glyph")
-            warnings.filterwarnings("ignore", message="constrained_layout not applied")
-            return svg_of(draw(*values, **options), described=draw.__doc__.partition("\n")[0])
-
-    return drawn
-
-
-def svg_of(figure: "Figure", described: str) -> str:
-    """The drawing as an element of a page: its size left to the page, its ids its own."""
-    stream = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(stream, format="svg", metadata=nothing)
-    text = stream.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text[text.index("<svg") :], flags=re.DOTALL)
-    head, rest = text.split(">", 1)
-    box = re.search(r'viewBox="[^"]+"', head).group()
-    used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', rest))
-    # Only ids that are used, and these by their content: equal ones on a page stand for the same thing.
-    rest = re.sub(
-        r' id="([^"]+)"', lambda found: found.group() if found.group(1) in used else "", rest
-    )
-    rest = re.sub(r"(?<=[\d])(\.\d{2})\d+(?=[ \"\n])", r"\1", rest)  # hundredths of a point
-    rest = re.sub(r"<g>\s*</g>\s*", "", rest)
-    rest = re.sub(r"\s*\n\s*", "\n", rest)
-    rest = rest.replace(INK, "currentColor")
-    return f'<svg {box} role="img" aria-label="{described}">{rest.strip()}'
-
-
-def shortened(name: str, most: int = 24) -> str:
-    """A name for a figure: on one line, and not wider than the figure bears."""
-    name = " ".join("".join(sign if sign.isprintable() else " " for sign in str(name)).split())
-    return name if len(name) <= most else name[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
-
-
-def whole_numbers(axis: Any) -> None:
-    """Ticks at whole numbers, written with thin spaces."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    axis.set_major_locator(MaxNLocator(5, integer=True))
-    axis.set_major_formatter(
-        FuncFormatter(lambda value, _: f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}"))
-    )
-
-
-def legend(axes: "Axes", entries: Mapping[str, Any], columns: int = 3) -> None:
-    """A legend above the axes: names, and what they stand for. Given by hand, for names may begin with an underscore,
-    which matplotlib would leave out."""
-    if entries:
-        found = axes.legend(
-            list(entries.values()),
-            [f"\N{ZERO WIDTH SPACE}{shortened(name, 30)}" for name in entries],
-            loc="lower left",
-            bbox_to_anchor=(0, 1.0),
-            ncols=min(columns, len(entries)),
-            borderaxespad=0.2,
-            columnspacing=1.2,
-        )
-        found.set_in_layout(True)
-
-
-# ---- lines
-
-
-def drawn_curves(axes: Any, curves: Sequence[Curve]) -> dict[str, Any]:
-    """Draw them; by name, the lines that a legend explains."""
-    named = {}
-    for curve in curves:
-        values = numpy.asarray([numpy.nan if value is None else value for value in curve.y], float)
-        (line,) = axes.plot(
-            *(curve.x, values),
-            color=curve.colour,
-            alpha=0.3 if curve.faint else 1,
-            linewidth=0.8 if curve.faint else 1.5,
-            linestyle="--" if curve.dashed else "-",
-            marker="o" if curve.points else None,
-            markersize=3,
-        )
-        if curve.name and not curve.faint:
-            named[curve.name] = line
-    return named
-
-
-@styled
+@as_svg("lines over a common axis")
 def lines(
-    curves: Sequence[Curve],
-    x: str,
-    y: str,
-    log: bool = False,
-    height: float = 2.5,
-    whole_x: bool = True,
+    curves: Sequence[Curve], x_label: str, y_label: str, log: bool = False, height: float = 2.5
 ) -> "Figure":
-    """Curves over a common axis."""
-    figure = figure_of(height)
+    """Draw curves over integers such as optimizer steps."""
+    figure = new_figure(height)
     axes = figure.add_subplot()
-    named = drawn_curves(axes, curves)
+    handles = plot_curves(axes, curves)
     if log:
         from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -197,295 +66,316 @@ def lines(
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
-    if whole_x:
-        whole_numbers(axes.xaxis)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
+    set_integer_ticks(axes.xaxis)
+    axes.set(xlabel=x_label, ylabel=y_label)
     axes.margins(x=0.02)
-    if len(named) > 1:
-        legend(axes, named)
+    add_legend(axes, handles)
     return figure
 
 
-@styled
+@as_svg("lines between 0 and 1 on both axes")
 def unit_lines(
-    curves: Sequence[Curve], x: str, y: str, diagonal: bool = False, mark: float | None = None
+    curves: Sequence[Curve],
+    x_label: str,
+    y_label: str,
+    diagonal: bool = False,
+    mark: float | None = None,
 ) -> "Figure":
-    """Curves between 0 and 1 on both axes."""
-    figure = figure_of(3.6)
+    """Draw curves between 0 and 1, with a dotted diagonal and a dashed vertical line at `mark`."""
+    figure = new_figure(3.6)
     axes = figure.add_subplot()
     if diagonal:
         axes.plot([0, 1], [0, 1], color=INK, alpha=0.4, linewidth=0.8, linestyle=":")
     if mark is not None:
         axes.axvline(mark, color=INK, alpha=0.6, linewidth=0.8, linestyle="--")
-    named = drawn_curves(axes, curves)
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=x, ylabel=y)
-    if named:
-        legend(axes, named, columns=2)
+    handles = plot_curves(axes, curves)
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=x_label, ylabel=y_label)
+    add_legend(axes, handles, columns=2)
     return figure
 
 
-# ---- bars and boxes
-
-
-@styled
-def bars(names: Sequence[str], groups: Mapping[str, Sequence[float]], x: str) -> "Figure":
-    """Horizontal bars for each name, one of each group."""
-    figure = figure_of(0.75 + len(names) * (0.09 + 0.11 * len(groups)))
-    axes = figure.add_subplot()
-    thick, named = 0.8 / len(groups), {}
-    places = numpy.arange(len(names))
-    for at, (group, values) in enumerate(groups.items()):
-        drawn = axes.barh(
-            places + (at - (len(groups) - 1) / 2) * thick, values, thick, color=COLOURS[at]
+def plot_curves(axes: "Axes", curves: Sequence[Curve]) -> dict[str, Any]:
+    """Plot curves; return the lines that a legend explains, by name."""
+    handles = {}
+    for curve in curves:
+        values = [numpy.nan if value is None else value for value in curve.y]
+        (line,) = axes.plot(
+            curve.x,
+            values,
+            color=curve.color,
+            alpha=0.3 if curve.faint else 1,
+            linewidth=0.8 if curve.faint else 1.5,
+            linestyle="--" if curve.dashed else "-",
+            marker="o" if curve.markers else None,
+            markersize=3,
         )
-        named[group] = drawn
-    axes.set_yticks(places, [shortened(name) for name in names])
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.grid(visible=False, axis="y")
-    axes.tick_params(axis="y", length=0)
-    whole_numbers(axes.xaxis)
-    axes.set_xlabel(x)
+        if curve.name and not curve.faint:
+            handles[curve.name] = line
+    return handles
+
+
+# ---- sizes, intervals and distributions
+
+
+@as_svg("horizontal bars")
+def bars(names: Sequence[str], groups: Mapping[str, Sequence[float]], x_label: str) -> "Figure":
+    """Draw a horizontal bar for each name and group; a group has a value for each name."""
+    figure = new_figure(0.75 + len(names) * (0.09 + 0.11 * len(groups)))
+    axes = figure.add_subplot()
+    thickness = 0.8 / len(groups)
+    handles = {}
+    for index, (group, values) in enumerate(groups.items()):
+        offset = (index - (len(groups) - 1) / 2) * thickness
+        places = numpy.arange(len(names)) + offset
+        handles[group] = axes.barh(places, values, thickness, color=COLORS[index])
+    set_row_names(axes, [shorten_name(name) for name in names], margin=0.6)
+    set_integer_ticks(axes.xaxis)
+    axes.set_xlabel(x_label)
     if len(groups) > 1:
-        legend(axes, named)
+        add_legend(axes, handles)
     return figure
 
 
-@styled
+@as_svg("values with their intervals")
 def intervals(
-    names: Sequence[str], values: Sequence[float], spans: Sequence[Any], x: str, ours: int = -1
+    names: Sequence[str],
+    values: Sequence[float],
+    ends: Sequence[tuple[float, float] | None],
+    x_label: str,
+    highlighted: int | None = None,
 ) -> "Figure":
-    """A point for each name, with its interval where there is one. `ours`: how many are ours; the others are grey."""
-    figure = figure_of(0.65 + 0.28 * len(names))
+    """Draw a point for each name, and its interval if there is one.
+
+    The first `highlighted` names are colored and the others grey. Default: all are colored.
+    """
+    figure = new_figure(0.65 + 0.28 * len(names))
     axes = figure.add_subplot()
-    for place, (value, span) in enumerate(zip(values, spans, strict=True)):
-        colour = COLOURS[0] if ours < 0 or place < ours else GREY
-        if span is not None:
-            axes.plot(
-                span, [place, place], color=colour, linewidth=2, solid_capstyle="butt", alpha=0.6
-            )
-        axes.plot([value], [place], marker="o", markersize=5, color=colour)
+    for place, (value, interval) in enumerate(zip(values, ends, strict=True)):
+        color = COLORS[0] if highlighted is None or place < highlighted else GREY
+        if interval is not None:
+            style = {"linewidth": 2, "solid_capstyle": "butt", "alpha": 0.6}
+            axes.plot(interval, [place, place], color=color, **style)
+        axes.plot([value], [place], marker="o", markersize=5, color=color)
         axes.annotate(
             f"{value:.3f}",
-            (value, place),
-            (0, 5),
+            xy=(value, place),
+            xytext=(0, 5),
             textcoords="offset points",
             ha="center",
             fontsize=7.5,
         )
-    axes.set_yticks(range(len(names)), [shortened(name, 34) for name in names])
-    axes.set_ylim(len(names) - 0.5, -0.7)
+    set_row_names(axes, [shorten_name(name, 34) for name in names], margin=0.7)
     axes.margins(x=0.12)
-    axes.grid(visible=False, axis="y")
-    axes.tick_params(axis="y", length=0)
-    axes.set_xlabel(x)
+    axes.set_xlabel(x_label)
     return figure
 
 
-@styled
+@as_svg("distributions as boxes")
 def boxes(
-    names: Sequence[str], values: Sequence[numpy.ndarray], x: str, mark: tuple[str, float] | None
+    names: Sequence[str],
+    values: Sequence[numpy.ndarray],
+    x_label: str,
+    mark: tuple[str, float] | None = None,
 ) -> "Figure":
-    """For each name, where its values lie: quartiles as a box, 5 and 95 % as its ends, the greatest as a point."""
-    figure = figure_of(0.85 + 0.21 * len(names))
+    """Draw a box plot for each name: quartiles, 5 and 95 %, and the maximum as a point.
+
+    `mark` is the name and the value of a dashed vertical line.
+    """
+    figure = new_figure(0.85 + 0.21 * len(names))
     axes = figure.add_subplot()
-    quantiles = [numpy.quantile(found, (0.05, 0.25, 0.5, 0.75, 0.95, 1)) for found in values]
-    for place, (low, first, middle, third, high, greatest) in enumerate(quantiles):
-        axes.plot([low, high], [place, place], color=COLOURS[0], linewidth=1)
-        axes.barh(place, third - first, 0.62, left=first, color=COLOURS[0], alpha=0.45)
-        axes.plot([middle, middle], [place - 0.31, place + 0.31], color=INK, linewidth=1.2)
-        axes.plot([greatest], [place], marker=".", markersize=3, color=INK, alpha=0.6)
+    axes.boxplot(
+        values,
+        positions=range(len(names)),
+        widths=0.62,
+        orientation="horizontal",
+        whis=(5, 95),
+        showfliers=False,
+        showcaps=False,
+        patch_artist=True,
+        boxprops={"facecolor": COLORS[0], "alpha": 0.45, "linewidth": 0},
+        whiskerprops={"color": COLORS[0], "linewidth": 1},
+        medianprops={"color": INK, "linewidth": 1.2},
+    )
+    maxima = [group.max() for group in values]
+    places = range(len(names))
+    axes.plot(maxima, places, marker=".", markersize=3, color=INK, alpha=0.6, linestyle="")
     if mark is not None:
-        axes.axvline(mark[1], color=COLOURS[3], linewidth=1.2, linestyle="--")
+        label, value = mark
+        axes.axvline(value, color=COLORS[3], linewidth=1.2, linestyle="--")
         axes.annotate(
-            *(mark[0], (mark[1], 1), (3, 2)),
+            label,
+            xy=(value, 1),
+            xytext=(3, 2),
             xycoords=("data", "axes fraction"),
             textcoords="offset points",
-            color=COLOURS[3],
+            color=COLORS[3],
             fontsize=8,
-            ha="left"
-            if mark[1] < 0.6 * max(*(span[-1] for span in quantiles), mark[1])
-            else "right",
+            ha="left" if value < 0.6 * max(*maxima, value) else "right",
         )
-    axes.set_yticks(range(len(names)), [shortened(name) for name in names])
-    axes.set_ylim(len(names) - 0.4, -0.6)
+    set_row_names(axes, [shorten_name(name) for name in names], margin=0.6)
     axes.set_xlim(left=0)
-    axes.grid(visible=False, axis="y")
-    axes.tick_params(axis="y", length=0)
-    whole_numbers(axes.xaxis)
-    axes.set_xlabel(x)
+    set_integer_ticks(axes.xaxis)
+    axes.set_xlabel(x_label)
     return figure
 
 
-@styled
-def ranked(groups: Mapping[str, Sequence[float]], y: str) -> "Figure":
-    """Sizes from the largest down, where there are too many to be named."""
-    figure = figure_of(2.4)
+@as_svg("sizes of classes in descending order")
+def ranked(groups: Mapping[str, Sequence[float]], y_label: str) -> "Figure":
+    """Draw the sizes of many classes, the largest first, as a step function for each group."""
+    figure = new_figure(2.4)
     axes = figure.add_subplot()
-    named = {}
-    for at, (group, values) in enumerate(groups.items()):
-        ordered = sorted(values, reverse=True)
-        (named[group],) = axes.step(
-            range(1, len(ordered) + 1), ordered, where="mid", color=COLOURS[at]
-        )
+    handles = {}
+    for index, (group, sizes) in enumerate(groups.items()):
+        ranks = range(1, len(sizes) + 1)
+        in_order = sorted(sizes, reverse=True)
+        (handles[group],) = axes.step(ranks, in_order, where="mid", color=COLORS[index])
     axes.set_ylim(bottom=0)
-    whole_numbers(axes.xaxis)
-    whole_numbers(axes.yaxis)
-    axes.set(xlabel="class, the largest first", ylabel=y)
+    set_integer_ticks(axes.xaxis)
+    set_integer_ticks(axes.yaxis)
+    axes.set(xlabel="class, the largest first", ylabel=y_label)
     if len(groups) > 1:
-        legend(axes, named)
+        add_legend(axes, handles)
     return figure
 
 
-# ---- areas
+@as_svg("a histogram")
+def histogram(shares: Mapping[str, numpy.ndarray], edges: numpy.ndarray, x_label: str) -> "Figure":
+    """Draw the share of the rows of each group that lies between two edges."""
+    figure = new_figure(2.4)
+    axes = figure.add_subplot()
+    handles = {}
+    for index, (group, of_group) in enumerate(shares.items()):
+        handles[group] = axes.stairs(of_group, edges, color=COLORS[index], linewidth=1.4)
+    axes.set(xlabel=x_label, ylabel="share of rows")
+    axes.set_ylim(bottom=0)
+    if len(shares) > 1:
+        add_legend(axes, handles)
+    return figure
 
 
-def tinted(shares: numpy.ndarray, colour: str = COLOURS[0]) -> numpy.ndarray:
-    """Shares from 0 to 1 as RGBA [.., 4]: one colour, more or less of it, over any background."""
-    from matplotlib.colors import to_rgb
-
-    rgba = numpy.empty((*shares.shape, 4))
-    rgba[..., :3] = to_rgb(colour)
-    rgba[..., 3] = numpy.clip(shares, 0, 1) * 0.95
-    return rgba
+# ---- tables of classes
 
 
-@styled
+@as_svg("a table of classes by classes")
 def heat_map(
     shares: numpy.ndarray,
-    shown: numpy.ndarray | None,
+    numbers: numpy.ndarray | None,
     names: Sequence[str],
-    x: str,
-    y: str,
-    diagonal: bool = True,
+    x_label: str,
+    y_label: str,
 ) -> "Figure":
-    """A square table of shares, as tints. With many names, they are numbered, and the cells bear no numbers."""
-    count, few = len(names), len(names) <= 12
-    width = WIDTH if count <= NAMED else 6.2
-    figure = figure_of(min(width, 1.6 + 0.32 * count) if count <= NAMED else width, width)
+    """Draw a square table of shares from 0 to 1 as tints.
+
+    Cells show `numbers` if there are few names. Of many names, axes show the ids.
+    """
+    count = len(names)
+    is_small, is_named = count <= MAX_NUMBERED, count <= MAX_NAMED
+    width = WIDTH if is_named else 6.2
+    height = min(width, 1.6 + 0.32 * count) if is_named else width
+    figure = new_figure(height, width)
     axes = figure.add_subplot()
     axes.grid(visible=False)
-    axes.imshow(
-        tinted(numpy.sqrt(shares) if count > 12 else shares), aspect="auto" if few else "equal"
-    )
-    if few and shown is not None:
-        for row, column in numpy.ndindex(shares.shape):
-            value = shown[row, column]
-            text = f"{value:.2f}".removeprefix("0") if isinstance(value, float) else f"{value:d}"
-            if value:
-                dark = shares[row, column] > 0.5
-                axes.text(
-                    *(column, row, text),
-                    ha="center",
-                    va="center",
-                    fontsize=7.5,
-                    color="#ffffff" if dark else INK,
-                )
-    if count <= NAMED:
-        size = 8 if few else max(4.5, 8 - 0.09 * count)
-        labels = [shortened(name, 16) for name in names]
-        axes.set_xticks(
-            range(count),
-            labels,
-            rotation=90 if count > 5 and max(map(len, labels)) > 3 else 0,
-            fontsize=size,
-        )
+    tints = tint(shares if is_small else numpy.sqrt(shares))  # small shares of many are visible
+    axes.imshow(tints, aspect="auto" if is_small else "equal")
+    if is_small and numbers is not None:
+        write_numbers(axes, shares, numbers)
+
+    if is_named:
+        size = 8 if is_small else max(4.5, 8 - 0.09 * count)
+        labels = [shorten_name(name, 16) for name in names]
+        is_crowded = count > 5 and max(map(len, labels)) > 3
+        axes.set_xticks(range(count), labels, rotation=90 if is_crowded else 0, fontsize=size)
         axes.set_yticks(range(count), labels, fontsize=size)
     else:
-        ticks = range(0, count, 10)
-        axes.set_xticks(ticks)
-        axes.set_yticks(ticks)
+        axes.set_xticks(range(0, count, 10))
+        axes.set_yticks(range(0, count, 10))
     axes.tick_params(length=2)
     axes.spines[["top", "right"]].set_visible(True)
-    axes.set(xlabel=x, ylabel=y)
+    axes.set(xlabel=x_label, ylabel=y_label)
     return figure
 
 
-@styled
-def scatter(x: numpy.ndarray, y: numpy.ndarray, names: tuple[str, str]) -> "Figure":
-    """Points, and the line on which both values are the same."""
-    figure = figure_of(3.8)
+def write_numbers(axes: "Axes", shares: numpy.ndarray, numbers: numpy.ndarray) -> None:
+    """Write the numbers that are not 0 into the cells of a heat map: 12, or .25 for a share."""
+    for (row, column), number in numpy.ndenumerate(numbers):
+        if not number:
+            continue
+        is_share = numpy.issubdtype(numbers.dtype, numpy.floating)
+        text = f"{number:.2f}".removeprefix("0") if is_share else f"{number:d}"
+        color = "#ffffff" if shares[row, column] > 0.5 else INK
+        axes.text(column, row, text, ha="center", va="center", fontsize=7.5, color=color)
+
+
+# ---- points
+
+
+@as_svg("points around a diagonal")
+def scatter(x: numpy.ndarray, y: numpy.ndarray, x_label: str, y_label: str) -> "Figure":
+    """Draw points, and the line on which both values are equal."""
+    figure = new_figure(3.8)
     axes = figure.add_subplot()
     ends = [min(x.min(), y.min()), max(x.max(), y.max())]
     axes.plot(ends, ends, color=INK, alpha=0.4, linewidth=0.8, linestyle=":")
-    axes.scatter(
-        *(x, y),
-        s=7,
-        alpha=min(0.7, 30 / len(x) ** 0.5 / 2),
-        color=COLOURS[0],
-        linewidths=0,
-        rasterized=len(x) > 500,
-    )
-    axes.set(xlabel=names[0], ylabel=names[1])
+    alpha = min(0.7, 15 / math.sqrt(len(x)))
+    style = {"s": 7, "alpha": alpha, "color": COLORS[0], "linewidths": 0}
+    axes.scatter(x, y, rasterized=len(x) > RASTERIZED_POINTS, **style)
+    axes.set(xlabel=x_label, ylabel=y_label)
     return figure
 
 
-@styled
-def histogram(shares: Mapping[str, numpy.ndarray], edges: numpy.ndarray, x: str) -> "Figure":
-    """How often values occur: for each group, the share of its rows between two edges."""
-    figure = figure_of(2.4)
-    axes = figure.add_subplot()
-    named = {
-        group: axes.stairs(found, edges, color=COLOURS[at], linewidth=1.4)
-        for at, (group, found) in enumerate(shares.items())
-    }
-    axes.set(xlabel=x, ylabel="share of rows")
-    axes.set_ylim(bottom=0)
-    if len(shares) > 1:
-        legend(axes, named)
-    return figure
-
-
-@styled
-def cloud(
-    points: numpy.ndarray, groups: Mapping[str, numpy.ndarray], axes_named: tuple[str, str]
+@as_svg("points of a plane by group")
+def point_map(
+    points: numpy.ndarray, groups: Mapping[str, numpy.ndarray], x_label: str, y_label: str
 ) -> "Figure":
-    """Points of a plane, coloured by group (name, and which points); those of no group are grey."""
-    figure = figure_of(4.4)
+    """Draw points [rows, 2], colored by group.
+
+    A group is bool [rows]. There are at most as many as COLORS; points of no group are grey.
+    """
+    figure = new_figure(4.4)
     axes = figure.add_subplot()
     axes.grid(visible=False)
-    size = 9 if len(points) < 800 else 5
-    many = len(points) > 500
-    rest = ~numpy.any(list(groups.values()), axis=0) if groups else numpy.ones(len(points), bool)
-    axes.scatter(*points[rest].T, s=size, color=GREY, alpha=0.35, linewidths=0, rasterized=many)
-    named = {}
-    for colour, (name, chosen) in zip(COLOURS, groups.items(), strict=False):
-        axes.scatter(
-            *points[chosen].T, s=size, color=colour, alpha=0.75, linewidths=0, rasterized=many
-        )
-        named[name] = axes.plot([], [], marker="o", linestyle="", color=colour, markersize=4)[0]
-    axes.set(xlabel=axes_named[0], ylabel=axes_named[1], xticks=[], yticks=[])
-    legend(axes, named, columns=2)
+    style = {
+        "s": 9 if len(points) < 800 else 5,
+        "linewidths": 0,
+        "rasterized": len(points) > RASTERIZED_POINTS,
+    }
+    x, y = points.T
+    is_other = ~numpy.any([numpy.zeros(len(points), bool), *groups.values()], axis=0)
+    axes.scatter(x[is_other], y[is_other], color=GREY, alpha=0.35, **style)
+    handles = {}
+    for color, (name, is_member) in zip(COLORS, groups.items(), strict=False):
+        axes.scatter(x[is_member], y[is_member], color=color, alpha=0.75, **style)
+        (handles[name],) = axes.plot([], [], marker="o", linestyle="", color=color, markersize=4)
+    axes.set(xlabel=x_label, ylabel=y_label, xticks=[], yticks=[])
+    add_legend(axes, handles, columns=2)
     return figure
 
 
-@styled
-def hexagons(points: numpy.ndarray, groups: Mapping[str, numpy.ndarray]) -> "Figure":
-    """Where the points of each group lie on the plane: a small panel each, darker where there are more."""
-    across = 3
-    down = -(-len(groups) // across)
-    figure = figure_of(0.2 + 1.5 * down)
-    span = [*(float(edge) for edge in numpy.quantile(points[:, 0], (0, 1)))]
-    span += [float(edge) for edge in numpy.quantile(points[:, 1], (0, 1))]
+@as_svg("the density of points in a panel for each group")
+def density_panels(points: numpy.ndarray, groups: Mapping[str, numpy.ndarray]) -> "Figure":
+    """Draw where the points of each group lie, [rows, 2], darker where there are more."""
     from matplotlib.colors import LinearSegmentedColormap, to_rgba
 
-    tints = LinearSegmentedColormap.from_list(
-        "tint", [to_rgba(COLOURS[0], 0.08), to_rgba(COLOURS[0], 1)]
-    )
-    for at, (name, chosen) in enumerate(groups.items()):
-        axes = figure.add_subplot(down, across, at + 1)
+    down = math.ceil(len(groups) / PANELS_ACROSS)
+    figure = new_figure(0.2 + 1.5 * down)
+    x, y = points.T
+    x_range, y_range = (x.min(), x.max()), (y.min(), y.max())
+    tints = [to_rgba(COLORS[0], 0.08), to_rgba(COLORS[0], 1)]
+    color_map = LinearSegmentedColormap.from_list("tint", tints)
+    for index, (name, is_member) in enumerate(groups.items()):
+        axes = figure.add_subplot(down, PANELS_ACROSS, index + 1)
         axes.grid(visible=False)
         axes.hexbin(
-            *points[chosen].T,
+            x[is_member],
+            y[is_member],
             gridsize=18,
-            extent=span,
+            extent=(*x_range, *y_range),
             mincnt=1,
-            cmap=tints,
+            cmap=color_map,
             linewidths=0,
             rasterized=True,
         )
-        axes.set(xticks=[], yticks=[], xlim=span[:2], ylim=span[2:])
-        axes.set_title(
-            f"\N{ZERO WIDTH SPACE}{shortened(name, 17)} ({chosen.sum():d})", fontsize=7.5
-        )
+        axes.set(xticks=[], yticks=[], xlim=x_range, ylim=y_range)
+        title = f"\N{ZERO WIDTH SPACE}{shorten_name(name, 17)} ({is_member.sum()})"
+        axes.set_title(title, fontsize=7.5)
     return figure

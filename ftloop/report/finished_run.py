@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ftloop.config import Config
-from ftloop.report.scored import Scored, score
+from ftloop.report.scored import ScoredSplit, score_split
 from ftloop.runs.finished import load_task
 
 MAX_TRAIN_ROWS = 5000  # of the training split that are scored: the model has learned them
@@ -19,18 +19,18 @@ class FinishedRun:
 
     def __init__(self, run_dir: Path, config: Config, scores: dict[str, dict[str, float | None]]):
         self.run_dir, self.config, self.scores = run_dir, config, scores
-        self._scored: dict[str, Scored] = {}
+        self._scored: dict[str, ScoredSplit] = {}
 
     @cached_property
     def task(self) -> Any:
         """The task with the labels that the model was trained with."""
         return load_task(self.config)
 
-    def score(self, split: str) -> Scored:
+    def score(self, split: str) -> ScoredSplit:
         """Return the rows of a split with the outputs of the model; of train, at most 5000 rows."""
         if split not in self._scored:
             max_rows = MAX_TRAIN_ROWS if split == "train" else None
-            self._scored[split] = score(self.run_dir, split, self.task, at_most=max_rows)
+            self._scored[split] = score_split(self.run_dir, split, self.task, max_rows=max_rows)
         return self._scored[split]
 
     @property

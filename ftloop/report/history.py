@@ -65,7 +65,7 @@ class History:
     """metrics.jsonl by split and name, and what was measured of the speed."""
 
     scores: dict[tuple[str, str], Series]  # by split and name
-    speed: dict[str, Series]  # rows_per_second, padding, ...: the names of Observer.on_log
+    speed: dict[str, Series]  # rows_per_second, data_wait, ...: the names of Observer.on_log
     seconds: float  # from the first line to the last one
     steps: int
     epochs: float

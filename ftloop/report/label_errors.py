@@ -1,194 +1,224 @@
-"""Which labels are likely wrong: rows that neither the run nor a second opinion gives much probability to.
+"""Find training rows whose labels are likely wrong.
 
-A fine-tuned model has seen the rows of train and may have learned their wrong labels by heart; its losses alone then
-say little. The second opinion has not: logistic regression on the *pretrained* model's features, each row judged by one
-that was fitted on the other folds (features of the fine-tuned model have moved towards the labels as they are, and were
-the worse ones). Their logarithms are averaged, the second counting twice: with equal shares as many were found where
-nothing was learned by heart, and fewer where it was. Rows are ranked by the probability of their own label, the
-"self-confidence" of confident learning (Northcutt et al., 2021, arXiv:1911.00068), whose estimate of the joint of given
-and true labels, from the second opinion, says how many are wrong. `python -m benchmarks.label_noise` measures it all.
+A fine-tuned model was trained on these rows and may have memorized their wrong labels, so its own
+probabilities say little. A second opinion has not seen the labels that it judges: logistic
+regression on the features of the pretrained model, fitted on the other folds of the rows. (The
+features of the fine-tuned model have moved towards the given labels, and found fewer errors.)
+
+The opinions are combined by a geometric mean in which the second one counts twice; equal weights
+found as many errors if nothing was memorized, and fewer if something was. Rows are ranked by the
+combined probability of their own label, and confident learning (Northcutt et al., 2021,
+arXiv:1911.00068) estimates how many labels are wrong. `python -m benchmarks.label_noise` measures
+all of this on planted errors.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
 
 from ftloop.errors import UserError
-from ftloop.report.scored import Scored
+from ftloop.report.features import extract_features, initial_task
+from ftloop.report.linear import fit_linear, predict_probabilities
+from ftloop.report.scored import ScoredSplit, score_split
 from ftloop.runs.record import load_config
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 Array = numpy.ndarray
 
 FOLDS = 5
-# Of the logistic regression, the inverse of its penalty. On scaled features, this strong a penalty is better than
-# scikit-learn's 1 with wrong labels among the rows, and some times quicker.
+# scikit-learn's C of the logistic regression. If some labels are wrong, so strong a penalty finds
+# more of them than the default of 1, and it converges several times faster.
 INVERSE_PENALTY = 0.01
-SHARE = 2 / 3  # of the second opinion
-LEAST = 1e-4  # added to probabilities before their logarithms: one opinion that is quite sure does not decide alone
+SECOND_OPINION_WEIGHT = 2 / 3
+# Added to probabilities, so that one opinion that is certain does not decide alone.
+SMOOTHING = 1e-4
 
 
 @dataclass(frozen=True)
 class LabelErrors:
-    """Rows by their places in a `Scored`, the most doubtful first; [rows] each."""
+    """The rows of a ScoredSplit, the most doubtful label first."""
 
-    places: Array  # int
-    confidence: Array  # of both opinions in the label as it is; for several labels, in the most doubtful one
-    label: Array  # int: the label that is doubted: the row's class; for several labels, one that it has, or lacks
-    suggested: (
-        Array  # int: the likeliest other class; for several labels, 1: add `label`, 0: take it away
+    places: Array  # int [rows]
+    confidence: Array  # float [rows], in the label; with several labels, in the most doubtful one
+    suggestions: list[str]  # another class; with several labels "+ joy" or "- joy"
+    estimate: int  # how many labels are wrong: those of this many of the first rows
+
+
+def find_label_errors(
+    run_dir: str | Path, split: str = "train", task: Any = None, *, max_rows: int = 10_000
+) -> tuple[ScoredSplit, LabelErrors, str]:
+    """Score a split of a finished run and rank its rows by how doubtful their labels are.
+
+    The third result describes which opinions were used. Without the pretrained model (its folder is
+    gone, or training began with random weights), only the run's own. Of a split with more than
+    `max_rows` rows, so many are chosen at random. `task` is the task of the finished run, if the
+    caller has it. Raises UserError for regression, and for what `score_split` refuses.
+    """
+    config = load_config(run_dir)
+    scored = score_split(run_dir, split, task, max_rows=max_rows)
+    own_opinion = "the probabilities of the run alone"
+    if config.task.init == "random":
+        reason = "training began with random weights"
+        return scored, rank_by_doubt(scored), f"{own_opinion} ({reason})"
+    try:
+        start = initial_task(config, task)
+        _, features = extract_features(config, start, start.build_model(), split, max_rows=max_rows)
+    except UserError as error:
+        return scored, rank_by_doubt(scored), f"{own_opinion} ({error})"
+    second_opinion = predict_out_of_fold(features, scored, seed=config.seed)
+    opinions = (
+        f"the probabilities of the run and a logistic regression, in {FOLDS} folds, on the "
+        f"features of {config.task.model}"
     )
-    likely: (
-        int  # how many are wrong, by confident learning's estimate: the first so many of the rows
-    )
-    names: tuple[str, ...]
-    multi: bool
-    opinions: int  # 2, or 1 where there was no second one
-
-    def suggestion(self, number: int) -> str:
-        """In words, of the row at `places[number]`: "joy -> love"; for several labels "+ joy" or "- joy"."""
-        label, other = self.names[self.label[number]], self.suggested[number]
-        return (
-            f"{'+' if other else '-'} {label}" if self.multi else f"{label} -> {self.names[other]}"
-        )
+    return scored, rank_by_doubt(scored, second_opinion), opinions
 
 
-def label_errors(scored: Scored, second: Array | None = None) -> LabelErrors:
-    """Rank rows by how doubtful their labels are.
+# ---- ranking
 
-    `second`: probabilities [rows, labels] of a second opinion, NaN in the rows where it has none (`out_of_fold`).
-    Raises UserError for regression, and where there are no probabilities.
+
+def rank_by_doubt(scored: ScoredSplit, second_opinion: Array | None = None) -> LabelErrors:
+    """Rank rows by the probability of their label, the lowest first.
+
+    `second_opinion` is probabilities, float [rows, labels], of another model; NaN if it has none
+    for a row or label. Raises UserError for regression, and if the run has no probabilities.
     """
     if scored.is_regression or scored.probabilities is None:
         raise UserError(
-            f"the labels of {scored.split} are doubted by probabilities, which this run does not give"
+            "label errors are found by probabilities, but the task returns none for the rows of "
+            f"{scored.split}."
         )
-    own, truth = scored.probabilities.astype(float), scored.references
-    if (
-        scored.is_multi_label
-    ):  # each label is a question of its own, with two answers: [rows, labels, 2]
-        both = together(
-            *(one if one is None else numpy.stack([1 - one, one], axis=-1) for one in (own, second))
-        )
-        given = numpy.take_along_axis(both, truth[..., None].astype(int), axis=-1)[..., 0]
-        label, places = given.argmin(axis=1), numpy.arange(scored.rows)
-        confidence, suggested = given[places, label], (~truth)[places, label].astype(int)
-        doubted = confidence < 0.5
-        judges = own if second is None else second
-        count = sum(
-            expected(numpy.stack([1 - of, of], axis=1), there.astype(int))
-            for of, there in zip(judges.T, truth.T, strict=True)
-        )
-    else:
-        both, places = together(own, second), numpy.arange(scored.rows)
-        label, confidence = truth, both[places, truth]
-        count = expected(own if second is None else second, truth)
-        others = both.copy()
-        others[places, truth] = -1
-        suggested = others.argmax(axis=1)
-        doubted = others.max(axis=1) > confidence
-    order = numpy.argsort(confidence, kind="stable")
-    columns = (column[order] for column in (places, confidence, label, suggested))
-    count = min(
-        count, int(doubted.sum())
-    )  # no more than have a suggestion that is likelier than the label
-    return LabelErrors(
-        *columns, count, scored.names, scored.is_multi_label, opinions=1 if second is None else 2
-    )
-
-
-def together(one: Array, other: Array | None) -> Array:
-    """The normalised geometric mean of two probabilities over their last axis, the other with its SHARE; where it is
-    NaN, the one."""
-    if other is None:
-        return one
-    mean = (one + LEAST) ** (1 - SHARE) * (other + LEAST) ** SHARE
-    return numpy.where(numpy.isnan(other), one, mean / mean.sum(axis=-1, keepdims=True))
-
-
-def expected(probabilities: Array, truth: Array) -> int:
-    """How many of some rows have a wrong label, by the calibrated confident joint. A class's threshold is the mean
-    probability that its own rows give it; a row is counted to the likeliest class whose threshold it reaches, if any;
-    and the counts of each class are scaled to all of its rows. Rows without probabilities (NaN) are not counted."""
-    judged = ~numpy.isnan(probabilities).any(axis=1)
-    probabilities, truth = probabilities[judged], truth[judged]
-    rows, classes = numpy.bincount(truth, minlength=probabilities.shape[1]), probabilities.shape[1]
-    own = numpy.bincount(truth, probabilities[numpy.arange(len(truth)), truth], minlength=classes)
-    thresholds = numpy.divide(own, rows, out=numpy.full(classes, numpy.inf), where=rows > 0)
-    reached = numpy.where(probabilities >= thresholds, probabilities, -1)
-    counted = reached.max(axis=1) >= 0
-    off = numpy.bincount(truth[counted & (reached.argmax(axis=1) != truth)], minlength=classes)
-    of = numpy.bincount(truth[counted], minlength=classes)
-    return round(float((off * rows / numpy.maximum(of, 1)).sum()))
-
-
-def out_of_fold(features: Array, scored: Scored, folds: int = FOLDS, seed: int = 0) -> Array:
-    """Probabilities, float [rows, labels], of logistic regressions that have not seen the row that they judge.
-
-    Each class is dealt over the folds evenly. Classes (of several labels: labels) with fewer rows than folds cannot be
-    judged like this: their rows (columns) are NaN.
-    """
-    from ftloop.report.linear import linear, probabilities_of
-
-    draw, truth = numpy.random.default_rng(seed), scored.references
-    fold = numpy.empty(scored.rows, int)
-    keys = (
-        truth
-        if not scored.is_multi_label
-        else numpy.unique(truth, axis=0, return_inverse=True)[1].ravel()
-    )
-    mixed = draw.permutation(scored.rows)
-    fold[mixed[numpy.argsort(keys[mixed], kind="stable")]] = numpy.arange(scored.rows) % folds
-    found = numpy.full((scored.rows, len(scored.names)), numpy.nan)
-    for number in range(folds):
-        held = fold == number
-        if held.any():
-            model = linear(features[~held], truth[~held], scored, inverse_penalty=INVERSE_PENALTY)
-            found[held] = probabilities_of(model, features[held], scored)
+    own_opinion = scored.probabilities.astype(float)
     if scored.is_multi_label:
-        positives = truth.sum(axis=0)
-        found[:, numpy.minimum(positives, scored.rows - positives) < folds] = numpy.nan
-    else:
-        found[numpy.bincount(truth, minlength=len(scored.names))[truth] < folds] = numpy.nan
-    return found
+        return rank_multi_label(scored, own_opinion, second_opinion)
+    return rank_single_label(scored, own_opinion, second_opinion)
 
 
-def of_run(
-    run_dir: str | Path,
-    split: str = "train",
-    task: Any = None,
-    model: "PreTrainedModel | None" = None,
-    *,
-    at_most: int = 10_000,
-) -> tuple[Scored, LabelErrors, str]:
-    """The rows of a split, their labels by doubt, and in words what the doubt is made from.
+def rank_single_label(
+    scored: ScoredSplit, own_opinion: Array, second_opinion: Array | None
+) -> LabelErrors:
+    labels, rows = scored.references, numpy.arange(scored.rows)
+    combined = combine_opinions(own_opinion, second_opinion)
+    confidence = combined[rows, labels]
+    combined[rows, labels] = -1
+    suggested, is_more_likely = combined.argmax(axis=1), combined.max(axis=1) > confidence
+    order = numpy.argsort(confidence, kind="stable")
+    judge = own_opinion if second_opinion is None else second_opinion
+    return LabelErrors(
+        places=order,
+        confidence=confidence[order],
+        suggestions=[scored.names[label] for label in suggested[order]],
+        estimate=min(estimate_label_errors(judge, labels), int(is_more_likely.sum())),
+    )
 
-    Of more than `at_most` rows, so many are chosen at random. It costs a pass of the run's model and one of the
-    pretrained model over them, and 5 logistic regressions. Where the pretrained model is gone, or was random, only the
-    run's own opinion counts. Raises UserError as `score` and `label_errors` do.
+
+def rank_multi_label(
+    scored: ScoredSplit, own_opinion: Array, second_opinion: Array | None
+) -> LabelErrors:
+    """Rank rows by their most doubtful label: each label is a question with two answers."""
+    labels, rows = scored.references.astype(int), numpy.arange(scored.rows)
+    judge = own_opinion if second_opinion is None else second_opinion
+    estimate = 0
+    confidences = numpy.empty(labels.shape)
+    for label in range(len(scored.names)):
+        answers = as_two_classes(own_opinion[:, label])
+        second = None if second_opinion is None else as_two_classes(second_opinion[:, label])
+        confidences[:, label] = combine_opinions(answers, second)[rows, labels[:, label]]
+        estimate += estimate_label_errors(as_two_classes(judge[:, label]), labels[:, label])
+    most_doubtful = confidences.argmin(axis=1)
+    confidence = confidences[rows, most_doubtful]
+    order = numpy.argsort(confidence, kind="stable")
+    suggestions = []
+    for row in order:
+        label = most_doubtful[row]
+        suggestions.append(f"{'-' if labels[row, label] else '+'} {scored.names[label]}")
+    return LabelErrors(
+        places=order,
+        confidence=confidence[order],
+        suggestions=suggestions,
+        estimate=min(estimate, int((confidence < 0.5).sum())),
+    )
+
+
+def as_two_classes(probabilities: Array) -> Array:
+    """Return the probabilities that a label is absent and present: [rows] to [rows, 2]."""
+    return numpy.stack([1 - probabilities, probabilities], axis=1)
+
+
+def combine_opinions(own: Array, second: Array | None) -> Array:
+    """Return the normalized geometric mean of two probabilities, [rows, classes].
+
+    In rows for which the second opinion is NaN, the own one counts alone.
     """
-    from ftloop.report.features import extract_features, initial_task
-    from ftloop.report.scored import score
+    if second is None:
+        return own.copy()
+    weight = SECOND_OPINION_WEIGHT
+    mean = (own + SMOOTHING) ** (1 - weight) * (second + SMOOTHING) ** weight
+    return numpy.where(numpy.isnan(second), own, mean / mean.sum(axis=1, keepdims=True))
 
-    config = load_config(run_dir)
-    scored = score(run_dir, split, task, model, at_most=at_most)
-    if scored.is_regression:
-        raise UserError(f"{run_dir}: numbers have no wrong labels, only large errors")
-    if config.task.init == "random":
-        return (
-            scored,
-            label_errors(scored),
-            "the run's own probabilities alone: its model began with random weights",
+
+def estimate_label_errors(probabilities: Array, labels: Array) -> int:
+    """Estimate how many labels are wrong by the calibrated confident joint of confident learning.
+
+    The threshold of a class is the mean probability that its own rows give it. A row is counted for
+    the most likely class whose threshold it reaches, if there is one, and the counts of the rows
+    with one label are scaled to all of these rows. Rows without probabilities (NaN) are ignored.
+    """
+    is_judged = ~numpy.isnan(probabilities).any(axis=1)
+    probabilities, labels = probabilities[is_judged], labels[is_judged]
+    num_classes = probabilities.shape[1]
+    rows_of_class = numpy.bincount(labels, minlength=num_classes)
+    own_probabilities = probabilities[numpy.arange(len(labels)), labels]
+    sums = numpy.bincount(labels, own_probabilities, minlength=num_classes)
+    thresholds = numpy.full(num_classes, numpy.inf)
+    numpy.divide(sums, rows_of_class, out=thresholds, where=rows_of_class > 0)
+
+    confident = numpy.where(probabilities >= thresholds, probabilities, -1)
+    is_counted, likely_class = confident.max(axis=1) >= 0, confident.argmax(axis=1)
+    is_error = is_counted & (likely_class != labels)
+    counted = numpy.bincount(labels[is_counted], minlength=num_classes)
+    errors = numpy.bincount(labels[is_error], minlength=num_classes)
+    return round(float((errors * rows_of_class / counted.clip(1)).sum()))
+
+
+# ---- the second opinion
+
+
+def predict_out_of_fold(
+    features: Array, scored: ScoredSplit, folds: int = FOLDS, seed: int = 0
+) -> Array:
+    """Return probabilities, float [rows, labels], of models that were not fitted on their row.
+
+    Classes or labels with fewer rows than folds cannot be judged: their rows, or columns, are NaN.
+    """
+    labels = scored.references
+    fold_of_row = assign_folds(labels, folds, seed)
+    probabilities = numpy.full((scored.rows, len(scored.names)), numpy.nan)
+    for fold in range(min(folds, scored.rows)):
+        is_held_out = fold_of_row == fold
+        model = fit_linear(
+            features[~is_held_out], labels[~is_held_out], scored, inverse_penalty=INVERSE_PENALTY
         )
-    try:
-        start = initial_task(config, task)
-        model = start.build_model()
-        _, features = extract_features(config, start, model, split, max_rows=at_most)
-    except UserError as error:
-        return scored, label_errors(scored), f"the run's own probabilities alone: {error}"
-    said = f"the run's probabilities, and logistic regression on features of {config.task.model} in {FOLDS} folds"
-    return scored, label_errors(scored, out_of_fold(features, scored, seed=config.seed)), said
+        probabilities[is_held_out] = predict_probabilities(model, features[is_held_out], scored)
+    if scored.is_multi_label:
+        positives = labels.sum(axis=0)
+        rarer_answer = numpy.minimum(positives, scored.rows - positives)
+        probabilities[:, rarer_answer < folds] = numpy.nan
+    else:
+        rows_of_class = numpy.bincount(labels, minlength=len(scored.names))
+        probabilities[rows_of_class[labels] < folds] = numpy.nan
+    return probabilities
+
+
+def assign_folds(labels: Array, folds: int, seed: int) -> Array:
+    """Return a random fold for each row, int [rows], with equal shares of each class.
+
+    Several labels are divided by their combinations. scikit-learn's StratifiedKFold refuses data
+    in which every class or combination is rarer than the folds.
+    """
+    _, classes = numpy.unique(labels, axis=0, return_inverse=True)
+    shuffled = numpy.random.default_rng(seed).permutation(len(labels))
+    by_class = shuffled[numpy.argsort(classes.ravel()[shuffled], kind="stable")]
+    fold_of_row = numpy.empty(len(labels), int)
+    fold_of_row[by_class] = numpy.arange(len(labels)) % folds
+    return fold_of_row

@@ -7,12 +7,12 @@ import numpy
 
 from ftloop.report import figures
 from ftloop.report.features import extract_features
-from ftloop.report.figures import COLOURS
 from ftloop.report.finished_run import FinishedRun
 from ftloop.report.page import Html, Page
 from ftloop.report.rows_section import format_labels
-from ftloop.report.scored import Scored
+from ftloop.report.scored import ScoredSplit
 from ftloop.report.sections import format_row_count
+from ftloop.report.svg import COLORS
 from ftloop.runs.finished import load_model, model_folder
 
 MAX_ROWS = 2000  # rows in the map
@@ -44,14 +44,14 @@ def add_feature_map(page: Page, run: FinishedRun) -> None:
 
 def map_figure(
     page: Page,
-    scored: Scored,
+    scored: ScoredSplit,
     points: numpy.ndarray,
     groups: Groups,
     method: str,
     axis_names: tuple[str, str],
 ) -> Html:
-    """Draw all rows in one map, the largest groups coloured."""
-    coloured = dict(list(groups.items())[: len(COLOURS)])
+    """Draw all rows in one map, the largest groups colored."""
+    colored = dict(list(groups.items())[: len(COLORS)])
     data: dict[str, Any] = {
         "row": scored.row_ids.tolist(),
         "x": points[:, 0].tolist(),
@@ -68,12 +68,12 @@ def map_figure(
         f"Features of the trained model: the mean over the tokens or patches of each row of "
         f"{scored.split} ({format_row_count(scored.rows, scored.total)}), projected by {method}."
     )
-    if len(coloured) < len(groups):
-        caption += f" The {len(coloured)} largest of {len(groups)} groups are coloured."
-    return page.figure("map", figures.cloud(points, coloured, axis_names), caption, data)
+    if len(colored) < len(groups):
+        caption += f" The {len(colored)} largest of {len(groups)} groups are colored."
+    return page.figure("map", figures.point_map(points, colored, *axis_names), caption, data)
 
 
-def panel_figure(page: Page, scored: Scored, points: numpy.ndarray, groups: Groups) -> Html:
+def panel_figure(page: Page, scored: ScoredSplit, points: numpy.ndarray, groups: Groups) -> Html:
     """Draw where the rows of each of the largest groups lie, in a panel each."""
     panels = dict(list(groups.items())[:MAX_PANELS])
     data: dict[str, list[Any]] = {"group": [], "x": [], "y": []}
@@ -86,7 +86,7 @@ def panel_figure(page: Page, scored: Scored, points: numpy.ndarray, groups: Grou
     caption = f"The same map with a panel for each {kind}."
     if len(panels) < len(groups):
         caption += f" The {len(panels)} largest of {len(groups)} are shown."
-    return page.figure("map-by-class", figures.hexagons(points, panels), caption, data)
+    return page.figure("map-by-class", figures.density_panels(points, panels), caption, data)
 
 
 def project_to_plane(
@@ -115,7 +115,7 @@ def project_to_plane(
     return numpy.round(points, 4), method, (names[0], names[1])
 
 
-def group_rows(scored: Scored) -> Groups:
+def group_rows(scored: ScoredSplit) -> Groups:
     """Group rows by class or label, the largest group first; numbers into four equal parts."""
     groups: Groups = {}
     if scored.is_regression:
@@ -126,8 +126,7 @@ def group_rows(scored: Scored) -> Groups:
             groups[f"{edges[index]:.3g} to {edges[index + 1]:.3g}"] = part == index
         return {name: is_member for name, is_member in groups.items() if is_member.any()}
     for label, name in enumerate(scored.names):
-        labels = scored.references
-        is_member = labels[:, label] if scored.is_multi_label else labels == label
+        is_member = scored.has_label(label)
         if is_member.any():
             groups[name] = is_member
     return dict(sorted(groups.items(), key=lambda group: -group[1].sum()))

@@ -3,13 +3,17 @@
 import numpy
 
 from ftloop.report import figures, statistics
-from ftloop.report.figures import COLOURS, GREY, Curve
+from ftloop.report.figures import Curve
 from ftloop.report.finished_run import FinishedRun
 from ftloop.report.page import Column, Html, Page, paragraph, table
-from ftloop.report.scored import Scored
+from ftloop.report.scored import ScoredSplit
+from ftloop.report.svg import COLORS, GREY
+from ftloop.report.thresholds import apply_thresholds, choose_thresholds, f1_by_threshold
+from ftloop.report.weighted_scores import compute_scores
 
 MAX_CURVE_POINTS = 100  # of a precision-recall curve
 MAX_TOTAL_POINTS = 4000  # of all curves of a figure
+THRESHOLDS = numpy.linspace(0.01, 0.99, 99)  # those of the figure of F1 by threshold
 
 
 def add_probabilities(page: Page, run: FinishedRun) -> None:
@@ -26,7 +30,7 @@ def add_probabilities(page: Page, run: FinishedRun) -> None:
         add_thresholds(page, run)
 
 
-def calibration_figure(page: Page, scored: Scored) -> Html:
+def calibration_figure(page: Page, scored: ScoredSplit) -> Html:
     """Draw how often a prediction was right against its probability."""
     bins = statistics.calibration(scored)
     is_filled = bins.counts > 0
@@ -35,9 +39,9 @@ def calibration_figure(page: Page, scored: Scored) -> Html:
         "to": bins.edges[1:].tolist(),
         "items": bins.counts.tolist(),
         "mean probability": empty_for_nan(bins.confidence),
-        "share right": empty_for_nan(bins.correct),
+        "share right": empty_for_nan(bins.accuracy),
     }
-    curve = Curve("", bins.confidence[is_filled], bins.correct[is_filled], COLOURS[0], points=True)
+    curve = Curve("", bins.confidence[is_filled], bins.accuracy[is_filled], COLORS[0], markers=True)
     what = (
         "the probability of each row and label against the share of rows with the label"
         if scored.is_multi_label
@@ -56,22 +60,21 @@ def empty_for_nan(values: numpy.ndarray) -> list[float | str]:
     return ["" if numpy.isnan(value) else float(value) for value in values]
 
 
-def precision_recall_figure(page: Page, scored: Scored) -> Html:
-    """Draw precision over recall for each class; of many, the best and the worst are coloured."""
+def precision_recall_figure(page: Page, scored: ScoredSplit) -> Html:
+    """Draw precision over recall for each class; of many, the best and the worst are colored."""
     points = MAX_TOTAL_POINTS // max(len(scored.names), 1)
     points = max(10, min(MAX_CURVE_POINTS, points))
     curves = statistics.precision_recall_curves(scored, points)
-    curves = [curve for curve in curves if curve.positives]  # others have no recall
     by_precision = sorted(curves, key=lambda curve: curve.average_precision)
-    if len(by_precision) <= len(COLOURS):
-        coloured, grey, note = by_precision, [], ""
+    if len(by_precision) <= len(COLORS):
+        colored, grey, note = by_precision, [], ""
     else:
-        coloured, grey = [*by_precision[:3], *by_precision[-3:]], by_precision[3:-3]
-        note = " The three worst and the three best are coloured, with their average precision."
+        colored, grey = [*by_precision[:3], *by_precision[-3:]], by_precision[3:-3]
+        note = " The three worst and the three best are colored, with their average precision."
     drawn = [Curve("", curve.recall, curve.precision, GREY, faint=True) for curve in grey]
-    for curve, colour in zip(coloured, COLOURS, strict=False):
+    for curve, color in zip(colored, COLORS, strict=False):
         name = f"{curve.name} {curve.average_precision:.2f}"
-        drawn.append(Curve(name, curve.recall, curve.precision, colour))
+        drawn.append(Curve(name, curve.recall, curve.precision, color))
 
     data = {
         "class": [curve.name for curve in curves for _ in curve.recall],
@@ -90,20 +93,20 @@ def precision_recall_figure(page: Page, scored: Scored) -> Html:
 
 def add_thresholds(page: Page, run: FinishedRun) -> None:
     """Add thresholds that are chosen on validation, and the scores that they give."""
-    scored = run.score(run.main_split)
-    thresholds = statistics.choose_thresholds(run.score("validation"))
+    scored, validation = run.score(run.main_split), run.score("validation")
+    own_threshold, chosen = run.task.threshold, choose_thresholds(validation)
     page.add_heading("Thresholds: the probability from which a label is predicted")
     metric_names = [name for name in run.task.metric_names if not name.endswith("_per_class")]
-    effects = thresholds.effects(scored, metric_names)
-    titles = {
-        "run": f"the run's own, {run.task.threshold:g}",
-        "whole": f"one for all labels, {thresholds.whole:.3f}",
-        "by_label": "one for each label",
+    by_choice = {
+        f"the run's own, {own_threshold:g}": scored,
+        f"one for all labels, {chosen.common:.3f}": apply_thresholds(scored, chosen.common),
+        "one for each label": apply_thresholds(scored, chosen.per_label),
     }
-    columns = [Column("threshold", [titles[choice] for choice in effects])]
-    for name in next(iter(effects.values())):
+    all_scores = [compute_scores(changed, metric_names) for changed in by_choice.values()]
+    columns = [Column("threshold", list(by_choice))]
+    for name in all_scores[0]:
         if name != "loss":  # it does not depend on a threshold
-            cells = [scores.get(name) for scores in effects.values()]
+            cells = [of_choice[name] for of_choice in all_scores]
             columns.append(Column(name, cells, "number", 4))
     note = (
         "The thresholds are chosen on validation only. The table shows their scores on "
@@ -111,29 +114,27 @@ def add_thresholds(page: Page, run: FinishedRun) -> None:
     )
     if scored.split != "test":
         note += " The data has no test split: these are the rows on which they were chosen."
-    is_shared = ["shared: too few rows on validation" if few else "" for few in thresholds.shared]
-    by_label = [
+    reasons = ["shared: too few rows on validation" if few else "" for few in chosen.uses_common]
+    per_label = [
         Column("label", scored.names),
-        Column("threshold", thresholds.by_label.tolist(), "number"),
-        Column("", is_shared),
+        Column("threshold", chosen.per_label.tolist(), "number"),
+        Column("", reasons),
     ]
     tables = (
-        table(columns) + paragraph(note, "soft") + table(by_label, "One for each label", tall=True)
+        table(columns) + paragraph(note, "soft") + table(per_label, "One for each label", tall=True)
     )
-    page.add_grid(threshold_figure(page, thresholds, run.task.threshold), f"<div>{tables}</div>")
+    page.add_grid(threshold_figure(page, validation, own_threshold), f"<div>{tables}</div>")
 
 
-def threshold_figure(page: Page, thresholds: statistics.Thresholds, own_threshold: float) -> Html:
+def threshold_figure(page: Page, validation: ScoredSplit, own_threshold: float) -> Html:
     """Draw F1 on validation by a threshold that all labels share."""
+    by_threshold = f1_by_threshold(validation, THRESHOLDS)
     curves = [
-        Curve("f1_micro", thresholds.grid, thresholds.f1_micro, COLOURS[0]),
-        Curve("f1_macro", thresholds.grid, thresholds.f1_macro, COLOURS[1]),
+        Curve(name, THRESHOLDS, values, color)
+        for (name, values), color in zip(by_threshold.items(), COLORS, strict=False)
     ]
-    data = {
-        "threshold": thresholds.grid.tolist(),
-        "f1_micro": thresholds.f1_micro.tolist(),
-        "f1_macro": thresholds.f1_macro.tolist(),
-    }
+    data = {"threshold": THRESHOLDS.tolist()}
+    data |= {name: values.tolist() for name, values in by_threshold.items()}
     caption = (
         "F1 on validation by one threshold for all labels. The dashed line is the run's own "
         f"threshold, {own_threshold:g}."

@@ -7,9 +7,9 @@ from typing import Any
 import numpy
 
 from ftloop.report.feature_file import read_features
-from ftloop.report.linear import dummy, linear, scored_by
-from ftloop.report.scored import some_rows
-from ftloop.report.statistics import scores
+from ftloop.report.linear import fit_dummy, fit_linear, score_model
+from ftloop.report.subset import sample_rows
+from ftloop.report.weighted_scores import compute_scores
 
 logger = logging.getLogger("ftloop")
 
@@ -29,15 +29,15 @@ def probe_features(
         references = {split: labels.astype(bool) for split, labels in references.items()}
     _, features = read_features(file, "train")
     train_labels = references["train"]
-    chosen = some_rows(len(train_labels), MAX_ROWS, seed)
-    if chosen is not None:
+    chosen = sample_rows(len(train_labels), MAX_ROWS, seed)
+    if len(chosen) < len(train_labels):
         logger.info(
             "probe: %d of %d training rows, chosen at random", len(chosen), len(train_labels)
         )
         features, train_labels = features[chosen], train_labels[chosen]
     models = {
-        "probe": linear(features, train_labels, task.labels),
-        "dummy": dummy(features, train_labels, task.labels),
+        "probe": fit_linear(features, train_labels, task.labels),
+        "dummy": fit_dummy(train_labels, task.labels),
     }
     lines: list[str] = []
     for split in references:
@@ -45,8 +45,8 @@ def probe_features(
             continue
         _, features = read_features(file, split)
         for name, model in models.items():
-            scored = scored_by(model, features, references[split], split, task)
-            found = scores(scored, task.metric_names)
+            scored = score_model(model, features, references[split], split, task)
+            found = compute_scores(scored, task.metric_names)
             if not lines:
                 headers = [f"{score:>12}" for score in found]
                 lines.append("  ".join([f"{'split':<12}{'':<8}", *headers]))

@@ -7,8 +7,8 @@ from typing import Any
 import numpy
 
 from ftloop.config import Config
-from ftloop.report import figures, statistics
-from ftloop.report.baselines import Baseline, baselines
+from ftloop.report import bootstrap, figures
+from ftloop.report.baselines import Baseline, fit_baselines
 from ftloop.report.finished_run import FinishedRun
 from ftloop.report.history import History
 from ftloop.report.page import (
@@ -47,7 +47,7 @@ def add_result(page: Page, run: FinishedRun, history: History) -> None:
     values["parameters"] = f"{parameters / 1e6:.1f} million"
     page.add(key_figures(values))
 
-    fitted = baselines(run.config, run.task, tuple(run.held_out_splits))
+    fitted = fit_baselines(run.config, run.task, tuple(run.held_out_splits))
     page.add_grid(*(scores_on_split(page, run, split, fitted) for split in run.held_out_splits))
     page.add(
         paragraph(
@@ -60,7 +60,7 @@ def add_result(page: Page, run: FinishedRun, history: History) -> None:
     model = getattr(run.config.task, "model", "")
     notes = []
     for baseline in fitted:
-        note = (baseline.absent or baseline.how).replace(model, shorten_path(model))
+        note = baseline.description.replace(model, shorten_path(model))
         notes.append(f"{baseline.name}: {note}.")
     page.add(bullet_list(notes, "soft"))
 
@@ -145,12 +145,12 @@ def count_parameters(folder: Path) -> int:
 def scores_on_split(page: Page, run: FinishedRun, split: str, fitted: list[Baseline]) -> Html:
     """Return a table of all scores on a split, and a figure of the main one."""
     scored, metric_names = run.score(split), run.task.metric_names
-    intervals = {THIS_RUN: statistics.intervals(scored, metric_names)}
+    intervals = {THIS_RUN: bootstrap.intervals(scored, metric_names)}
     values: dict[str, dict[str, Any]] = {THIS_RUN: run.scores[split]}
     for baseline in fitted:
         if split in baseline.scored:
             name = baseline.name
-            intervals[name] = statistics.intervals(baseline.scored[split], metric_names)
+            intervals[name] = bootstrap.intervals(baseline.scored[split], metric_names)
             values[name] = {score: found.value for score, found in intervals[name].items()}
 
     columns = [Column("", list(values))]
@@ -184,6 +184,6 @@ def main_score_figure(
     of_score = [intervals[model].get(score) for model in drawn]
     ends = [(one.low, one.high) if has_interval(one) else None for one in of_score]
     data = {"": list(drawn), score: list(drawn.values()), **interval_columns(of_score)}
-    svg = figures.intervals(list(drawn), list(drawn.values()), ends, score, ours=1)
+    svg = figures.intervals(list(drawn), list(drawn.values()), ends, score, highlighted=1)
     caption = f"{score} on {split}, with 95 % intervals."
     return page.figure(f"{split}-{score}", svg, caption, data)

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 import numpy
 
-from ftloop.report import label_errors, statistics
+from ftloop.report import statistics
 from ftloop.report.finished_run import FinishedRun
 from ftloop.report.history import History
+from ftloop.report.label_errors import find_label_errors
 from ftloop.report.page import Column, Page, csv_paragraph, paragraph
-from ftloop.report.scored import Scored
+from ftloop.report.scored import ScoredSplit
 from ftloop.report.sections import format_row_count, shorten_path
 from ftloop.report.task_rows import TaskRows, show_rows
 
@@ -24,7 +25,7 @@ def add_extreme_losses(page: Page, run: FinishedRun, rows: TaskRows) -> None:
     for split in run.held_out_splits or ["train"]:
         scored = run.score(split)
         for rank, count in (("highest", MAX_HARD_ROWS), ("lowest", MAX_EASY_ROWS)):
-            places = statistics.by_loss(scored, count, rank == "highest")
+            places = statistics.rank_by_loss(scored, count, rank == "highest")
             page.add_heading(f"{split}: the {rank} losses")
             add_row_table(page, rows, scored, places, f"{rank}-loss-{split}")
 
@@ -36,28 +37,22 @@ def add_label_errors(
     if not rows.class_names:
         return
     page.add_section("Likely label errors")
-    scored, errors, method = label_errors.of_run(
-        run.run_dir, "train", run.task, at_most=search_rows or default_search_rows(history)
-    )
+    max_rows = search_rows or default_search_rows(history)
+    scored, errors, opinions = find_label_errors(run.run_dir, "train", run.task, max_rows=max_rows)
     model = str(getattr(run.config.task, "model", ""))
     count = format_row_count(scored.rows, scored.total)
     page.add(
         paragraph(
             "Training rows whose labels are doubtful, the most doubtful first, according to "
-            f"{method.replace(model, shorten_path(model))}. Confident learning estimates that "
-            f"about {errors.likely} labels are wrong in the {count} of train that were searched. "
+            f"{opinions.replace(model, shorten_path(model))}. Confident learning estimates that "
+            f"about {errors.estimate} labels are wrong in the {count} of train that were searched. "
             "Check each row before you change its label."
         )
     )
     places = errors.places[:MAX_HARD_ROWS]
-    if errors.multi:
-        suggestions = [errors.suggestion(index) for index in range(len(places))]
-    else:
-        suggestions = [errors.names[label] for label in errors.suggested[: len(places)]]
-    confidence = errors.confidence[: len(places)].tolist()
     more_columns = [
-        Column("suggested", suggestions),
-        Column("confidence in the label", confidence, "number"),
+        Column("suggested", errors.suggestions[:MAX_HARD_ROWS]),
+        Column("confidence in the label", errors.confidence[:MAX_HARD_ROWS].tolist(), "number"),
     ]
     add_row_table(page, rows, scored, places, "likely-label-errors", more_columns)
 
@@ -76,7 +71,7 @@ def default_search_rows(history: History) -> int:
 def add_row_table(
     page: Page,
     rows: TaskRows,
-    scored: Scored,
+    scored: ScoredSplit,
     places: numpy.ndarray,
     name: str,
     more_columns: Sequence[Column] = (),
@@ -89,7 +84,7 @@ def add_row_table(
     page.add(csv_paragraph(data, name))
 
 
-def output_columns(scored: Scored, places: numpy.ndarray) -> list[Column]:
+def output_columns(scored: ScoredSplit, places: numpy.ndarray) -> list[Column]:
     """Return the label, the prediction, the probabilities and the loss of some rows."""
     chosen = scored.take(numpy.asarray(places, int))
     loss = Column("loss", chosen.losses.tolist(), "number")
@@ -123,7 +118,7 @@ def output_columns(scored: Scored, places: numpy.ndarray) -> list[Column]:
     ]
 
 
-def format_labels(scored: Scored, labels: numpy.ndarray) -> list[str]:
+def format_labels(scored: ScoredSplit, labels: numpy.ndarray) -> list[str]:
     """Return encoded labels as names; several labels of a row are joined by +."""
     if not scored.is_multi_label:
         return [scored.names[label] for label in labels]

@@ -76,7 +76,7 @@ def build_page(run_dir: Path, config: Config, search_rows: int | None = None) ->
         run = FinishedRun(run_dir, config, scores)
         rows = TaskRows(run.task, config.seed)
         add("Result", result_section.add_result, run, history)
-        add("Curves", curves.add, {"": history})
+        add("Curves", curves.add_curves, {"": history})
         add("Classes", classes_section.add_classes, run)
         add("Probabilities", probabilities_section.add_probabilities, run)
         add("Highest and lowest losses", rows_section.add_extreme_losses, run, rows)
@@ -85,7 +85,7 @@ def build_page(run_dir: Path, config: Config, search_rows: int | None = None) ->
     else:
         rows = TaskRows(config.task, config.seed)
         add("Result", result_section.add_result_without_rows, config, history, scores)
-        add("Curves", curves.add, {"": history})
+        add("Curves", curves.add_curves, {"": history})
     if has_rows:
         add("Data", add_data_sections, rows)
     add("Options and versions", config_section.add_config, run_dir, config)

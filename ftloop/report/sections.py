@@ -87,7 +87,7 @@ def shorten_path(path: Any) -> str:
 
 
 def has_interval(interval: Any) -> bool:
-    """Tell whether a score has a bootstrap interval (a `statistics.Interval`)."""
+    """Tell whether a score has a bootstrap interval (a `bootstrap.Interval`)."""
     return interval is not None and bool(numpy.isfinite(interval.low))
 
 

@@ -1,9 +1,17 @@
-"""Some rows of a dataset, for passes over a part of a split."""
+"""Some rows of a split: which ones, and a dataset of them."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy
+
+
+def sample_rows(num_rows: int, max_rows: int | None, seed: int) -> numpy.ndarray:
+    """Return the ids of at most `max_rows` random rows in ascending order; None: of all rows."""
+    if max_rows is None or num_rows <= max_rows:
+        return numpy.arange(num_rows)
+    generator = numpy.random.default_rng([seed, num_rows])
+    return numpy.sort(generator.choice(num_rows, max_rows, replace=False))
 
 
 class Subset:

@@ -15,6 +15,7 @@ import numpy
 from ftloop.data import checks
 from ftloop.report import page
 from ftloop.report.page import Column, Html
+from ftloop.report.subset import sample_rows
 
 MAX_CHARACTERS = 400  # of a text that is shown
 THUMBNAIL = 96  # pixels of the longer side
@@ -72,11 +73,7 @@ class TaskRows:
 
     def sample(self, split: str, max_rows: int) -> numpy.ndarray:
         """Return the ids of at most `max_rows` random rows in ascending order."""
-        count = len(self.splits[split])
-        if count <= max_rows:
-            return numpy.arange(count)
-        generator = numpy.random.default_rng([self.seed, count])
-        return numpy.sort(generator.choice(count, max_rows, replace=False))
+        return sample_rows(len(self.splits[split]), max_rows, self.seed)
 
     def format_label(self, split: str, row: int) -> str:
         """Return the label of a row as text."""
