@@ -13,8 +13,7 @@ import torch
 from conftest import run_script, sentences, write_csv
 from test_train import values
 
-from ftloop import Task, UserError, checkpoint
-from ftloop import train as train_job
+from ftloop import Task, UserError, checkpoint, train as train_job
 from ftloop.cli import Job
 from ftloop.data import Data
 from ftloop.runs.finished import evaluate_run
@@ -230,7 +229,9 @@ def test_options_become_setups_and_observers(task, monkeypatch):
         return [type(item).__name__ for item in items]
 
     plain = Job(task=task, run_dir="r")
-    assert names(plain.setups()) == ["TerminalSetup", "FSDP2", "MatmulBackend", "KeepMemory"]
+    assert names(plain.setups()) == [
+        *("TerminalSetup", "FSDP2", "MatmulBackend", "KeepMemory", "RecordEnvironment")
+    ]
     assert names(plain.observers())[0] == "RecordImportFolders"
     assert {"ProgressBar", "ScoreTable", "Ledger", "Summary", "Reporter"} < {
         *names(plain.observers())
@@ -256,7 +257,7 @@ def test_options_become_setups_and_observers(task, monkeypatch):
     )
     assert names(full.setups())[1:] == [
         *("Deterministic", "FSDP2", "MatmulBackend"),
-        *("GradientCheckpointing", "Compile", "AutoMicroBatchSize"),
+        *("GradientCheckpointing", "Compile", "AutoMicroBatchSize", "RecordEnvironment"),
     ]
     observers = names(full.observers())
     assert {"Trackers", "Pusher"} < {*observers}
