@@ -1,19 +1,25 @@
-"""Is a run that was killed anywhere, and started again, the run that was not? Hundreds of SIGKILLs, one table.
+"""Kill training runs at random moments, resume them, and compare each with one never killed.
 
-    python -m benchmarks.stress --kills 200                                          every cell, some 25 minutes
-    python -m benchmarks.stress --kills 3 --modalities text --workers 2 --processes 2 --accumulation 3
+    python -m benchmarks.stress --kills 200                              all cells, some 25 minutes
+    python -m benchmarks.stress --kills 3 --modalities text --workers 2 --processes 2 \
+        --accumulation 3
 
-A cell is {text, image} x {workers 0, 2} x {1, 2 processes} x {accumulation 1, 3}: tiny random models with dropout and
-augmentation, ragged tails, a checkpoint every two steps. Its undisturbed run is the command as a user types it, without
-workers. A trial is the same command killed at drawn instants and started again until it ends: one of two processes or
-both, anywhere in training, inside a save, in start-up. A trial also draws whether it runs in bf16, and whether it stops
-early; its undisturbed run does likewise. Then these must be equal, byte for byte: the weights and the training state of
-the last checkpoint, model/, scores.json, the log without its clock, the names of all files. Exit status 1 if anything
-differs.
+A cell is {text, image} x {0, 2 data workers} x {1, 2 processes} x {1, 3 micro-batches per step}:
+tiny random models with dropout and augmentation, batches that no split divides evenly, a checkpoint
+every two steps. A trial starts the command of its cell, kills it with SIGKILL at a random moment
+(one of two processes, or all of them; while it starts, trains, saves a checkpoint or exports the
+model), starts it again, and so on until it finishes. At random, it also trains in bf16 or with
+early stopping.
 
-Importing the libraries takes seconds. So this process imports them once, and most starts are forks of it that run
-train.py; a share (`typed`) are new processes by `python` and `torchrun`. It stays free of threads, or no fork is sound.
-The seed decides what is drawn, not where a kill hits: that is up to the machine. Linux only (it reads /proc).
+Its reference is the same command without data workers, never killed. These must be equal, byte for
+byte: the weights and the training state of the last checkpoint, model/, scores.json, ledger.jsonl,
+metrics.jsonl without its times, and the names of all files. The exit code is 1 if anything differs.
+
+Importing the libraries takes seconds. This process therefore imports them once, and most starts
+are forks of it that run train.py; the share `--launched` are new processes of `python` and
+`torchrun`. A fork is only sound in a process without threads, so this one drives several trials as
+generators. The seed decides what is drawn, but not what exactly a kill hits: that depends on the
+machine. Linux only, since it reads /proc.
 """
 
 import contextlib
@@ -43,49 +49,62 @@ ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "JE_ARROW_MALLOC_CONF": "background_thread:false",  # pyarrow's allocator: no thread when it is imported
+    # The allocator of pyarrow would otherwise start a thread on import.
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
     "HF_HUB_OFFLINE": "1",
-    "CUDA_VISIBLE_DEVICES": "",  # the same bits on any machine
+    "CUDA_VISIBLE_DEVICES": "",
     "ACCELERATE_USE_CPU": "1",
 }
-WORDS = ["the", "a", "sky", "grass", "sea", "rose", "is", "was", "very", "quite", "not", "pale", "red", "green", "blue"]
-COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
-ROWS = {"train": 43, "validation": 11, "test": 11}  # in batches of 10: the last of an epoch has 3 rows
-SIZES = ["hidden_size=32", "num_hidden_layers=1", "num_attention_heads=2", "intermediate_size=64"]
-MICRO_BATCH = {(1, 1): 10, (1, 3): 4, (2, 1): 5, (2, 3): 2}  # rows, by processes and accumulation; 4 + 4 + 2: ragged
-# Where a kill is meant to hit, and how often: any instant of training; a save; model/ and scores.json being written;
-# the folder being opened or brought back to its checkpoint; any instant before.
-PLANS = {"training": 6, "save": 3, "ending": 1, "opening": 1, "start-up": 1}
-# What a trial may have besides. With patience, evaluations are close together, and one that is not better ends the run.
-DRAWN = {"bf16": ["--precision", "bf16"], "patience": ["--patience", "2", "--eval-every", "4"]}
-MOMENT = 0.01  # seconds, about as long as a save lasts: a kill falls somewhere in it
-LONGEST = 300  # seconds of one start; more is a hang
-PATIENCE = {False: 2, True: 40}  # seconds in which the others may notice that one is gone; torchrun waits 30 itself
-MOST_KILLS = 8  # of one trial
+WORDS = [
+    *("the", "a", "sky", "grass", "sea", "rose", "is", "was", "very", "quite", "not", "pale"),
+    *("red", "green", "blue"),
+]
+COLORS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
+# Rows per split. In batches of 10, the last batch of an epoch has 3 rows.
+NUM_ROWS = {"train": 43, "validation": 11, "test": 11}
+MODEL_SIZES = [
+    "hidden_size=32",
+    "num_hidden_layers=1",
+    "num_attention_heads=2",
+    "intermediate_size=64",
+]
+# By number of processes and of micro-batches. With 4, a step of 10 rows is 4 + 4 + 2.
+MICRO_BATCH_SIZES = {(1, 1): 10, (1, 3): 4, (2, 1): 5, (2, 3): 2}
+# What a kill aims at, with its weight in the draw: any moment of training; while a checkpoint is
+# being saved; while model/ is exported; while the run folder is opened or restored; before that.
+TARGETS = {"training": 6, "save": 3, "export": 1, "opening": 1, "startup": 1}
+# Options that half of the trials have, each drawn by itself. With patience, evaluations are close
+# together, and the run ends early.
+VARIATIONS = {"bf16": ["--precision", "bf16"], "patience": ["--patience", "2", "--eval-every", "4"]}
+SAVE_SECONDS = 0.01  # about as long as saving takes: a kill falls somewhere into it
+MAX_SECONDS = 300  # of one start; one that takes longer hangs
+# Seconds in which the other rank may notice that one was killed; torchrun waits for 30 seconds.
+GRACE_SECONDS = {"forked": 2, "launched": 40}
+# How log lines of a run begin, as regular expressions
+FIRST_STEP_LINE = r"\d+ optimizer steps of "
+RESUME_LINE = "resuming from "
+MAX_KILLS = 8  # per trial
 
 
 @dataclass(frozen=True)
 class Options:
-    """How much is killed, and in which cells."""
+    """How many kills, and in which cells."""
 
-    kills: int = 200  # that hit a running training, in all; those in start-up are counted apart
-    seed: int = 0  # of what is drawn: where each kill is meant to hit, and which process
-    jobs: int = 2  # trials at once
-    typed: float = 0.1  # share of starts in a new process, by python or torchrun; 0: undisturbed runs are forks, too
-    modalities: tuple[Literal["text", "image"], ...] = ("text", "image")  # these and the next three make the cells
-    workers: tuple[int, ...] = (0, 2)  # of a process: what loads and collates
-    processes: tuple[Literal[1, 2], ...] = (1, 2)  # that train together
-    accumulation: tuple[Literal[1, 3], ...] = (1, 3)  # micro-batches in an optimizer step
-    drawn: tuple[Literal["bf16", "patience"], ...] = (
-        "bf16",
-        "patience",
-    )  # what half of the trials have, each by itself
+    kills: int = 200  # kills while a run trains, in all; those before its first step are extra
+    seed: int = 0  # of what is drawn: what each kill aims at, and which process it hits
+    jobs: int = 2  # trials at the same time
+    launched: float = 0.1  # share of starts by python or torchrun; 0: references are forks too
+    modalities: tuple[Literal["text", "image"], ...] = ("text", "image")
+    workers: tuple[int, ...] = (0, 2)  # data workers per process
+    processes: tuple[Literal[1, 2], ...] = (1, 2)
+    accumulation: tuple[Literal[1, 3], ...] = (1, 3)  # micro-batches per optimizer step
+    variations: tuple[Literal["bf16", "patience"], ...] = ("bf16", "patience")
     epochs: int = 8  # of 5 optimizer steps
-    out: Path | None = None  # the table and every kill, as JSON
+    out: Path | None = None  # JSON file for the table and all kills
 
 
 class Cell(NamedTuple):
-    """What is trained, and how it is cut up."""
+    """What is trained, and how its batches are divided."""
 
     modality: str
     workers: int
@@ -93,252 +112,304 @@ class Cell(NamedTuple):
     accumulation: int
 
     def __str__(self) -> str:
-        return f"{self.modality}, workers {self.workers}, processes {self.processes}, accumulation {self.accumulation}"
+        division = f"processes {self.processes}, accumulation {self.accumulation}"
+        return f"{self.modality}, workers {self.workers}, {division}"
 
 
-class Kind(NamedTuple):
-    """What a trial runs: a cell, and what it drew of DRAWN."""
+class Variant(NamedTuple):
+    """The command of a trial: its cell, and the variations that were drawn for it."""
 
     cell: Cell
-    drawn: tuple[str, ...]
+    variations: tuple[str, ...]
 
     def __str__(self) -> str:
-        return ", ".join([str(self.cell), *self.drawn])
+        return ", ".join([str(self.cell), *self.variations])
 
     @property
-    def undisturbed(self) -> "Kind":
-        """What this must equal: workers change the speed, nothing else."""
+    def reference(self) -> "Variant":
+        """The command to compare with: data workers must not change any result."""
         return self._replace(cell=self.cell._replace(workers=0))
+
+    @property
+    def folder_name(self) -> str:
+        return f"reference-{'-'.join(map(str, (*self.cell, *self.variations)))}"
 
 
 @dataclass
-class Whole:
-    """An undisturbed run: what it left, and the seconds it took."""
+class Reference:
+    """A run that was not killed."""
 
-    digest: dict[str, str]
-    last: str  # the name of its last checkpoint
-    training: float  # from the first step to the end
+    digests: dict[str, str]
+    last_checkpoint: str
+    training_seconds: float
 
 
 @dataclass
 class Tally:
-    """What came out, by cell."""
+    """The results by cell."""
 
     counts: dict[Cell, Counter[str]]
     failures: list[str] = field(default_factory=list)
     kills: list[dict[str, Any]] = field(default_factory=list)
 
-    def total(self, what: str) -> int:
-        return sum(count[what] for count in self.counts.values())
+    def total(self, name: str) -> int:
+        return sum(count[name] for count in self.counts.values())
 
     def table(self) -> str:
-        """Markdown: kills that hit a running training, and those of them with two processes, in a save, in bf16, with
-        patience; those in start-up are counted apart; resumes with steps left to do."""
-        heads = ("trials", "kills", "two processes", "inside a save", "during start-up", *DRAWN, "resumes", "equal")
-        lines = [f"| cell | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
+        """Return a Markdown table: kills while a run trained, and those of them with two processes,
+        during a save, in bf16 and with patience; kills before the first step; resumed starts."""
+        names = ("trials", "kills", "two processes", "during a save", "before the first step")
+        names = (*names, *VARIATIONS, "resumes")
+        lines = [f"| cell | {' | '.join([*names, 'equal'])} |"]
+        lines.append(f"|---|{'---:|' * (len(names) + 1)}")
         rows = {str(cell): count for cell, count in self.counts.items()}
-        rows["**all**"] = Counter({head: self.total(head) for head in heads})
-        for name, count in rows.items():
-            cells = [str(count[head]) for head in heads[:-1]] + [f"{count['equal']} of {count['trials']}"]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+        rows["**all**"] = Counter({name: self.total(name) for name in (*names, "equal")})
+        for title, count in rows.items():
+            cells = [str(count[name]) for name in names]
+            cells.append(f"{count['equal']} of {count['trials']}")
+            lines.append(f"| {title} | {' | '.join(cells)} |")
         return "\n".join(lines)
 
 
-# ---- what is trained
+# What is trained
 
 
-def make_data(folder: Path) -> None:
-    """Tables of sentences with a colour in each, a tokenizer and a model's configuration; folders of coloured images.
+def write_data(folder: Path) -> None:
+    """Write text/train.csv, ..., images/train/red/0.png, ..., and the text model, bert/.
 
-    Writes text/train.csv, ..., bert/, and images/train/red/0.png, ...
+    Each sentence contains a color, which is its label. Each image has the color of its label.
     """
     import numpy
     from PIL import Image
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import AutoConfig, PreTrainedTokenizerFast
 
-    draw, noise = random.Random(0), numpy.random.default_rng(0)
+    rng, noise = random.Random(0), numpy.random.default_rng(0)
     (folder / "text").mkdir(parents=True)
-    for split, count in ROWS.items():
+    for split, num_rows in NUM_ROWS.items():
         lines = ["text,label"]
-        for row in range(count):
-            colour = draw.choice(list(COLOURS))
-            words = draw.choices(WORDS, k=draw.randint(2, 11))
-            lines.append(f"{' '.join([*words[:2], colour, *words[2:]])},{colour}")
-            pixels = numpy.array(COLOURS[colour]) + noise.integers(-90, 91, (20, 24, 3))
-            image = folder / "images" / split / colour / f"{row}.png"
+        for row in range(num_rows):
+            color = rng.choice(list(COLORS))
+            words = rng.choices(WORDS, k=rng.randint(2, 11))
+            lines.append(f"{' '.join([*words[:2], color, *words[2:]])},{color}")
+            pixels = numpy.array(COLORS[color]) + noise.integers(-90, 91, (20, 24, 3))
+            image = folder / "images" / split / color / f"{row}.png"
             image.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels.clip(0, 255).astype(numpy.uint8)).save(image)
         (folder / "text" / f"{split}.csv").write_text("\n".join(lines) + "\n")
+    write_text_model(folder / "bert")
 
-    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    vocabulary = {word: number for number, word in enumerate([*specials, *WORDS])}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")]
+
+def write_text_model(folder: Path) -> None:
+    """Write a word-level tokenizer and the config of a BERT."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import AutoConfig, PreTrainedTokenizerFast
+
+    special_tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    vocabulary = {word: number for number, word in enumerate([*special_tokens, *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        special_tokens=[(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")],
     )
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=32, **names).save_pretrained(folder / "bert")
-    AutoConfig.for_model("bert", vocab_size=len(vocabulary), pad_token_id=0).save_pretrained(folder / "bert")
+    fast_tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=32,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+    )
+    fast_tokenizer.save_pretrained(folder)
+    config = AutoConfig.for_model("bert", vocab_size=len(vocabulary), pad_token_id=0)
+    config.save_pretrained(folder)
 
 
-def command_of(kind: Kind, data: Path, run: Path, epochs: int) -> list[str]:
-    """`train.py configs/text.py ...`, relative to the root of the project."""
-    cell = kind.cell
+def train_command(variant: Variant, data: Path, run: Path, epochs: int) -> list[str]:
+    """Return `train.py configs/text.py ...`, to be run in the root folder of the project."""
+    cell = variant.cell
     if cell.modality == "text":
-        files = [word for split in ROWS for word in (split, str(data / "text" / f"{split}.csv"))]
-        source = ["configs/text.py", "--task.data.files", *files, "--task.max-length", "32"]
-        source += ["--task.model", str(data / "bert"), "--task.model-options", *SIZES]
+        command = ["train.py", "configs/text.py", "--max-length", "32", "--data.files"]
+        for split in NUM_ROWS:
+            command += [split, str(data / "text" / f"{split}.csv")]
+        command += ["--model", str(data / "bert"), "--model-options", *MODEL_SIZES]
     else:
-        source = ["configs/image.py", "--task.data.path", str(data / "images"), "--task.image-size", "16"]
-        source += ["--task.augment", "crop", "flip", "mixup"]
-        source += ["--task.model", "vit", "--task.model-options", *SIZES, "patch_size=4"]
-    micro_batch = MICRO_BATCH[cell.processes, cell.accumulation]
-    return [
-        *("train.py", *source, "--task.init", "random", "--task.dropout", "0.1", "--no-report", "--run-dir", str(run)),
-        *("--batch-size", "10", "--micro-batch-size", str(micro_batch), "--workers", str(cell.workers)),
-        *("--epochs", str(epochs), "--learning-rate", "5e-3", "--log-every", "1", "--eval-every", "7"),
-        *("--save-every", "2", "--keep", "last=2,best=1", *itertools.chain(*(DRAWN[name] for name in kind.drawn))),
-    ]
+        command = ["train.py", "configs/image.py", "--data.path", str(data / "images")]
+        command += ["--image-size", "16", "--augment", "crop", "flip", "mixup"]
+        command += ["--model", "vit", "--model-options", *MODEL_SIZES, "patch_size=4"]
+    size = MICRO_BATCH_SIZES[cell.processes, cell.accumulation]
+    command += ["--init", "random", "--dropout", "0.1", "--no-report", "--run-dir", str(run)]
+    command += ["--batch-size", "10", "--micro-batch-size", str(size)]
+    command += ["--workers", str(cell.workers), "--epochs", str(epochs), "--learning-rate", "5e-3"]
+    command += ["--log-every", "1", "--eval-every", "7", "--save-every", "2"]
+    command += ["--keep-last", "2", "--keep-best", "1"]
+    for name in variant.variations:
+        command += VARIATIONS[name]
+    return command
 
 
-def newest(run: Path) -> str:
-    """The name of the newest whole checkpoint; step-000000 if there is none."""
-    return max(path.name for path in (Path("step-000000"), *(run / "checkpoints").glob("step-*[0-9]")))
+# What must be equal
 
 
-def digest(run: Path) -> dict[str, str]:
-    """What two runs must share: sha256 of the weights and the training state; scores, log without clock, file names."""
-    last = run / "checkpoints" / newest(run)
-    weights = (last / "weights.pt", last / "training.pt", run / "model" / "model.safetensors")
-    found = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in weights}
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    clock = ("time", "items_per_second", "speed")
-    found["metrics.jsonl"] = json.dumps(
-        [{name: value for name, value in line.items() if name not in clock} for line in lines]
-    )
-    found |= {name: (run / name).read_text() for name in ("scores.json", "ledger.jsonl")}
-    found["names of files"] = " ".join(sorted(str(path.relative_to(run)) for path in run.rglob("*")))
-    return found
+def newest_checkpoint(run: Path) -> str:
+    """Return the name of the newest complete checkpoint, or step-000000 if there is none."""
+    paths = (Path("step-000000"), *(run / "checkpoints").glob("step-*[0-9]"))
+    return max(path.name for path in paths)
 
 
-# ---- processes
+def digest_run(run: Path) -> dict[str, str]:
+    """Return what must be equal: files as they are or as sha256, logs without times, file names."""
+    checkpoint = run / "checkpoints" / newest_checkpoint(run)
+    model = run / "model" / "model.safetensors"
+    digests = {}
+    for file in (checkpoint / "weights.pt", checkpoint / "training.pt", model):
+        digests[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    state = json.loads((checkpoint / "manifest.json").read_text())["state"]
+    del state["log_bytes"]  # metrics.jsonl holds times
+    digests["manifest.json"] = json.dumps(state)
+    lines = []
+    for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()):
+        times = ("time", "items_per_second", "speed")
+        lines.append({name: value for name, value in line.items() if name not in times})
+    digests["metrics.jsonl"] = json.dumps(lines)
+    digests |= {name: (run / name).read_text() for name in ("scores.json", "ledger.jsonl")}
+    digests["file names"] = " ".join(sorted(str(path.relative_to(run)) for path in run.rglob("*")))
+    return digests
 
 
-def processes() -> dict[int, tuple[int, int]]:
-    """Parent and session of every process of this machine; those that have ended and were not waited for are left
-    out."""
-    found = {}
+# Processes
+
+
+def running_processes() -> dict[int, tuple[int, int]]:
+    """Return (parent, session) of each process of this machine that has not ended, by its id."""
+    processes = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, parent, _, session = stat.read_text().rpartition(")")[2].split()[:4]
         except (OSError, ValueError):  # it has just ended
             continue
         if state not in "ZX":
-            found[int(stat.parent.name)] = (int(parent), int(session))
-    return found
+            processes[int(stat.parent.name)] = (int(parent), int(session))
+    return processes
 
 
-class Job:
-    """One start of a command, in one process or two, with its own log and all that it starts."""
+class Start:
+    """One start of a command, in one process or two, with its log and all that it starts."""
 
-    def __init__(self, words: list[str], processes: int, typed: bool, log: Path):
-        self.log, self.processes, self.typed = log, processes, typed
+    def __init__(self, command: list[str], num_processes: int, is_launched: bool, log: Path):
+        self.log, self.num_processes, self.is_launched = log, num_processes, is_launched
         self.began = time.monotonic()
         environment = {"HF_DATASETS_CACHE": str(log.parent / "cache")}
-        if typed:
-            launcher = [f"-mtorch.distributed.run --standalone --nproc_per_node {processes}".split()] * (processes > 1)
-            self.pids = [self._fork([sys.executable, *itertools.chain(*launcher), *words], environment)]
+        if is_launched:
+            launcher = [sys.executable]
+            if num_processes > 1:
+                launcher += ["-mtorch.distributed.run", "--standalone"]
+                launcher += ["--nproc_per_node", str(num_processes)]
+            self.process_ids = [self._fork([*launcher, *command], environment)]
         else:
-            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
-            ranks = [{**place, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-            self.pids = [self._fork(words, {**environment, **(rank if processes > 1 else {})}) for rank in ranks]
-        self.codes: dict[int, int] = {}  # of those that have ended
-        self.known = set(self.pids)  # and what they started, as far as it was seen
+            if num_processes > 1:
+                environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+                environment |= {"WORLD_SIZE": str(num_processes)}
+            self.process_ids = []
+            for rank in map(str, range(num_processes)):
+                own = {"RANK": rank, "LOCAL_RANK": rank} if num_processes > 1 else {}
+                self.process_ids.append(self._fork(command, {**environment, **own}))
+        self.exit_codes: dict[int, int] = {}  # of the processes that have ended
+        self.seen = set(self.process_ids)  # also what they started, as far as it was seen
 
-    def _fork(self, words: list[str], environment: dict[str, str]) -> int:
-        """The id of a new process that runs the words, in a session of its own."""
-        pid = os.fork()
-        if pid:
-            return pid
+    def _fork(self, command: list[str], environment: dict[str, str]) -> int:
+        """Run a command in a new process with a session of its own, and return its id."""
+        process_id = os.fork()
+        if process_id:
+            return process_id
         code = 1
         try:
             os.setsid()
-            out = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(out, 1)
-            os.dup2(out, 2)
+            log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
             os.chdir(ROOT)
             os.environ.update(environment)
-            if self.typed:
-                os.execv(words[0], words)
+            if self.is_launched:
+                os.execv(command[0], command)
             import datasets
 
-            datasets.config.HF_DATASETS_CACHE = Path(environment["HF_DATASETS_CACHE"])  # was read at import
-            sys.argv = words
-            runpy.run_path(words[0], run_name="__main__")
-        except SystemExit as leaving:
-            code = leaving.code if isinstance(leaving.code, int) else 1
+            # datasets read the variable when it was imported.
+            datasets.config.HF_DATASETS_CACHE = Path(environment["HF_DATASETS_CACHE"])
+            sys.argv = command
+            runpy.run_path(command[0], run_name="__main__")
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else 1
         except BaseException:
             traceback.print_exc()
-        finally:  # never back into the harness
+        finally:  # the code of the parent process must never run here
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
 
-    def running(self) -> bool:
-        """Whether any of the processes started here runs. Raises TimeoutError for one that does not end."""
-        for pid in self.pids:
-            if pid not in self.codes:
-                ended, status = os.waitpid(pid, os.WNOHANG)
-                self.codes |= {pid: os.waitstatus_to_exitcode(status)} if ended else {}
-        if time.monotonic() > self.began + LONGEST:
-            raise TimeoutError(f"no end after {LONGEST} s")
-        return len(self.codes) < len(self.pids)
+    def is_running(self) -> bool:
+        """Tell whether any process that was started here runs. Raises TimeoutError if one hangs."""
+        for process_id in self.process_ids:
+            if process_id not in self.exit_codes:
+                ended, status = os.waitpid(process_id, os.WNOHANG)
+                if ended:
+                    self.exit_codes[process_id] = os.waitstatus_to_exitcode(status)
+        if time.monotonic() > self.began + MAX_SECONDS:
+            raise TimeoutError(f"did not end within {MAX_SECONDS} seconds")
+        return len(self.exit_codes) < len(self.process_ids)
 
-    def says(self, start_of_line: str) -> bool:
-        """Whether a line of the log starts so (a regular expression)."""
+    def has_logged(self, line_start: str) -> bool:
+        """Tell whether a line of the log starts with a regular expression."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
-        return re.search(rf"^(?:{start_of_line})", text, re.MULTILINE) is not None
+        return re.search(rf"^(?:{line_start})", text, re.MULTILINE) is not None
+
+    def is_training(self) -> bool:
+        """Tell whether the run has reached its first optimizer step."""
+        return self.has_logged(FIRST_STEP_LINE)
 
     def trainers(self) -> list[int]:
-        """The processes that train, by rank."""
-        if not (self.typed and self.processes > 1):
-            return self.pids
-        found = {}
-        for pid, (parent, _) in processes().items():
+        """Return the ids of the processes that train, by rank."""
+        if not (self.is_launched and self.num_processes > 1):
+            return self.process_ids
+        by_rank = {}
+        for process_id, (parent, _) in running_processes().items():
             with contextlib.suppress(OSError):  # it has just ended
-                if parent == self.pids[0]:
-                    environment = (Path("/proc") / str(pid) / "environ").read_bytes().split(b"\0")
-                    found |= {int(word[5:]): pid for word in environment if word.startswith(b"RANK=")}
-        return [found[rank] for rank in sorted(found)]
+                if parent == self.process_ids[0]:
+                    content = (Path("/proc") / str(process_id) / "environ").read_bytes()
+                    for word in content.split(b"\0"):
+                        if word.startswith(b"RANK="):
+                            by_rank[int(word[5:])] = process_id
+        return [by_rank[rank] for rank in sorted(by_rank)]
 
-    def left(self) -> set[int]:
-        """All that runs of this job: its processes, what these started, and what is in their sessions."""
-        alive = processes()
+    def remaining(self) -> set[int]:
+        """Return all processes that still run: those started here, their children and sessions."""
+        processes = running_processes()
         while True:
-            new = {pid for pid, above in alive.items() if self.known.intersection(above)} - self.known
-            if not new:
-                return self.known & alive.keys()
-            self.known |= new
+            new = set()
+            for process_id, parent_and_session in processes.items():
+                if self.seen.intersection(parent_and_session):
+                    new.add(process_id)
+            if new <= self.seen:
+                return self.seen & processes.keys()
+            self.seen |= new
 
-    def end(self) -> None:
-        """Kill what is left, and wait until nothing is."""
-        while left := self.left():
-            kill(left)
+    def kill_all(self) -> None:
+        """Kill what still runs, and wait until nothing does."""
+        while remaining := self.remaining():
+            kill(remaining)
             time.sleep(0.001)
-        for pid in set(self.pids) - self.codes.keys():
-            self.codes[pid] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        for process_id in set(self.process_ids) - self.exit_codes.keys():
+            status = os.waitpid(process_id, 0)[1]
+            self.exit_codes[process_id] = os.waitstatus_to_exitcode(status)
 
 
-def kill(pids: set[int] | list[int]) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):  # it was quicker
-            os.kill(pid, signal.SIGKILL)
+def kill(process_ids: set[int]) -> None:
+    for process_id in process_ids:
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(process_id, signal.SIGKILL)
 
 
 def free_port() -> int:
-    """A port for the processes of a job to meet; below those that the system gives to others meanwhile."""
+    """Return a port for the ranks to meet, below the range that the system gives out by itself."""
     while True:
         port = random.randrange(20_000, 32_000)
         with socket.socket() as probe:
@@ -349,237 +420,271 @@ def free_port() -> int:
                 continue
 
 
-# ---- trials: generators that yield wherever they wait, so that one process without threads drives several
+# Trials: generators that yield wherever they wait, so that one process without threads drives many
 
 
-def run_whole(
-    kind: Kind, options: Options, home: Path, found: dict[Kind, Whole | None]
-) -> Generator[None, None, Whole]:
-    """Run it as a user types it, undisturbed, unless it was; wait for another trial that does. Raises SystemExit if it
-    fails."""
-    if kind in found:
-        while (whole := found[kind]) is None:
+def get_reference(
+    variant: Variant, options: Options, home: Path, references: dict[Variant, Reference | None]
+) -> Generator[None, None, Reference]:
+    """Run a command without killing it, or wait for the trial that does so already.
+
+    Raises SystemExit if the command fails.
+    """
+    if variant in references:
+        while (reference := references[variant]) is None:
             yield
-        return whole
-    found[kind] = None
-    folder = home / whole_of(kind)
+        return reference
+    references[variant] = None  # it runs
+    folder = home / variant.folder_name
     folder.mkdir()
-    words, scores = command_of(kind, home, folder / "run", options.epochs), folder / "run" / "scores.json"
-    job = Job(words, kind.cell.processes, options.typed > 0, folder / "log")
+    command = train_command(variant, home, folder / "run", options.epochs)
+    scores = folder / "run" / "scores.json"
+    start = Start(command, variant.cell.processes, options.launched > 0, folder / "log")
     try:
-        while job.running() and not job.says("train: "):
+        while start.is_running() and not start.is_training():
             yield
         began = time.monotonic()
-        while job.running() and not scores.exists():
+        while start.is_running() and not scores.exists():
             yield
-        training = time.monotonic() - began
-        while job.running():
+        training_seconds = time.monotonic() - began
+        while start.is_running():
             yield
     finally:
-        job.end()
-    if any(job.codes.values()) or not scores.exists():
-        raise SystemExit(f"the undisturbed run of {kind} failed: see {folder / 'log'}")
-    found[kind] = whole = Whole(digest(folder / "run"), newest(folder / "run"), training)
-    seconds = f"{time.monotonic() - job.began:.1f} s, training {training:.1f} of them"
-    print(f"undisturbed: {kind}: to {whole.last}, {seconds}", flush=True)
-    return whole
-
-
-def whole_of(kind: Kind) -> str:
-    """The folder of an undisturbed run."""
-    return f"whole-{'-'.join(map(str, (*kind.cell, *kind.drawn)))}"
+        start.kill_all()
+    if any(start.exit_codes.values()) or not scores.exists():
+        raise SystemExit(f"the reference run of {variant} failed: see {folder / 'log'}")
+    if not start.is_training():
+        raise SystemExit(f"no line of {folder / 'log'} starts with {FIRST_STEP_LINE!r}")
+    last_checkpoint = newest_checkpoint(folder / "run")
+    reference = Reference(digest_run(folder / "run"), last_checkpoint, training_seconds)
+    references[variant] = reference
+    seconds = time.monotonic() - start.began
+    message = f"{last_checkpoint}, {seconds:.1f} s, {training_seconds:.1f} s of them training"
+    print(f"reference: {variant}: {message}", flush=True)
+    return reference
 
 
 def run_trial(
-    number: int, cell: Cell, options: Options, home: Path, wholes: dict[Kind, Whole | None], most: int, tally: Tally
+    number: int,
+    cell: Cell,
+    options: Options,
+    home: Path,
+    references: dict[Variant, Reference | None],
+    max_kills: int,
+    tally: Tally,
 ) -> Iterator[None]:
-    """Start, kill, start again until it ends, and compare."""
-    draw = random.Random(f"{options.seed} {number}")
-    kind = Kind(cell, tuple(name for name in options.drawn if draw.random() < 0.5))
-    whole = yield from run_whole(kind.undisturbed, options, home, wholes)
+    """Start a command and kill it until it finishes, and compare the run with its reference."""
+    rng = random.Random(f"{options.seed} {number}")
+    variations = tuple(name for name in options.variations if rng.random() < 0.5)
+    variant = Variant(cell, variations)
+    reference = yield from get_reference(variant.reference, options, home, references)
     folder = home / f"trial-{number:03d}"
     folder.mkdir()
-    run, count, here = folder / "run", tally.counts[cell], Counter()
-    words = command_of(kind, home, run, options.epochs)
+    run, counts = folder / "run", Counter()
+    command = train_command(variant, home, run, options.epochs)
     problem = ""
-    for start in itertools.count():
-        typed = draw.random() < options.typed
-        # A run that is trained to its end is killed no more: what is left to do would show little.
-        goes_on = here["kills"] < most and newest(run) != whole.last
-        plan = draw.choices(list(PLANS), list(PLANS.values()))[0] if goes_on else "none"
-        job = Job(words, cell.processes, typed, folder / f"log-{start:02d}")
+    for index in itertools.count():
+        is_launched = rng.random() < options.launched
+        # A run with its last checkpoint is not killed again: there is little left to do wrong.
+        has_steps_left = newest_checkpoint(run) != reference.last_checkpoint
+        target = "none"
+        if counts["kills"] < max_kills and has_steps_left:
+            target = rng.choices(list(TARGETS), list(TARGETS.values()))[0]
+        start = Start(command, cell.processes, is_launched, folder / f"log-{index:02d}")
         try:
-            yield from wait_for_instant(job, plan, run, whole, draw)
-            killed = plan != "none" and job.running()
-            if killed:
-                event = yield from strike(job, plan, run, draw)
-                here[event["hit"]] += 1
-                here["inside a save"] += event["inside a save"]
-                tally.kills.append(
-                    {"trial": number, "cell": [*cell, *kind.drawn], "start": start, "typed": typed, **event}
-                )
-            while job.running():
+            yield from wait_for_target(start, target, run, reference, rng)
+            is_killed = target != "none" and start.is_running()
+            if is_killed:
+                event = yield from kill_start(start, target, run, rng)
+                counts[event["hit"]] += 1
+                counts["during a save"] += event["during a save"]
+                position = {"trial": number, "cell": [*cell, *variations], "start": index}
+                tally.kills.append({**position, "launched": is_launched, **event})
+            while start.is_running():
                 yield
         except TimeoutError as error:
-            problem = f"{error} of start {start}"
+            problem = f"start {index} {error}"
             break
         finally:
-            job.end()
-            here["resumes"] += job.says(f"resume: from (?!.*{whole.last})")
-        finished = (run / "scores.json").exists()
-        if not killed and (any(job.codes.values()) or not finished):
-            (*_, last) = ["", *job.log.read_text(errors="replace").splitlines()]
-            problem = f"start {start} failed by itself: {last}"
-        if problem or finished:
+            start.kill_all()
+            last = reference.last_checkpoint
+            counts["resumes"] += start.has_logged(f"{RESUME_LINE}(?!.*{last})")
+        is_finished = (run / "scores.json").exists()
+        if not is_killed and (any(start.exit_codes.values()) or not is_finished):
+            last_line = ["", *start.log.read_text(errors="replace").splitlines()][-1]
+            problem = f"start {index} failed by itself: {last_line}"
+        if problem or is_finished:
             break
     if not problem:
-        found = digest(run)
-        problem = ", ".join(name for name in whole.digest if found.get(name) != whole.digest[name])
-    here |= {"trials": 1, "equal": int(not problem), "two processes": here["kills"] if cell.processes > 1 else 0}
-    here |= dict.fromkeys(kind.drawn, here["kills"])
-    count.update(here)
+        digests = digest_run(run)
+        differing = [name for name in digests if digests[name] != reference.digests[name]]
+        problem = ", ".join(differing)
+
+    # Count and report
+    counts.update(trials=1, equal=int(not problem))
+    counts["two processes"] = counts["kills"] if cell.processes > 1 else 0
+    counts.update(dict.fromkeys(variations, counts["kills"]))
+    tally.counts[cell].update(counts)
     if problem:
-        tally.failures.append(
-            f"trial {number} ({kind}): {problem}; see {folder} and {home / whole_of(kind.undisturbed)}"
-        )
+        folders = f"see {folder} and {home / variant.reference.folder_name}"
+        tally.failures.append(f"trial {number} ({variant}): {problem}; {folders}")
     else:
         shutil.rmtree(folder)
-    shown = ", ".join(f"{here[what]} {what}" for what in ("kills", "inside a save", "during start-up", "resumes"))
+    names = ("kills", "during a save", "before the first step", "resumes")
+    summary = ", ".join(f"{counts[name]} {name}" for name in names)
     verdict = f"DIFFERS: {problem}" if problem else "equal"
-    print(f"{tally.total('kills'):4d} kills  trial {number}: {kind}: {shown}: {verdict}", flush=True)
+    total = tally.total("kills")
+    print(f"{total:4d} kills  trial {number}: {variant}: {summary}: {verdict}", flush=True)
 
 
-def wait_for_instant(job: Job, plan: str, run: Path, whole: Whole, draw: random.Random) -> Iterator[None]:
-    """Wait until the instant to kill, or the end of the job."""
-    is_new, now, until = not run.exists(), time.time(), float("inf")
-    if plan in ("training", "save"):
-        while job.running() and not job.says("train: "):
+def wait_for_target(
+    start: Start, target: str, run: Path, reference: Reference, rng: random.Random
+) -> Iterator[None]:
+    """Wait for the moment to kill, or for the end of the command."""
+    now, until = time.time(), float("inf")
+    # A new run creates its folder before it reads the data, and the rest after that.
+    opened = rng.choice([run, run / "checkpoints"])
+    is_new = not opened.exists()
+    if target in ("training", "save"):
+        while start.is_running() and not start.is_training():
             yield
-        steps_left = 1 - int(newest(run)[5:]) / int(whole.last[5:])
-        until = time.monotonic() + whole.training * steps_left * draw.random() ** 2  # mostly early: many kills a run
-    elif plan == "start-up":
-        until = job.began + draw.uniform(0, 6 if job.typed else 0.7)
-    reached = {
-        "save": lambda: time.monotonic() > until and half_saved(run),
-        "ending": lambda: modified(run / "model.tmp") > now,
-        "opening": lambda: (is_new and run.exists()) or job.says("resume: from|train: "),
-    }.get(plan, lambda: time.monotonic() > until)
-    while job.running() and not reached():
+        share_left = 1 - int(newest_checkpoint(run)[5:]) / int(reference.last_checkpoint[5:])
+        # Mostly early, so that many kills hit one run.
+        until = time.monotonic() + reference.training_seconds * share_left * rng.random() ** 2
+    elif target == "startup":
+        until = start.began + rng.uniform(0, 6 if start.is_launched else 0.7)
+
+    def is_reached() -> bool:
+        if target == "save":
+            return time.monotonic() > until and is_saving(run)
+        if target == "export":
+            return modification_time(run / "model.tmp") > now
+        if target == "opening":
+            is_opened = is_new and opened.exists()
+            return is_opened or start.has_logged(f"{RESUME_LINE}|{FIRST_STEP_LINE}")
+        return time.monotonic() > until
+
+    while start.is_running() and not is_reached():
         yield
-    until = time.monotonic() + (MOMENT * draw.random() ** 2 if plan in ("save", "ending", "opening") else 0)
-    while time.monotonic() < until:
-        time.sleep(0.0002)
+    if target in ("save", "export", "opening"):
+        until = time.monotonic() + SAVE_SECONDS * rng.random() ** 2
+        while time.monotonic() < until:
+            time.sleep(0.0002)
 
 
-def strike(job: Job, plan: str, run: Path, draw: random.Random) -> Generator[None, None, dict[str, Any]]:
-    """Kill a process of the job, or all, and wait until all are gone. Returns what was hit."""
-    hit = "kills" if job.says("train: ") else "during start-up"
-    trainers = job.trainers()
-    victims, who = job.left(), "all"
-    if len(trainers) > 1 and draw.random() < 0.6:
-        rank = 0 if plan == "save" else draw.randrange(len(trainers))  # the first one saves
-        victims, who = {trainers[rank]}, f"rank {rank}"
+def kill_start(
+    start: Start, target: str, run: Path, rng: random.Random
+) -> Generator[None, None, dict[str, Any]]:
+    """Kill one process of a start, or all, wait until all are gone, and describe what was hit."""
+    hit = "kills" if start.is_training() else "before the first step"
+    trainers = start.trainers()
+    victims, victim_names = start.remaining(), "all"
+    if len(trainers) > 1 and rng.random() < 0.6:
+        rank = 0 if target == "save" else rng.randrange(len(trainers))  # rank 0 saves
+        victims, victim_names = {trainers[rank]}, f"rank {rank}"
     kill(victims)
-    seconds = time.monotonic() - job.began
-    until = time.monotonic() + PATIENCE[job.typed]
-    while job.running() and time.monotonic() < until:
+    seconds = time.monotonic() - start.began
+    until = time.monotonic() + GRACE_SECONDS["launched" if start.is_launched else "forked"]
+    while start.is_running() and time.monotonic() < until:
         yield
-    by_itself = not job.running()
-    job.end()
+    others_ended = not start.is_running()
+    start.kill_all()
     if (run / "scores.json").exists():
         hit = "after the end"
-    checkpoints = sorted(path.name for path in (run / "checkpoints").glob("step-*"))
-    inside = hit == "kills" and half_saved(run)
     return {
-        **{"meant for": plan, "hit": hit, "inside a save": inside, "who": who, "seconds": round(seconds, 3)},
-        **{"others ended by themselves": by_itself, "checkpoints": checkpoints},
+        "target": target,
+        "hit": hit,
+        "during a save": hit == "kills" and is_saving(run),
+        "victims": victim_names,
+        "seconds": round(seconds, 3),
+        "others ended by themselves": others_ended,
+        "checkpoints": sorted(path.name for path in (run / "checkpoints").glob("step-*")),
     }
 
 
-def modified(path: Path) -> float:
-    """When it was, in seconds since 1970; 0 for what does not exist."""
+def modification_time(path: Path) -> float:
+    """Return when a path was modified, in seconds since 1970; 0 if it does not exist."""
     try:
         return path.stat().st_mtime
     except FileNotFoundError:
         return 0
 
 
-def half_saved(run: Path) -> bool:
-    """Whether a checkpoint is being written. (An older one that is being deleted has the same ending.)"""
+def is_saving(run: Path) -> bool:
+    """Tell whether a checkpoint is being written. An older one that is being deleted is not meant,
+    although its name ends in .tmp too."""
     names = sorted(path.name for path in (run / "checkpoints").glob("step-*"))
     return bool(names) and names[-1].endswith(".tmp")
 
 
-def drive(tasks: Iterator[Iterator[None]], at_once: int) -> None:
-    """Run generators to their ends, some at once, and look at each every millisecond."""
+def drive(trials: Iterator[Iterator[None]], num_jobs: int) -> None:
+    """Run generators to their ends, `num_jobs` at the same time, each once per millisecond."""
     active: list[Any] = []
     try:
         while True:
-            active += itertools.islice(tasks, at_once - len(active))
+            active += itertools.islice(trials, num_jobs - len(active))
             if not active:
                 return
-            active = [task for task in active if next(task, "ended") != "ended"]
+            active = [trial for trial in active if next(trial, "ended") != "ended"]
             time.sleep(0.001)
     finally:
-        for task in active:
-            task.close()
+        for trial in active:
+            trial.close()
 
 
-def import_all() -> None:
-    """Import once what every start needs, and let tyro read the options once."""
-    import accelerate
-    import datasets
-    import evaluate
-    import torch
-    import torchvision.transforms.v2
+def import_libraries() -> None:
+    """Import what every start needs, and read the options once, which imports more."""
+    import importlib
+
+    names = "accelerate datasets evaluate torch torchvision.transforms.v2 ftloop.loop"
+    for name in names.split():
+        importlib.import_module(name)
     from transformers import BertForSequenceClassification, ViTForImageClassification
 
-    import ftloop.tasks.image
-    import ftloop.loop
-    import ftloop.tasks.text
     from ftloop.cli.config_file import from_command_line
 
+    del BertForSequenceClassification, ViTForImageClassification
     for config in ("text", "image"):
         from_command_line([str(ROOT / "configs" / f"{config}.py")])
-    torch.set_num_threads(1)
-    del accelerate, datasets, evaluate, torchvision, BertForSequenceClassification, ViTForImageClassification, ftloop
+    sys.modules["torch"].set_num_threads(1)
 
 
 def main() -> None:
-    options = tyro.cli(Options, prog="python -m benchmarks.stress")
+    options = tyro.cli(Options, prog="python -m benchmarks.stress", description=__doc__)
     os.environ.update(ENVIRONMENT)
     sys.path.insert(0, str(ROOT))
     began = time.monotonic()
     home = Path(tempfile.mkdtemp(prefix="ftloop-stress-"))
-    tempfile.tempdir = os.environ["TMPDIR"] = str(home)  # what killed processes leave behind goes with it
-    import_all()
-    make_data(home)
-    threads = len(list(Path("/proc/self/task").iterdir()))
-    if threads > 1:
-        raise SystemExit(f"{threads} threads run here after the imports: a fork would lose all but one of them")
+    # What killed processes leave behind is deleted together with this folder.
+    tempfile.tempdir = os.environ["TMPDIR"] = str(home)
+    import_libraries()
+    write_data(home)
+    num_threads = len(list(Path("/proc/self/task").iterdir()))
+    if num_threads > 1:
+        raise SystemExit(f"{num_threads} threads run after the imports, and a fork would lose them")
 
-    cells = [
-        Cell(*cell)
-        for cell in itertools.product(options.modalities, options.workers, options.processes, options.accumulation)
-    ]
-    wholes: dict[Kind, Whole | None] = {}  # None: it runs
+    dimensions = (options.modalities, options.workers, options.processes, options.accumulation)
+    cells = [Cell._make(values) for values in itertools.product(*dimensions)]
+    references: dict[Variant, Reference | None] = {}
     tally = Tally({cell: Counter() for cell in cells})
-    most = min(max(1, options.kills // len(cells)), MOST_KILLS)
+    max_kills = min(max(1, options.kills // len(cells)), MAX_KILLS)
 
     def trials() -> Iterator[Iterator[None]]:
-        """Over all cells in turn, until enough kills have hit."""
+        """Go through all cells in turn, until there were enough kills."""
         for number, cell in enumerate(itertools.cycle(cells)):
             if number >= len(cells) and tally.total("kills") >= options.kills:
                 return
-            yield run_trial(number, cell, options, home, wholes, most, tally)
+            yield run_trial(number, cell, options, home, references, max_kills, tally)
 
     drive(trials(), options.jobs)
     seconds = time.monotonic() - began
-    print(f"\n{tally.table()}\n\n{seconds:.0f} s, {seconds / max(tally.total('kills'), 1):.1f} s a kill")
+    per_kill = seconds / max(tally.total("kills"), 1)
+    print(f"\n{tally.table()}\n\n{seconds:.0f} s, {per_kill:.1f} s per kill")
     if options.out is not None:
         table = [{**cell._asdict(), **count} for cell, count in tally.counts.items()]
-        found = {"seed": options.seed, "seconds": round(seconds), "failures": tally.failures, "cells": table}
-        options.out.write_text(json.dumps({**found, "every kill": tally.kills}, indent=1) + "\n")
+        results = {"seed": options.seed, "seconds": round(seconds), "failures": tally.failures}
+        results |= {"cells": table, "kills": tally.kills}
+        options.out.write_text(json.dumps(results, indent=1) + "\n")
     if tally.failures:
         print("\n".join(tally.failures))
         sys.exit(1)
