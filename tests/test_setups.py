@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification
 
 from ftloop.devices.compile import RECOMPILE_LIMIT, Compile
 from ftloop.devices.deterministic import CUBLAS_WORKSPACE, Deterministic
+from ftloop.devices.environment import RecordEnvironment
 from ftloop.devices.gradient_checkpointing import GradientCheckpointing
 from ftloop.devices.inference import inference_setups
 from ftloop.devices.keep_memory import KeepMemory, keep_freed_memory
@@ -172,12 +173,33 @@ def test_memory_is_kept_from_the_model_on(accelerator, monkeypatch):
     assert not keep_freed_memory(torch.device("mps"))
 
 
+# The environment
+
+
+def test_a_changed_environment_is_reported_once_with_what_other_setups_record(accelerator, caplog):
+    matmul = MatmulBackend("default")
+    setup = RecordEnvironment([matmul])
+    setup.prepare_model(nn.Linear(2, 2), accelerator)
+    assert setup.environment()["num_processes"] == 1
+    assert setup.environment()["device"] == "cpu"
+    recorded = {**setup.environment(), **matmul.environment()}
+    setup.resume(recorded)
+    setup.prepare_model(nn.Linear(2, 2), accelerator)
+    assert caplog.messages == []
+    setup.resume({**recorded, "num_processes": 4, "matmul_backend": "onednn"})
+    setup.prepare_model(nn.Linear(2, 2), accelerator)
+    (message,) = caplog.messages
+    changes = "num_processes 4 -> 1, matmul_backend onednn -> default"
+    assert message.startswith(f"resume: the environment has changed ({changes}). Each step uses")
+
+
 # Finished runs
 
 
 def test_setups_of_training_alone_are_left_out_of_evaluation(accelerator):
     keep_memory, deterministic = KeepMemory(), Deterministic()
     training = [deterministic, GradientCheckpointing(), Compile(), AutoMicroBatchSize()]
+    training.append(RecordEnvironment())
     setups = inference_setups([*training, keep_memory, MatmulBackend("default")])
     assert setups[0] is keep_memory
     assert isinstance(setups[1], MatmulBackend)

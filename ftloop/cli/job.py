@@ -99,7 +99,7 @@ class Job(Config):
         from ftloop.devices.matmul import MatmulBackend
         from ftloop.logs.terminal import TerminalSetup
 
-        setups: list[Setup] = [TerminalSetup(self.effective_log_level), RecordEnvironment()]
+        setups: list[Setup] = [TerminalSetup(self.effective_log_level)]
         if self.deterministic:
             from ftloop.devices.deterministic import Deterministic
 
@@ -122,7 +122,7 @@ class Job(Config):
             from ftloop.devices.micro_batch_size import AutoMicroBatchSize
 
             setups.append(AutoMicroBatchSize())
-        return setups
+        return [*setups, RecordEnvironment(setups)]
 
     def observers(self) -> list[Observer]:
         """Return what the options add to a run. They are told of the end of a run in this order."""

@@ -11,5 +11,6 @@ keep_memory.py             --keep-memory: a process on a CPU keeps the memory th
 deterministic.py           --deterministic: algorithms whose result does not depend on timing
 micro_batch_size.py        --micro-batch-size auto: the most rows per forward pass that fit
 fsdp.py                    FSDP2: each rank holds a shard of every weight
+environment.py             recorded in checkpoints, compared when a run resumes
 inference.py               which setups of a finished run also apply to evaluation and prediction
 """

@@ -4,12 +4,19 @@ from collections.abc import Sequence
 
 from ftloop.devices.compile import Compile
 from ftloop.devices.deterministic import Deterministic
+from ftloop.devices.environment import RecordEnvironment
 from ftloop.devices.gradient_checkpointing import GradientCheckpointing
 from ftloop.devices.matmul import MatmulBackend
 from ftloop.devices.micro_batch_size import AutoMicroBatchSize
 from ftloop.extensions import Setup
 
-TRAINING_ONLY = (AutoMicroBatchSize, Compile, Deterministic, GradientCheckpointing)
+TRAINING_ONLY = (
+    AutoMicroBatchSize,
+    Compile,
+    Deterministic,
+    GradientCheckpointing,
+    RecordEnvironment,
+)
 
 
 def inference_setups(setups: Sequence[Setup]) -> list[Setup]:
