@@ -1,148 +1,295 @@
-"""Write docs/config.md, the reference of all options, from the dataclasses: names, types, defaults, and the comments
-beside them, which are what --help says too.
+"""Write what the docs repeat from the code: docs/config.md, and the two functions in README.md.
 
     python -m docs.generate
 
-A test compares the page with what this writes.
+docs/config.md is the reference of all options, made from the fields of the dataclasses and the
+comments beside them. README.md shows `train_step` and `train` of ftloop/loop.py, without docstrings
+and blank lines and with longer lines. Tests compare both files with the code.
 """
 
 import ast
 import inspect
 import io
+import itertools
+import re
+import subprocess
+import sys
+import textwrap
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-PAGE = Path(__file__).with_name("config.md")
-HEAD = """\
+ROOT = Path(__file__).parents[1]
+README, CONFIG_PAGE = ROOT / "README.md", ROOT / "docs" / "config.md"
+
+INTRODUCTION = """\
 # Every option
 
-Written by `python -m docs.generate` from the dataclasses of `ftloop/`, and compared with them by a test: change the
-comment beside a field there, not this page. `python train.py configs/text.py --help` says the same, with the values of
-that config.
+Written by `python -m docs.generate` from the dataclasses of ftloop and compared with them by a
+test: to change a description, change the comment beside the field. `python train.py CONFIG
+--help-all` prints the same descriptions with the values of that config file.
 
-A field is an option, and an option a field: `--task.data.path reviews.csv` is `data=Data(path="reviews.csv")` of the
-task. The default of the dataclass gives way to the config file, and that to the command line. Of a `bool`, `--report`
-says yes and `--no-report` no. The values of a `tuple` follow each other (`--task.metrics accuracy f1`). A `dict` is
-`KEY VALUE KEY VALUE` or `KEY=VALUE KEY=VALUE`, a function is `MODULE:NAME`. The fields of a fork's subclass are options
-too, with their comments as help ([forking.md](forking.md)).
+Every field is an option, and every option is a field. The config file overrides the defaults of
+the dataclasses, and the command line overrides the config file.
+
+| in Python | on the command line |
+|---|---|
+| `Job(batch_size=16)` | `--batch-size 16` |
+| `TextClassification(max_length=64)` | `--max-length 64`: options of the task have no prefix |
+| `Data(path="reviews.csv")` | `--data.path reviews.csv`, or `--data reviews.csv` |
+| `report=False`, a `bool` | `--no-report`; `--report` for True |
+| `metrics=("accuracy", "f1")`, a tuple | `--metrics accuracy f1` |
+| `options={"sep": ";"}`, a dictionary | `--data.options 'sep=;'`, or `--data.options sep ';'` |
+| `optimizer=sgd`, a function | `--optimizer my_module:sgd` |
+
+The fields that a subclass of your own adds are options as well, with their comments as help; see
+[forking.md](forking.md). Options of the Hugging Face Trainer and of timm are answered with the name
+that ftloop has for them; [trainer-names.md](trainer-names.md) lists them.
 """
-PLAIN = {  # types that are written for the command line, in words for a reader
-    "Pairs": "dict",
-    "Function": "function",
-    "OptionalFunction": "function | None",
-    "Schedule": "str | function",
-    "ProblemType | None": "Literal[...] | None",
-    "LogLevel": 'Literal["debug", "info", "warning", "error"]',
+
+SHORT_FORMS = {
+    "--data.path": "--data",
+    "--text-columns": "--text",
+    "--label-column": "--label",
+    "--image-column": "--image",
 }
-HOLDERS = {  # fields that hold options, and are none themselves
-    "task": "what is learned, and from which data: the options of a task, below",
-    "data": "where rows come from: the options of `Data`, below",
+TYPES = {  # as a value is written on the command line
+    "bool": "flag",
+    "dict[str, Any]": "KEY=VALUE ...",
+    "LogLevel": "debug, info, warning or error",
+    "ProblemType": "one of transformers' problem types",
 }
 
 
 class Option(NamedTuple):
-    spellings: tuple[str, ...]  # on the command line; none: in Python alone
-    name: str  # of the field
+    """A row of a table of options."""
+
+    names: list[str]  # on the command line; for a field that only Python can set, its name
     type: str
-    default: str  # as Python writes it; "" where a value must be given
-    meaning: str
+    default: str  # "" if a value must be given
+    text: str
 
 
-def options_of(owner: type, prefix: str) -> Iterator[Option]:
-    """The fields that a dataclass adds to those of its bases. Raises ValueError for one without a comment."""
-    source = inspect.getsource(owner)
-    said = comments(source)
-    for field in ast.parse(source).body[0].body:
-        if not isinstance(field, ast.AnnAssign) or ast.unparse(field.annotation).startswith("ClassVar"):
+def options_of(cls: type, prefix: str = "") -> Iterator[Option]:
+    """Yield the options that a dataclass adds to those of its bases.
+
+    Their text is the string below a field or, without one, the comment at the end of its line.
+    Raises ValueError for a field that has neither.
+    """
+    source = textwrap.dedent(inspect.getsource(cls))
+    comments = read_comments(source)
+    body = ast.parse(source).body[0].body  # type: ignore[attr-defined]
+    for node, following in itertools.zip_longest(body, body[1:]):
+        if not isinstance(node, ast.AnnAssign):
             continue
-        name, kind = field.target.id, ast.unparse(field.annotation)
-        meaning = HOLDERS.get(name) or said.get(field.end_lineno)
-        if meaning is None:
-            raise ValueError(f"{owner.__name__}.{name} has no comment that says what it means")
-        spelled = f"--{prefix}{name.replace('_', '-')}{'.*' * (name in HOLDERS)}"
-        given = [] if "Suppress" in kind else [spelled, *aliases(field.annotation)]
-        yield Option(tuple(given), name, plain(field.annotation), default(field.value), meaning)
+        name, annotation = ast.unparse(node.target), ast.unparse(node.annotation)
+        if "ClassVar" in annotation or name in ("task", "data"):
+            continue
+        text = comments.get(node.end_lineno or 0, "")
+        if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+            text = " ".join(str(following.value.value).split())
+        if not text:
+            raise ValueError(f"{cls.__name__}.{name} has no comment that describes it")
+        option = f"--{prefix}{name.replace('_', '-')}"
+        names = [option, *find_aliases(node.annotation)]
+        if option in SHORT_FORMS:
+            names.append(SHORT_FORMS[option])
+        if "Suppress" in annotation:
+            names = [name]
+        kind = describe_type(node.annotation)
+        yield Option(names, kind, describe_default(node.value), capitalize(text))
 
 
-def comments(source: str) -> dict[int, str]:
-    """The comments of some lines of code, by the numbers of these lines from 1 on."""
+def capitalize(text: str) -> str:
+    """Begin a description with a capital letter, unless its first word is a value: "auto: ..."."""
+    is_value = text.partition(" ")[0].endswith(":")
+    return (text if is_value else text[0].upper() + text[1:]).removesuffix(".")
+
+
+def read_comments(source: str) -> dict[int, str]:
+    """Return the comments in some code by the numbers of their lines, from 1 on."""
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+    return {
+        token.start[0]: token.string.lstrip("# ")
+        for token in tokens
+        if token.type == tokenize.COMMENT
+    }
 
 
-def plain(annotation: ast.expr) -> str:
-    """A type as a reader understands it: without what is said to tyro."""
-    if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Annotated":
-        annotation = annotation.slice.elts[0]
+def find_aliases(annotation: ast.expr) -> list[str]:
+    """Return the other names of an option: `aliases=[...]` in its annotation for tyro."""
+    keywords = [node for node in ast.walk(annotation) if isinstance(node, ast.keyword)]
+    lists = [ast.literal_eval(node.value) for node in keywords if node.arg == "aliases"]
+    return [alias for aliases in lists for alias in aliases]
+
+
+def describe_type(annotation: ast.expr) -> str:
+    """Describe the values of an option: "number or auto", "text ...", "MODULE:NAME"."""
     text = ast.unparse(annotation).replace("'", '"')
-    return PLAIN.get(text, text).replace("tuple[Any, ...]", "tuple[Data, ...]")
+    if text in TYPES:
+        return TYPES[text]
+    if isinstance(annotation, ast.BinOp):  # a union
+        parts = [describe_type(annotation.left), describe_type(annotation.right)]
+        return " or ".join(part for part in parts if part != "None")
+    if isinstance(annotation, ast.Subscript):
+        outer, inner = ast.unparse(annotation.value), annotation.slice
+        if outer == "Annotated" and isinstance(inner, ast.Tuple):
+            return describe_type(inner.elts[0])
+        if outer == "Literal":
+            values = ast.literal_eval(inner)
+            return " or ".join(values if isinstance(values, tuple) else [values])
+        if outer == "tuple" and isinstance(inner, ast.Tuple):
+            return f"{describe_type(inner.elts[0])} ..."
+        if outer == "Callable":
+            return "MODULE:NAME"
+    return {"str": "text", "int": "whole number", "float": "number", "Any": "Data"}.get(text, text)
 
 
-def aliases(annotation: ast.expr) -> list[str]:
-    """The other spellings of an option: `aliases=[...]` in what is said to tyro."""
-    lists = [word.value for word in ast.walk(annotation) if isinstance(word, ast.keyword) and word.arg == "aliases"]
-    return [name for found in lists for name in ast.literal_eval(found)]
+def describe_default(value: ast.expr | None) -> str:
+    """Return a default as Python writes it; "" if there is none."""
+    if value is None:
+        return ""
+    text = ast.unparse(value).replace("'", '"')
+    factory = re.search(r"field\(default_factory=(\w+)\)", text)
+    return {"dict": "{}"}.get(factory[1], factory[1]) if factory else text
 
 
-def default(value: ast.expr | None) -> str:
-    """A default as Python writes it; those that are made for each object, as what is made."""
-    text = "" if value is None else ast.unparse(value).replace("'", '"')
-    return {"no_pairs()": "{}", "field(default_factory=dict)": "{}", "field(default_factory=Data)": "Data()"}.get(
-        text, text
-    )
-
-
-def table(options: Iterator[Option]) -> list[str]:
-    lines = ["| option | type | default | meaning |", "|---|---|---|---|"]
+def build_table(options: Iterator[Option]) -> list[str]:
+    """Return the lines of a table of options."""
+    lines = ["| option | value | default | meaning |", "|---|---|---|---|"]
     for option in options:
-        spelled = "<br>".join(f"`{word}`" for word in option.spellings) or f"`{option.name}`, in Python alone"
-        value = f"`{option.default}`" if option.default else "must be given"
-        cells = (spelled, f"`{option.type}`", value, option.meaning)
+        only_python = "" if option.names[0].startswith("--") else ", in Python only"
+        names = "<br>".join(f"`{name}`" for name in option.names) + only_python
+        default = f"`{option.default}`" if option.default else "required"
+        cells = [names, option.type, default, option.text]
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return lines
 
 
-def page() -> str:
-    """The whole page."""
-    from ftloop import Classification, Config, Data, ImageClassification, TextClassification, optim
-    from ftloop.tasks import image
+def build_config_page() -> str:
+    """Return the text of docs/config.md."""
+    from ftloop.cli.job import Job
+    from ftloop.config import Config
+    from ftloop.data import Data
+    from ftloop.optim import SCHEDULES
+    from ftloop.tasks import (
+        Classification,
+        DataTask,
+        ImageClassification,
+        PretrainedTask,
+        TextClassification,
+        TextTask,
+        TokenClassification,
+    )
+
+    sections: list[tuple[str, type, str, str]] = [
+        ("Training", Config, "", "The fields of the core, `ftloop/config.py`."),
+        ("Speed, logs, report and Hub", Job, "", "What `ftloop/cli/job.py` adds to them."),
+        ("Every task: the model", PretrainedTask, "", "`ftloop/tasks/pretrained.py`."),
+        ("Tasks on texts", TextTask, "", "`ftloop/tasks/text.py`."),
+        (
+            "Classification",
+            Classification,
+            "",
+            "Of texts and images. `ftloop/tasks/classification.py`.",
+        ),
+        (
+            "Text classification",
+            TextClassification,
+            "",
+            "In addition. `ftloop/tasks/text_classification.py`.",
+        ),
+        (
+            "Token classification",
+            TokenClassification,
+            "",
+            "Instead of the options of classification. `ftloop/tasks/token_classification.py`.",
+        ),
+        ("Image classification", ImageClassification, "", "In addition. `ftloop/tasks/image.py`."),
+        ("Rows", Data, "data.", "`ftloop/data/source.py`; [data.md](data.md) has examples."),
+    ]
+    assert not list(options_of(DataTask)), "DataTask has options that the page would lack"
+    lines = [INTRODUCTION]
+    for title, cls, prefix, text in sections:
+        lines += [f"## {title}", "", text, "", *build_table(options_of(cls, prefix)), ""]
+    names = ", ".join(SCHEDULES.split())
+    lines += ["## Names", "", f"Schedules: {names}. Or a function.", ""]
+    return "\n".join([*lines, *describe_metrics(), "", *describe_augmentations()]) + "\n"
+
+
+def describe_metrics() -> list[str]:
+    """Return the lines about the names of metrics."""
     from ftloop.tasks import metrics
 
-    names = {metrics.SINGLE: "one class a row", metrics.MULTI: "several labels", metrics.REGRESSION: "regression"}
-    parts = [
-        ("Config", Config, "", "`Config`: how a run learns, and what it leaves behind. `ftloop/config.py`."),
-        (
-            *("Texts and images", Classification, "task."),
-            "`Classification`: the options that both tasks have. `ftloop/tasks/classification.py`.",
-        ),
-        ("Texts", TextClassification, "task.", "`TextClassification`, besides. `ftloop/tasks/text.py`."),
-        ("Images", ImageClassification, "task.", "`ImageClassification`, besides. `ftloop/tasks/image.py`."),
-        (
-            *("Rows", Data, "task.data."),
-            "`Data`: read by any task that has a field for it. `ftloop/data/source.py`; by example, "
-            "[data.md](data.md).",
-        ),
-    ]
-    lines = [HEAD]
-    for title, owner, prefix, what in parts:
-        lines += [f"## {title}", "", what, "", *table(options_of(owner, prefix)), ""]
-    lines += ["## Names", "", f"- `--schedule`: {', '.join(optim.SCHEDULES)}."]
-    for problem, words in names.items():
-        fitting = [name for name, score in metrics.SCORES.items() if problem in score.problem_types]
-        usual = ", ".join(metrics.DEFAULTS[problem])
-        lines += [f"- `--task.metrics`, {words}: {', '.join(fitting)}. Left out: {usual}."]
+    kinds = {
+        metrics.SINGLE: "One class per row",
+        metrics.MULTI: "Several labels per row",
+        metrics.REGRESSION: "Regression",
+    }
+    lines = ["Metrics, by the kind of problem:", ""]
+    for problem_type, kind in kinds.items():
+        scores = metrics.SCORES.items()
+        names = ", ".join(name for name, score in scores if problem_type in score.problem_types)
+        default = ", ".join(metrics.DEFAULTS[problem_type])
+        lines.append(f"- {kind}: {names}. Default: {default}.")
     binary = ", ".join(name for name, score in metrics.SCORES.items() if score.binary)
-    lines += [f"- Of these, {binary} are for exactly two classes, of which the second is the positive one.", ""]
-    lines += ["`--task.augment`, in the order in which they are applied:", ""]
-    lines += ["| name | strength, if none is given | at most | what it is |", "|---|---|---|---|"]
-    for name, (strength, greatest, meaning) in image.AUGMENTATIONS.items():
-        numbers = ("", "") if strength is None else (f"{strength:g}", f"{greatest:g}")
-        lines.append(f"| {name} | {numbers[0]} | {numbers[1]} | {meaning or 'it has no strength'} |")
-    return "\n".join(lines) + "\n"
+    lines.append(f"- For exactly two classes, of which the second is the positive one: {binary}.")
+    return [*lines, "- `hub:NAME` is a metric of the Hub. Its script is executed."]
+
+
+def describe_augmentations() -> list[str]:
+    """Return the table of augmentations."""
+    from ftloop.tasks.augmentation import AUGMENTATIONS
+
+    lines = [
+        "Augmentations of images, applied in this order:",
+        "",
+        "| name | default strength | largest | the strength is |",
+        "|---|---|---|---|",
+    ]
+    for name, (default, maximum, meaning) in AUGMENTATIONS.items():
+        if default is None:
+            lines.append(f"| {name} | - | - | (it has none) |")
+        else:
+            lines.append(f"| {name} | {default:g} | {maximum:g} | {meaning} |")
+    return lines
+
+
+def read_functions(file: Path = ROOT / "ftloop" / "loop.py") -> str:
+    """Return `train_step` and `train` without their docstrings, as they are in the file."""
+    source = file.read_text(encoding="utf-8")
+    lines, functions = source.splitlines(), []
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef) and node.name in ("train_step", "train"):
+            docstring = node.body[0]
+            signature = lines[node.lineno - 1 : docstring.lineno - 1]
+            functions.append("\n".join(signature + lines[docstring.end_lineno : node.end_lineno]))
+    return "\n\n".join(functions) + "\n"
+
+
+def shorten(code: str) -> str:
+    """Format code with the long lines that README.md has room for, and without blank lines."""
+    command = [sys.executable, "-m", "ruff", "format", "--line-length", "118", "-"]
+    options = ["--config", "format.skip-magic-trailing-comma=true"]
+    formatted = subprocess.run(
+        [*command, *options], input=code, capture_output=True, text=True, check=True
+    ).stdout
+    lines = [line for line in formatted.splitlines() if line.strip()]
+    return "\n".join(lines).replace("\ndef ", "\n\ndef ") + "\n"
+
+
+def update_readme(text: str) -> str:
+    """Return README.md with the functions as they are in ftloop/loop.py now."""
+    pattern = r"(```python\n)def train_step\(.*?(```\n)"
+    code = shorten(read_functions())
+    updated, count = re.subn(pattern, lambda found: found[1] + code + found[2], text, flags=re.S)
+    if count != 1:
+        raise ValueError("README.md has no block of code that begins with `def train_step(`")
+    return updated
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
-    print(PAGE)
+    CONFIG_PAGE.write_text(build_config_page(), encoding="utf-8")
+    README.write_text(update_readme(README.read_text(encoding="utf-8")), encoding="utf-8")
+    print(CONFIG_PAGE.relative_to(ROOT), README.relative_to(ROOT), sep="\n")

@@ -1,5 +1,8 @@
-"""docs/: what the pages show is run. Every line of the table of data.md as it is written, on small files of the names
-that it gives; whole configs as trainings; other commands as far as their options go."""
+"""docs/: what the pages show is run.
+
+Each source in the table of data.md is read, each whole config is trained, each change of the loop
+is applied and trained. Of other commands, the options are checked.
+"""
 
 import functools
 import http.server
@@ -10,6 +13,7 @@ import shutil
 import sqlite3
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas
@@ -17,19 +21,23 @@ import pytest
 import torch
 import tyro
 from conftest import ROOT, run_script, sentences, write_csv
+from interrupt import read_results, train_until_step
 from safetensors.torch import load_file
+from snippets import blocks, commands, load_patched_loop, read_pages
 
 import ftloop
-import predict
 from docs import generate
-from ftloop import Config, Data, UserError
+from ftloop import Config, UserError
 from ftloop.cli import __main__
 from ftloop.cli.config_file import from_command_line
+from ftloop.cli.options import REGISTRY
+from ftloop.cli.predict_options import PredictOptions
 from ftloop.config import validate
+from ftloop.data import Data
+from ftloop.runs.finished import evaluate_run
 
-PAGES = {file.name: file.read_text(encoding="utf-8") for file in sorted((ROOT / "docs").glob("*.md"))}
-PAGES["README.md"] = (ROOT / "README.md").read_text(encoding="utf-8")
-TABLE = re.findall(r"^\| ([^|]+) \| `(.+)` \|$", (ROOT / "docs" / "data.md").read_text(encoding="utf-8"), re.M)
+PAGES = read_pages()
+SOURCES = re.findall(r"^\| ([^|]+) \| `(--data.+)` \|$", PAGES["data.md"], flags=re.MULTILINE)
 MY_FUNCTIONS = """
 import html
 
@@ -44,328 +52,479 @@ def is_long(row):
 """
 
 
+# The sources of data.md
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """All files that the table names: the same sixty rows in one shape or another, and sixty images."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All files that the table names: the same sixty rows in many formats, and sixty images."""
+    folder = tmp_path_factory.mktemp("docs")
+    rows = [
+        {
+            "text": row["text"],
+            "label": row["colour"],
+            "patient": f"p{number % 20}",
+            "tone": row["tone"],
+        }
+        for number, row in enumerate(sentences(60))
+    ]
+    write_text_files(folder, rows)
+    write_other_formats(folder, rows)
+    write_tables_to_clean(folder, rows)
+    write_images(folder)
+    (folder / "my_functions.py").write_text(MY_FUNCTIONS)
+    return folder
+
+
+def write_text_files(folder: Path, rows: list[dict]) -> None:
+    for name in ("reviews.csv", "a.csv", "b.csv", "c.csv", "reviews.data", "tones.csv"):
+        write_csv(folder / name, rows)
+    stars = [{"review": row["text"], "stars": row["label"]} for row in rows]
+    write_csv(folder / "stars.csv", stars)
+    frame = pandas.DataFrame(rows)
+    german = frame.assign(text="schön " + frame["text"])
+    german.to_csv(folder / "german.csv", sep=";", encoding="latin-1", index=False)
+    lists = [[row["label"], "any"][: 1 + number % 2] for number, row in enumerate(rows)]
+    emotions = [
+        f"{row['text']}\t{','.join(labels)}\t{number}"
+        for number, (row, labels) in enumerate(zip(rows, lists, strict=True))
+    ]
+    (folder / "emotions.tsv").write_text("\n".join(emotions) + "\n")
+    labelled = [
+        json.dumps({"text": row["text"], "labels": labels})
+        for row, labels in zip(rows, lists, strict=True)
+    ]
+    (folder / "emotions.jsonl").write_text("\n".join(labelled))
+    lines = [f"{row['text']} {row['label']}" for row in rows]
+    (folder / "lines.txt").write_text("\n".join(lines))
+    (folder / "folder").mkdir()
+    for split, name in (("train", "a.csv"), ("validation", "b.csv"), ("test", "c.csv")):
+        shutil.copy(folder / name, folder / "folder" / f"{split}.csv")
+
+
+def write_other_formats(folder: Path, rows: list[dict]) -> None:
+    from datasets import Dataset
+
+    frame, table = pandas.DataFrame(rows), Dataset.from_list(rows)
+    (folder / "parts").mkdir()
+    for name in ("reviews.jsonl", "parts/one.jsonl", "parts/two.jsonl"):
+        table.to_json(folder / name)
+    frame.to_json(folder / "reviews.jsonl.gz", orient="records", lines=True)
+    (folder / "export.json").write_text(json.dumps({"data": {"rows": rows}}))
+    table.to_parquet(folder / "reviews.parquet")
+    table.save_to_disk(folder / "saved")
+    next((folder / "saved").glob("*.arrow")).rename(folder / "reviews.arrow")
+    table.save_to_disk(folder / "saved")
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(folder / "reviews.h5", "w") as file:
+        for name in ("text", "label"):
+            file[name] = [row[name].encode() for row in rows]
+    with sqlite3.connect(folder / "reviews.sqlite") as database:
+        frame.to_sql("reviews", database, index=False)
+    database.close()
+
+
+def write_tables_to_clean(folder: Path, rows: list[dict]) -> None:
+    frame = pandas.DataFrame(rows)
+    frame.to_pickle(folder / "frame.pkl")
+    names = ("C18", "C19")
+    bits = {name: [(row + shift) % 2 for row in range(60)] for shift, name in enumerate(names)}
+    codes = pandas.DataFrame(bits)
+    pandas.to_pickle({"total": {"X": frame[["text"]]}, "y": codes}, folder / "tables.pkl")
+    body = frame["text"].where(frame.index % 3 > 0)
+    sections = pandas.DataFrame({"title": frame["label"], "body": body})
+    sections.assign(label=frame["label"]).to_csv(folder / "sections.csv", index=False)
+    sections.join(codes).to_csv(folder / "sections_and_codes.csv", index=False)
+    holes = frame.assign(text=frame["text"].where(frame.index % 7 > 0))
+    holes.to_csv(folder / "holes.csv", index=False)
+    pairs = [
+        {"first": row["text"], "second": row["label"], "label": number % 2}
+        for number, row in enumerate(rows)
+    ]
+    write_csv(folder / "pairs.csv", pairs)
+    ids = [{"text": row["text"], "label": number % 3} for number, row in enumerate(rows)]
+    write_csv(folder / "ids.csv", ids)
+    (folder / "names.txt").write_text("red\ngreen\nblue\n")
+    rare = [
+        {**row, "label": row["label"] if number > 2 else f"rare{number}"}
+        for number, row in enumerate(rows)
+    ]
+    write_csv(folder / "rare.csv", rare)
+
+
+def write_images(folder: Path) -> None:
     from datasets import Dataset, Image
     from PIL import Image as Pillow
 
-    place = tmp_path_factory.mktemp("docs")
-    rows = [
-        {"text": row["text"], "label": row["colour"], "patient": f"p{number % 20}", "tone": row["tone"]}
-        for number, row in enumerate(sentences(60))
-    ]
-    frame, table = pandas.DataFrame(rows), Dataset.from_list(rows)
-    write_csv(place / "reviews.csv", rows)
-    for name in ("a.csv", "b.csv", "c.csv", "reviews.data", "tones.csv"):
-        write_csv(place / name, rows)
-    write_csv(place / "stars.csv", [{"review": row["text"], "stars": row["label"]} for row in rows])
-    frame.assign(text="schön " + frame["text"]).to_csv(place / "german.csv", sep=";", encoding="latin-1", index=False)
-    lists = [{"text": row["text"], "labels": [row["label"], "any"][: 1 + n % 2]} for n, row in enumerate(rows)]
-    lines = [f"{row['text']}\t{','.join(row['labels'])}\t{n}" for n, row in enumerate(lists)]
-    (place / "emotions.tsv").write_text("\n".join(lines) + "\n")
-    Dataset.from_list(lists).to_json(place / "emotions.jsonl")
-    for name in ("reviews.jsonl", "parts/one.jsonl", "parts/two.jsonl"):
-        (place / name).parent.mkdir(exist_ok=True)
-        table.to_json(place / name)
-    frame.to_json(place / "reviews.jsonl.gz", orient="records", lines=True)
-    (place / "export.json").write_text(json.dumps({"data": {"rows": rows}}))
-    table.to_parquet(place / "reviews.parquet")
-    table.save_to_disk(place / "saved")
-    next((place / "saved").glob("*.arrow")).rename(place / "reviews.arrow")
-    table.save_to_disk(place / "saved")
-    (place / "lines.txt").write_text("".join(f"{row['text']} {row['label']}\n" for row in rows))
-    h5py = pytest.importorskip("h5py")
-    with h5py.File(place / "reviews.h5", "w") as file:
-        for name in ("text", "label"):
-            file[name] = [row[name].encode() for row in rows]
-    with sqlite3.connect(place / "reviews.sqlite") as database:
-        frame.to_sql("reviews", database, index=False)
-    database.close()
-    for split, name in (("train", "a.csv"), ("validation", "b.csv"), ("test", "c.csv")):
-        (place / "folder").mkdir(exist_ok=True)
-        (place / "folder" / f"{split}.csv").write_bytes((place / name).read_bytes())
-    frame.to_pickle(place / "frame.pkl")
-    codes = pandas.DataFrame({name: [(n + k) % 2 for n in range(60)] for k, name in enumerate(("C18", "C19"))})
-    pandas.to_pickle({"total": {"X": frame[["text"]]}, "y": codes}, place / "tables.pkl")
-    sections = pandas.DataFrame({"title": frame["label"], "body": frame["text"].where(frame.index % 3 > 0)})
-    sections.assign(label=frame["label"]).to_csv(place / "sections.csv", index=False)
-    sections.join(codes).to_csv(place / "sections_and_codes.csv", index=False)
-    frame.assign(text=frame["text"].where(frame.index % 7 > 0)).to_csv(place / "holes.csv", index=False)
-    write_csv(
-        place / "pairs.csv",
-        [{"first": row["text"], "second": row["label"], "label": n % 2} for n, row in enumerate(rows)],
-    )
-    write_csv(place / "ids.csv", [{"text": row["text"], "label": n % 3} for n, row in enumerate(rows)])
-    (place / "names.txt").write_text("red\ngreen\nblue\n")
-    write_csv(
-        place / "rare.csv", [{**row, "label": row["label"] if n > 2 else f"rare{n}"} for n, row in enumerate(rows)]
-    )
     paths = []
     for split, count in (("train", 24), ("test", 4)):
         for number in range(count):
             colour = ("red", "green")[number % 2]
             file = Path(split, colour, f"{number}.png")
             for home in ("photos", "damaged"):
-                (place / home / file).parent.mkdir(parents=True, exist_ok=True)
-                Pillow.new("RGB", (20, 16), colour).save(place / home / file)
+                (folder / home / file).parent.mkdir(parents=True, exist_ok=True)
+                Pillow.new("RGB", (20, 16), colour).save(folder / home / file)
             paths.append({"file": str(file), "label": colour})
-    (place / "damaged" / "train" / "red" / "0.png").write_text("no image")
-    write_csv(place / "photos.csv", paths)
-    images = [
-        {"image": {"bytes": (place / "photos" / row["file"]).read_bytes(), "path": None}, "label": row["label"]}
-        for row in paths
-    ]
-    Dataset.from_list(images).cast_column("image", Image(decode=False)).to_parquet(place / "photos.parquet")
-    (place / "my_functions.py").write_text(MY_FUNCTIONS)
-    return place
+    (folder / "damaged" / "train" / "red" / "0.png").write_text("no image")
+    write_csv(folder / "photos.csv", paths)
+    images = []
+    for row in paths:
+        image = {"bytes": (folder / "photos" / row["file"]).read_bytes(), "path": None}
+        images.append({"image": image, "label": row["label"]})
+    table = Dataset.from_list(images).cast_column("image", Image(decode=False))
+    table.to_parquet(folder / "photos.parquet")
 
 
 @pytest.fixture
-def here(folder, monkeypatch):
+def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
 
 
-@pytest.mark.parametrize(("source", "line"), TABLE, ids=[source[:40] for source, _ in TABLE])
-def test_a_line_of_the_table_reads_its_source(source, line, here, folder, tiny):
-    images = "photos" in line or "damaged" in line
-    base = ["--task.model", "vit", "--task.init", "random"] if images else ["--task.model", tiny("bert")]
-    if "localhost" in line:
-        handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
-        handler.log_message = lambda *_: None
-        server = http.server.ThreadingHTTPServer(("localhost", 0), handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        pytest.skip("the libraries are told to be offline here; tests/test_formats.py reads from a local server")
-    words = [str(ROOT / "configs" / ("image.py" if images else "text.py")), *base, *shlex.split(line)]
-    config = from_command_line(words)
+@pytest.mark.parametrize(("source", "options"), SOURCES, ids=[name[:40] for name, _ in SOURCES])
+def test_a_line_of_the_table_reads_its_source(source, options, in_folder, folder, tiny):
+    if "localhost" in options:
+        serve(folder)
+        pytest.skip("the libraries are offline in tests; tests/test_formats.py reads a URL")
+    is_image = "photos" in options or "damaged" in options
+    model = ["--model", "vit", "--init", "random"] if is_image else ["--model", tiny("bert")]
+    file = ROOT / "configs" / ("image.py" if is_image else "text.py")
+    config = from_command_line([str(file), *model, *shlex.split(options)])
     validate(config)
-    if source.startswith(("the Hub", "another split of the Hub")):
-        with pytest.raises(UserError, match="as a data set of the Hub it could not be read"):
-            config.task.load()
+    if "Hub" in source:
+        with pytest.raises(UserError, match="could not be read as a Hub dataset"):
+            config.task.load_datasets()
         return
-    data = config.task.load()
-    assert len(data["train"]) >= 8
-    first = data["train"][0]
-    assert ("pixel_values" if images else "input_ids") in first
-    assert "labels" in first
+    train = config.task.load_datasets()["train"]
+    assert len(train) >= 8
+    example = train[0]
+    assert ("pixel_values" if is_image else "input_ids") in example
+    assert "labels" in example
 
 
-def test_the_python_lines_run(here):
-    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+def serve(folder: Path) -> None:
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    server = http.server.ThreadingHTTPServer(("localhost", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+
+def test_the_sources_in_python_are_read(in_folder):
+    (code,) = blocks(PAGES["data.md"])
     frame = pandas.read_csv("reviews.csv")
-    names = {"frame": frame, "other": frame}
+    names = {"frame": frame, "other": frame, "Data": Data}
     for line in code.splitlines():
         if line.startswith("Data"):
-            data = eval(line, {"Data": Data, **names})
+            data = eval(line, dict(names))
             data.validate()
             assert len(data.read()["train"]) > 20
-        else:
-            exec(line, names)
 
 
-def test_the_table_is_long_enough_to_find_ones_own_case():
-    assert len(TABLE) >= 50
+def test_the_table_has_a_line_for_most_sources():
+    assert len(SOURCES) >= 50
 
 
-# ---- all pages
+# All pages
 
 
 def test_the_reference_of_options_is_what_the_generator_writes():
-    assert PAGES["config.md"] == generate.page(), "python -m docs.generate"
+    assert PAGES["config.md"] == generate.build_config_page(), "run: python -m docs.generate"
 
 
-def test_the_reference_has_every_option_of_the_help(capsys, monkeypatch):
+@pytest.mark.parametrize("config", ["text", "image"])
+def test_the_reference_has_every_option_of_the_help(config, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    for name in ("text", "image"):
-        with pytest.raises(SystemExit):
-            from_command_line([str(ROOT / "configs" / f"{name}.py"), "--help"])
-        options = set(re.findall(r"--(?!help|[\w.]*no-)[a-z][\w.-]*\w", capsys.readouterr().out))
-        assert len(options) > 80
-        assert options <= set(re.findall(r"--[a-z][\w.-]*\w", PAGES["config.md"]))
+    with pytest.raises(SystemExit):
+        from_command_line([str(ROOT / "configs" / f"{config}.py"), "--help-all"])
+    text = capsys.readouterr().out
+    options = set(re.findall(r"(?<!\S)--(?!help)(?!(?:[\w-]+\.)?no-)[a-z][\w.-]*\w", text))
+    assert len(options) > 70
+    assert options <= set(re.findall(r"--[a-z][\w.-]*\w", PAGES["config.md"]))
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_links_of_a_page_lead_to_files(page):
     folder = ROOT if page == "README.md" else ROOT / "docs"
     links = [link for link in re.findall(r"\]\(([^)]+)\)", PAGES[page]) if "://" not in link]
-    assert all((folder / link.partition("#")[0]).is_file() for link in links), links
+    missing = [link for link in links if not (folder / link.partition("#")[0]).is_file()]
+    assert not missing
 
 
-def test_every_page_can_be_found_from_the_readme():
-    assert all(f"docs/{page}" in PAGES["README.md"] for page in PAGES if page != "README.md")
+def test_every_page_is_linked_from_the_readme():
+    pages = [page for page in PAGES if page != "README.md"]
+    assert not [page for page in pages if f"docs/{page}" not in PAGES["README.md"]]
 
 
-COMMANDS = sorted(
-    {
-        line
-        for page, text in PAGES.items()
-        for line in re.findall(r"^    (?:\w+ \S+ \| )?(?:\S*/)?python ((?:-m ftloop )?\w+(?:\.py)? .*)$", text, re.M)
-        if not line.startswith(("-m benchmarks", "-m docs")) and "configs/endings.py" not in line
-    }
-)
+@pytest.mark.parametrize("page", PAGES)
+def test_the_tests_that_a_page_names_exist(page):
+    for file, name in re.findall(r"`(tests/\w+\.py)(?:::(\w+))?`", PAGES[page]):
+        assert (ROOT / file).is_file(), file
+        assert not name or f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), name
+
+
+CONFIG_FILES = ("configs/endings.py", "configs/tags.py", "configs/mine.py")  # blocks of the pages
+COMMANDS = sorted({command for page in PAGES.values() for command in commands(page)})
+COMMANDS = [
+    command
+    for command in COMMANDS
+    if not command.startswith(("-m benchmarks", "-m docs"))
+    and not set(CONFIG_FILES) & {*command.split()}
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_has_options_that_exist(command, monkeypatch, tmp_path):
-    """Each is understood; nothing is run."""
+    """The command line is read; nothing is run."""
     monkeypatch.chdir(ROOT)
-    words = [word for word in shlex.split(command.split("    ")[0], comments=True) if word != "--help"]
+    words = [word for word in shlex.split(command, comments=True) if word != "--help"]
     if words[0] == "train.py":
         assert isinstance(from_command_line(words[1:]), Config)
     elif words[0] == "predict.py":
-        assert tyro.cli(predict.Options, args=words[1:]).run.startswith("runs/")
+        options = tyro.cli(PredictOptions, args=words[1:], registry=REGISTRY)
+        assert options.run.startswith("runs/")
     elif words[0] == "evaluate.py":
         monkeypatch.chdir(tmp_path)  # at the root, there may be a run of this name
         result = run_script("evaluate.py", *words[1:])
         assert "holds no run" in result.err, result.err
     else:
-        name, called = words[2], []
-        assert words[:2] == ["-m", "ftloop"]
-        understood = functools.wraps(__main__.COMMANDS[name])(lambda *given, **named: called.append(named) or 0)
-        monkeypatch.setitem(__main__.COMMANDS, name, understood)
-        monkeypatch.setattr(sys, "argv", ["ftloop", *words[2:]])
-        with pytest.raises(SystemExit) as leaving:
-            __main__.main()
-        assert leaving.value.code in (0, None)
-        if name in __main__.OF_A_CONFIG and words[3].startswith("configs/"):  # what it leaves to the config
-            from_command_line([words[3], *called[0]["words"]])
+        assert words[:2] == ["-m", "ftloop.cli"]
+        check_command(words[2:], monkeypatch)
 
 
-# ---- whole configs
+def check_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check the options of a command of `python -m ftloop.cli` without calling it."""
+    name, calls = words[0], []
+    command = functools.wraps(__main__.COMMANDS[name])(
+        lambda *args, **kwargs: calls.append(kwargs) or 0
+    )
+    monkeypatch.setitem(__main__.COMMANDS, name, command)
+    monkeypatch.setattr(sys, "argv", ["ftloop", *words])
+    with pytest.raises(SystemExit) as leaving:
+        __main__.main()
+    assert leaving.value.code in (0, None)
+    if name in __main__.TAKES_JOB_OPTIONS and words[1].startswith("configs/"):
+        from_command_line([words[1], *calls[0]["job_options"]])
 
 
-def blocks(page: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", PAGES[page], re.S)
+# Whole configs
 
 
-CONFIGS = {
-    re.search(r'run_dir="runs/(\w+)"', block)[1]: block for page in ("tasks.md", "forking.md") for block in blocks(page)
-}
+def find_configs() -> dict[str, str]:
+    """The blocks that are config files, by the name of their run folder."""
+    configs = {}
+    for page in ("tasks.md", "forking.md"):
+        for block in blocks(PAGES[page]):
+            configs[re.search(r'run_dir="runs/(\w+)"', block)[1]] = block
+    return configs
+
+
+CONFIGS = find_configs()
+Trained = Callable[..., tuple[Path, list[str]]]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, tiny):
-    """`trained("lora", words)`: the folder of a run of the config of that name, on tiny rows, and its command."""
-    place = tmp_path_factory.mktemp("configs_of_docs")
-    endings = [
-        {"text": row["text"], "ending0": row["colour"], "ending1": "grass", "label": n % 2}
-        | ({"ending0": "grass", "ending1": row["colour"]} if n % 2 else {})
-        for n, row in enumerate(sentences(30))
-    ]
-    files = {"endings": write_csv(place / "endings.csv", endings)}
-    rows = write_csv(place / "rows.csv", sentences(30))
-    sys.path.append(str(place))
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[[str], str]) -> Trained:
+    """`trained("lora", *options)`: the folder and the command of a run on tiny rows."""
+    folder = tmp_path_factory.mktemp("configs_of_docs")
+    rows = sentences(30)
+    data = {"endings": write_endings(folder, rows), "tags": write_tags(folder, rows)}
+    others = write_csv(folder / "rows.csv", rows)
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.syspath_prepend(str(folder))
 
-    def run(name: str, *words: str) -> tuple[Path, list[str]]:
-        config = place / f"docs_{name}.py"
+    def run(name: str, *options: str, train: Callable = run_script) -> tuple[Path, list[str]]:
+        config = folder / f"docs_{name}.py"
         config.write_text(CONFIGS[name])
-        folder = place / f"{name}{len(list(place.iterdir()))}"
-        command = [str(config), "--task.model", tiny("bert"), "--task.data.path", files.get(name, rows), "--batch-size"]
-        command += ["8", "--task.data.validation", "0.2", "--task.max-length", "32", "--run-dir", str(folder), *words]
-        if name not in files:
-            command += ["--task.label-column", "colour"]
-        result = run_script("train.py", *command)
+        run_dir = folder / f"{name}{len(list(folder.iterdir()))}"
+        command = [str(config), "--run-dir", str(run_dir), "--batch-size", "8"]
+        if name != "squares":
+            command += ["--data", data.get(name, others)]
+        command += ["--model", tiny("bert"), "--data.validation", "0.2", "--max-length", "32"]
+        if name not in ("endings", "tags", "masked_words", "squares"):
+            command += ["--label", "colour"]
+        command += options
+        result = train("train.py", *command)
         assert result.code == 0, result.err
-        return folder, command
+        return run_dir, command
 
     yield run
-    sys.path.remove(str(place))
+    monkeypatch.undo()
 
 
-def test_each_page_shows_what_it_says():
-    assert list(CONFIGS) == ["endings", "weighted", "layerwise", "averaged", "lora"]
+def write_endings(folder: Path, rows: list[dict]) -> str:
+    endings = []
+    for number, row in enumerate(rows):
+        names = ("ending1", "ending0") if number % 2 else ("ending0", "ending1")
+        ending = dict(zip(names, (row["colour"], "grass"), strict=True))
+        endings.append({"text": row["text"], **ending, "label": number % 2})
+    return write_csv(folder / "endings.csv", endings)
 
 
-def scores_of(run: Path) -> dict[str, float]:
+def write_tags(folder: Path, rows: list[dict]) -> str:
+    file = folder / "tags.jsonl"
+    lines = []
+    for row in rows:
+        words = row["text"].split()
+        tags = ["COLOUR" if word == row["colour"] else "O" for word in words]
+        lines.append(json.dumps({"tokens": words, "tags": tags}))
+    file.write_text("\n".join(lines))
+    return str(file)
+
+
+def read_scores(run: Path) -> dict[str, float]:
     return json.loads((run / "scores.json").read_text())["validation"]
 
 
-def test_the_new_task_trains_resumes_and_predicts(trained):
-    words = ("--max-steps", "4", "--save-every", "1", "--keep", "last=9", "--learning-rate", "1e-3")
-    run, command = trained("endings", *words)
-    scores = scores_of(run)
-    assert set(scores) == {"loss", "accuracy"}
-    assert ftloop.evaluate(run, "validation") == pytest.approx(scores)
-    weights = (run / "model" / "model.safetensors").read_bytes()
-    # As after a kill: two steps are gone.
-    (run / "scores.json").unlink()
-    for gone in ("model", "checkpoints/step-000003", "checkpoints/step-000004"):
-        shutil.rmtree(run / gone)
-    again = run_script("train.py", *command)
-    assert "resume: from" in again.err, again.err
-    assert (run / "model" / "model.safetensors").read_bytes() == weights
-    rows = Path(command[command.index("--task.data.path") + 1])
-    predicted = run_script("predict.py", run, "--file", rows)
-    assert predicted.code == 0, predicted.err
-    answers = [json.loads(line) for line in predicted.out.splitlines()]
-    assert len(answers) == 30
-    assert {answer["ending"] for answer in answers} <= {"ending0", "ending1"}
+def read_logged_names(run: Path) -> set[str]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return {json.loads(line)["name"] for line in lines}
 
 
-@pytest.mark.parametrize("name", ["weighted", "layerwise"])
-def test_a_fork_of_the_page_trains(name, trained):
+def test_the_pages_have_the_configs_that_are_tested_here():
+    assert list(CONFIGS) == [
+        *("tags", "masked_words", "endings"),
+        *("distilled", "contrastive", "weighted", "squares", "masked_inputs", "head_only", "lora"),
+        *("layerwise", "observed"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["weighted", "squares", "masked_inputs", "head_only", "layerwise"])
+def test_a_config_trains_and_is_evaluated(name, trained):
     run, _ = trained(name, "--max-steps", "2")
-    assert ftloop.evaluate(run, "validation") == pytest.approx(scores_of(run))
+    assert evaluate_run(run, "validation") == pytest.approx(read_scores(run))
 
 
-def test_the_average_of_the_weights_is_what_is_scored_and_kept(trained):
-    sizes = ("--max-steps", "3", "--learning-rate", "1e-2")
-    run, _ = trained("averaged", *sizes, "--task.decay", "0.5")
-    kept = load_file(run / "model" / "model.safetensors")
-    assert not any(name.startswith("average_") for name in kept)
-    (checkpoint,) = (run / "checkpoints").glob("step-*")
-    weights = torch.load(checkpoint / "weights.pt", weights_only=True)
-    names = [name for name in weights if name in kept]
-    assert len(names) == len(kept)
-    for number, name in enumerate(names):
-        assert torch.equal(kept[name], weights[f"average_{number}"])
-    assert not torch.equal(kept["classifier.weight"], weights["classifier.weight"])
-    assert ftloop.evaluate(run, "validation") == pytest.approx(scores_of(run))
-    # An average that forgets at once is the weights themselves.
-    run, _ = trained("averaged", *sizes, "--task.decay", "0")
-    kept = load_file(run / "model" / "model.safetensors")
-    (checkpoint,) = (run / "checkpoints").glob("step-*")
-    weights = torch.load(checkpoint / "weights.pt", weights_only=True)
-    assert all(torch.equal(kept[name], weights[name]) for name in kept)
+def test_the_weights_of_the_first_class_change_the_loss(trained):
+    options = ("--max-steps", "1", "--dropout", "0")
+    losses = []
+    for weight in ("1", "5"):
+        run, _ = trained("weighted", *options, "--first-weight", weight)
+        losses += [
+            json.loads(line)["value"]
+            for line in (run / "metrics.jsonl").read_text().splitlines()
+            if '"split": "train", "name": "loss"' in line
+        ]
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
 
 
-def test_lora_changes_what_it_says_and_leaves_a_plain_model(trained, tiny):
+def test_a_teacher_is_distilled(trained):
+    teacher, _ = trained("layerwise", "--max-steps", "2")
+    run, _ = trained("distilled", "--max-steps", "2", "--teacher", str(teacher / "model"))
+    assert "divergence" in read_logged_names(run)
+    assert evaluate_run(run, "validation") == pytest.approx(read_scores(run))
+
+
+def test_a_contrastive_loss_is_never_divided(trained):
+    run, command = trained("contrastive", "--max-steps", "2")
+    assert "contrastive" in read_logged_names(run)
+    result = run_script("train.py", *command, "--run-dir", f"{run}2", "--micro-batch-size", "4")
+    assert result.code == 2
+    assert "must not be divided" in result.err
+
+
+def test_lora_changes_what_it_says_and_exports_a_plain_model(trained, tiny):
     from transformers import AutoModelForSequenceClassification
 
-    run, _ = trained("lora", "--max-steps", "3", "--task.rank", "2")
+    run, _ = trained("lora", "--max-steps", "3", "--rank", "2")
     before = load_file(Path(tiny("bert")) / "model.safetensors")
-    kept = load_file(run / "model" / "model.safetensors")
-    changed = {name for name in before if not torch.equal(before[name], kept[f"bert.{name}"])}
+    after = load_file(run / "model" / "model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[f"bert.{name}"])}
     assert changed == {
-        f"encoder.layer.{layer}.attention.self.{name}.weight" for layer in (0, 1) for name in ("query", "value")
+        f"encoder.layer.{layer}.attention.self.{name}.weight"
+        for layer in (0, 1)
+        for name in ("query", "value")
     }
     for name in changed:
-        assert torch.linalg.matrix_rank(kept[f"bert.{name}"] - before[name], tol=1e-6) <= 2
-    _, found = AutoModelForSequenceClassification.from_pretrained(run / "model", output_loading_info=True)
-    assert not found["missing_keys"]
-    assert not found["unexpected_keys"]
-    assert ftloop.evaluate(run, "validation") == pytest.approx(scores_of(run))
+        change = after[f"bert.{name}"] - before[name]
+        assert torch.linalg.matrix_rank(change, tol=1e-6) <= 2
+    _, info = AutoModelForSequenceClassification.from_pretrained(
+        run / "model", output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert evaluate_run(run, "validation") == pytest.approx(read_scores(run))
 
 
-def test_the_lines_of_the_reports_run(trained, capsys):
+def test_an_observer_is_told_of_every_step(trained):
+    run, _ = trained("observed", "--max-steps", "3")
+    lines = (run / "grad_norms.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("name", ["tags", "masked_words", "endings"])
+def test_a_new_task_trains_and_resumes_to_the_same_bits(name, trained):
+    options = ("--max-steps", "4", "--save-every", "1", "--learning-rate", "1e-3")
+    whole, command = trained(name, *options)
+    interrupted = [*command, "--run-dir", f"{whole}_interrupted"]
+    train_until_step(2, *interrupted)
+    result = run_script("train.py", *interrupted)
+    assert result.code == 0, result.err
+    assert "resuming from" in result.err
+    assert read_results(Path(f"{whole}_interrupted")) == read_results(whole)
+    assert evaluate_run(whole, "validation") == pytest.approx(read_scores(whole))
+
+
+def test_the_task_with_its_own_batches_predicts(trained):
+    run, command = trained("endings", "--max-steps", "2")
+    rows = command[command.index("--data") + 1]
+    result = run_script("predict.py", run, "--file", rows)
+    assert result.code == 0, result.err
+    predictions = [json.loads(line) for line in result.out.splitlines()]
+    assert len(predictions) == 30
+    assert {row["predictions"] for row in predictions} <= {0, 1}
+
+
+def test_words_of_a_sentence_get_tags(trained):
+    run, _ = trained("tags", "--max-steps", "2")
+    result = run_script("predict.py", run, "the sky is blue")
+    assert result.code == 0, result.err
+    assert len(json.loads(result.out)["tags"]) == 4
+
+
+# Changes of the loop
+
+
+def test_adversarial_training_changes_the_gradient_of_a_step(tiny, colours, tmp_path):
+    (patch,) = blocks(PAGES["forking.md"], "diff")
+    loop = load_patched_loop(patch, "", tmp_path, "adversarial_loop")
+    command = [str(ROOT / "configs" / "text.py"), "--model", tiny("bert"), *colours]
+    command += ["--max-steps", "3", "--no-report", "--dropout", "0"]
+    results = {}
+    divisions = {
+        "plain": (ftloop.train, "8"),
+        "whole": (loop.train, "8"),
+        "divided": (loop.train, "3"),
+    }
+    for name, (train, size) in divisions.items():
+        run_dir = tmp_path / name
+        options = ["--run-dir", str(run_dir), "--micro-batch-size", size]
+        train(from_command_line([*command, *options]))
+        results[name] = read_results(run_dir)["train grad_norm"]
+    assert results["whole"] != pytest.approx(results["plain"], rel=1e-3)
+    assert results["divided"] == pytest.approx(results["whole"], rel=1e-4)
+
+
+# Lines of Python in other pages
+
+
+def test_the_lines_about_reports_run(trained, capsys):
     run, _ = trained("weighted", "--max-steps", "2")
-    (code,) = blocks("reports.md")
+    (code,) = blocks(PAGES["reports.md"])
     code = code.replace('"runs/quickstart", "test"', f'"{run}", "validation"')
     assert str(run) in code
     exec(code, {})
     assert "accuracy" in capsys.readouterr().out
 
 
-def test_the_notebook_of_the_page_is_started_as_it_says(monkeypatch):
+def test_the_notebook_launcher_is_called_as_shown(monkeypatch):
+    """tests/test_launch.py starts processes with it."""
     import accelerate
 
     monkeypatch.chdir(ROOT)
-    started = []
-    # tests/test_launch.py starts one.
-    monkeypatch.setattr(accelerate, "notebook_launcher", lambda *given, **named: started.append((given, named)))
-    (code,) = blocks("devices.md")
+    calls = []
+    monkeypatch.setattr(
+        accelerate, "notebook_launcher", lambda *args, **kwargs: calls.append((args, kwargs))
+    )
+    (code,) = blocks(PAGES["devices.md"])
     exec(code, {})
-    ((function, (config,)), named) = started[0]
-    assert (function, config.run_dir, named) == (ftloop.train, "runs/mrpc", {"num_processes": 2})
+    (((function, (config,)), kwargs),) = calls
+    assert (function, config.run_dir, kwargs) == (ftloop.train, "runs/mrpc", {"num_processes": 2})
