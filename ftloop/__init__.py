@@ -6,16 +6,10 @@ Read ftloop/loop.py first. These are the names of the core; parts such as `ftloo
 
 from typing import Any
 
-from ftloop.config import Config as Config
-from ftloop.config import __version__ as __version__
-from ftloop.errors import Stopped as Stopped
-from ftloop.errors import TrainingError as TrainingError
-from ftloop.errors import UserError as UserError
-from ftloop.extensions import Observer as Observer
-from ftloop.extensions import Setup as Setup
-from ftloop.task import Losses as Losses
-from ftloop.task import Task as Task
-from ftloop.task import model_inputs as model_inputs
+from ftloop.config import Config as Config, __version__ as __version__
+from ftloop.errors import Stopped as Stopped, TrainingError as TrainingError, UserError as UserError
+from ftloop.extensions import Observer as Observer, Setup as Setup
+from ftloop.task import Losses as Losses, Task as Task, model_inputs as model_inputs
 
 
 def __getattr__(name: str) -> Any:

@@ -145,7 +145,7 @@ def validate(config: Config) -> None:
 def validate_with_datasets(config: Config, datasets: Mapping[str, Any]) -> None:
     """Raise UserError for what does not fit the data, before training."""
     train, limit = datasets["train"], config.max_tokens
-    lengths = getattr(train, "lengths", None)
+    lengths: Any = getattr(train, "lengths", None)
     is_finite = len(train) < sys.maxsize
     message = "is needed for a stream, whose length is not known."
     require(is_finite or config.max_steps is not None, "max_steps", message)
@@ -211,7 +211,7 @@ def qualified_name(value: Any) -> str:
         raise UserError(f"{value!r} {message}")
     main = sys.modules["__main__"]
     if module == "__main__" and hasattr(main, "__file__"):  # other processes import it by this name
-        module = main.__spec__.name if main.__spec__ else Path(main.__file__).stem
+        module = main.__spec__.name if main.__spec__ else Path(str(main.__file__)).stem
     return f"{module}:{path}"
 
 

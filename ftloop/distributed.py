@@ -100,13 +100,6 @@ def warm_up_ddp_buckets(
     model.eval()  # no dropout; running statistics stay as they are
     accelerator.backward(task.compute_losses(model, tensors).losses.sum() * 0)
     model.zero_grad()
-    model.train()
-
-
-def check_agreement(value: Any, accelerator: Accelerator, message: str) -> None:
-    """Raise UserError with a message on all ranks if they do not have the same value."""
-    if len(set(utils.gather_object([value]))) > 1:
-        raise UserError(message)
 
 
 class StopSignals:

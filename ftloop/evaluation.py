@@ -52,7 +52,8 @@ def evaluate(
     once.
     """
     metrics = task.build_metrics() if accelerator.is_main_process else []
-    sums = torch.zeros(2, len(loader.dataset), dtype=torch.float64)  # weighted losses; weights
+    num_rows = len(loader.dataset)  # type: ignore[arg-type]
+    sums = torch.zeros(2, num_rows, dtype=torch.float64)  # weighted losses; weights
     try:
         for values in iterate_predictions(model, loader, task, accelerator, stop_requested):
             row_ids = values["row_ids"]
@@ -86,7 +87,8 @@ def iterate_predictions(
     model in training mode. Raises EvaluationStopped if `stop_requested` returns True on all ranks.
     """
     model.eval()
-    num_evaluations = torch.zeros(len(loader.dataset), dtype=torch.int64)
+    num_rows = len(loader.dataset)  # type: ignore[arg-type]
+    num_evaluations = torch.zeros(num_rows, dtype=torch.int64)
     try:
         for batch in loader:
             values = predict_batch(model, batch, task)

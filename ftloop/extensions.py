@@ -84,12 +84,27 @@ class Observer:
         """Called when the run ends, however it ends."""
 
 
+def apply_setups(
+    setups: Sequence[Setup], model: Any, accelerator: Any, environment: dict[str, Any] | None
+) -> None:
+    """Let each setup change the model. `environment`: that of the checkpoint to resume from."""
+    for setup in setups:
+        if environment is not None:
+            setup.resume(environment)
+        setup.prepare_model(model, accelerator)
+
+
+def undo_setups(setups: Sequence[Setup]) -> None:
+    """Undo what setups changed, the last one first."""
+    for setup in reversed(setups):
+        setup.undo()
+
+
 def choose_micro_batch_size(
-    setups: Sequence[Setup], model: "torch.nn.Module", sampler: Any, task: Any, accelerator: Any
+    setups: Sequence[Setup], model: Any, sampler: Any, task: Any, accelerator: Any
 ) -> int:
     """Return the smallest micro-batch size that a setup chooses. Raises UserError if none does."""
-    choices = [setup.choose_micro_batch_size(model, sampler, task, accelerator) for setup in setups]
-    sizes = [size for size in choices if size is not None]
-    if not sizes:
+    sizes = [setup.choose_micro_batch_size(model, sampler, task, accelerator) for setup in setups]
+    if not any(sizes):
         raise UserError("'auto' needs a setup that measures it.", field="micro_batch_size")
-    return min(sizes)
+    return min(size for size in sizes if size)

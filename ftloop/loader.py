@@ -59,7 +59,7 @@ class Collate:
     def __init__(self, collate: Callable[[Any], Batch]):
         self.collate = collate
 
-    def __call__(self, keys_and_examples: tuple[Keys, Any]) -> Batch:
+    def __call__(self, keys_and_examples: Any) -> Batch:
         keys, examples = keys_and_examples
         batch = dict(self.collate(examples))
         row_ids = torch.tensor([row for _, row in keys])
@@ -155,7 +155,7 @@ def optimizer_steps(
         log.data_wait_seconds += time.perf_counter() - began
         if len(micro_batches) < count:
             raise RuntimeError(f"the DataLoader ended before optimizer step {step + 1}")
-        total_weight: float | torch.Tensor = sum(batch.pop("weight_sum") for batch in micro_batches)
+        total_weight: Any = sum(batch.pop("weight_sum") for batch in micro_batches)
         if accelerator.num_processes > 1:
             weight = torch.tensor(total_weight, dtype=torch.float64, device=accelerator.device)
             total_weight = accelerator.reduce(weight, reduction="sum")

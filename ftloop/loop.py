@@ -10,7 +10,7 @@ The laws of the loop, each of which is a test (docs/exactness.md):
 """
 
 import math
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from ftloop.config import Config, validate, validate_with_datasets
 from ftloop.distributed import build_accelerator, full_tensor, warm_up_ddp_buckets
 from ftloop.evaluation import build_eval_loader, evaluate
+from ftloop.extensions import undo_setups
 from ftloop.loader import build_dataloader, check_collate, count_workers, optimizer_steps
 from ftloop.metric_log import weighted_sum
 from ftloop.optim import build_scheduler, drop_frozen_gradients
@@ -66,11 +67,13 @@ def train(config: Config) -> Scores:
     """
     validate(config)
     setups = config.setups()  # compile, matrix backend, ...; an empty list in the core
-    accelerator = build_accelerator(
-        config.precision, config.timeout, setups, config.find_unused_parameters
-    )
-    # The run takes the lock of its folder before it looks at anything, and releases it at the end.
-    with closing(Run(config, accelerator, setups)) as run:
+    with ExitStack() as at_end:  # of the run, however it ends
+        at_end.callback(undo_setups, setups)
+        accelerator = build_accelerator(
+            config.precision, config.timeout, setups, config.find_unused_parameters
+        )
+        # The run takes the lock of its folder before it looks at anything.
+        run = at_end.enter_context(closing(Run(config, accelerator, setups)))
         if run.is_finished:
             return run.load_scores()
 
@@ -83,7 +86,7 @@ def train(config: Config) -> Scores:
         check_collate(train_dataset, task.collate, config.seed)
         set_seed(fold_in(config.seed, "init"))
         model = task.build_model().to(accelerator.device)
-        run.apply_setups(model)
+        run.prepare_model(model)
         optimizer = config.optimizer(model, config)
 
         # Order of the rows, number of steps, learning-rate schedule
@@ -123,7 +126,7 @@ def train(config: Config) -> Scores:
                 run.save_checkpoint(state)
             if run.stop_requested():  # a signal or the time limit, agreed by all ranks
                 run.save_checkpoint(state)
-                raise run.stopped()
+                raise run.stop_signals.exception(state.step)
             if run.training_is_complete(state):  # the last step, or early stopping
                 break
 

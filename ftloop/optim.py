@@ -70,7 +70,7 @@ def build_scheduler(optimizer: "torch.optim.Optimizer", config: Any, total_steps
             return value[group]
 
         num_groups = len(optimizer.param_groups)
-        factors = [partial(factor, group) for group in range(num_groups)]
+        factors: list[Any] = [partial(factor, group) for group in range(num_groups)]
         return torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
     try:
         options = dict(config.schedule_options)

@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
-from ftloop import checkpoint as checkpoints
-from ftloop import distributed
+from ftloop import checkpoint as checkpoints, distributed
 from ftloop.config import Config, record_text
-from ftloop.errors import Stopped, UserError
+from ftloop.errors import UserError
 from ftloop.evaluation import evaluate
-from ftloop.extensions import Setup, choose_micro_batch_size
+from ftloop.extensions import Setup, apply_setups, choose_micro_batch_size
 from ftloop.metric_log import MetricLog, json_scores
 from ftloop.sampler import TrainSampler
 from ftloop.state import TrainState
@@ -70,23 +70,24 @@ class Run:
 
     # Before the first step
 
-    def apply_setups(self, model: torch.nn.Module) -> None:
-        """Let each setup change the model; it knows the environment of the resumed checkpoint."""
-        for setup in self.setups:
-            if self.resumed_from is not None:
-                setup.resume(checkpoints.load_environment(self.resumed_from))
-            setup.prepare_model(model, self.accelerator)
+    def prepare_model(self, model: torch.nn.Module) -> None:
+        """Let the setups change the model. They know the environment of the resumed checkpoint."""
+        checkpoint = self.resumed_from
+        before = None if checkpoint is None else checkpoints.load_environment(checkpoint)
+        apply_setups(self.setups, model, self.accelerator, before)
 
     def choose_micro_batch_size(self, model: torch.nn.Module, sampler: TrainSampler) -> None:
         """Set the micro-batch size: as configured, or for 'auto' as recorded or measured."""
-        recorded = self.state.micro_batch_size
+        recorded, task, accelerator = self.state.micro_batch_size, self.task, self.accelerator
         if self.config.micro_batch_size == "auto":
-            arguments = (self.setups, model, sampler, self.task, self.accelerator)
-            sampler.micro_batch_size = recorded or choose_micro_batch_size(*arguments)
-        self.state.micro_batch_size = size = sampler.micro_batch_size
-        if recorded not in (None, size):
+            size = recorded or choose_micro_batch_size(
+                self.setups, model, sampler, task, accelerator
+            )
+            sampler.micro_batch_size = size
+        if recorded not in (None, sampler.micro_batch_size):
             message = "resume: micro_batch_size %s -> %d. Without dropout, only rounding differs."
-            logger.warning(message, recorded, size)
+            logger.warning(message, recorded, sampler.micro_batch_size)
+        self.state.micro_batch_size = sampler.micro_batch_size
 
     def register_for_checkpointing(self, **objects: Any) -> None:
         """Save and restore the state_dict of these objects with each checkpoint, by their names.
@@ -94,14 +95,18 @@ class Run:
         "model", "optimizer" and "scheduler" are needed. Add what else has a state: an average of
         the weights, a queue, a momentum teacher.
         """
-        self.model, self.registered = objects["model"], objects
-        self.registered["model"] = self.accelerator.unwrap_model(self.model)
-        if self.accelerator.scaler is not None:
-            self.registered["scaler"] = self.accelerator.scaler
-        for setup in self.setups:
-            self.registered = setup.wrap_for_checkpointing(self.registered)
+        self.model, self.registered = objects["model"], self._wrap(objects)
 
-    def start(self, sampler: TrainSampler, eval_loaders: dict[str, Any]) -> TrainState:
+    def _wrap(self, objects: dict[str, Any]) -> dict[str, Any]:
+        """Return what has the full state_dicts of prepared objects."""
+        objects = {**objects, "model": self.accelerator.unwrap_model(objects["model"])}
+        if self.accelerator.scaler is not None:
+            objects["scaler"] = self.accelerator.scaler
+        for setup in self.setups:
+            objects = setup.wrap_for_checkpointing(objects)
+        return objects
+
+    def start(self, sampler: TrainSampler, eval_loaders: dict[Any, Any]) -> TrainState:
         """Restore the checkpoint, if there is one, and open the run folder for writing.
 
         Returns the state from which training continues: step 0 in a new run. Raises UserError if
@@ -109,33 +114,33 @@ class Run:
         """
         self.sampler, self.eval_loaders = sampler, eval_loaders
         self.total_steps, folder = sampler.total_steps, self.checkpoint_folder
-        fingerprint = getattr(sampler.dataset, "fingerprint", None) or f"{sampler.num_rows} rows"
-        message = "the ranks do not see the same training rows, or not the same run_dir."
-        position = (fingerprint, self.state.step)
-        distributed.check_agreement(position, self.accelerator, message)
+        fingerprint = getattr(sampler.dataset, "fingerprint", None)
+        if fingerprint is None:
+            fingerprint = f"{sampler.num_rows} rows"
+            logger.warning("the dataset has no fingerprint: only its number of rows is compared")
+        if len(set(gather_object([(fingerprint, self.state.step)]))) > 1:
+            raise UserError("the ranks do not see the same training rows and run_dir.")
         if self.state.dataset_fingerprint not in ("", fingerprint):
-            raise UserError(
-                f"the training rows are not those on which {self.resumed_from} was trained. "
-                "Restore the data, or start a new run in another run_dir."
-            )
+            message = f"the training rows are not those on which {self.resumed_from} was trained. "
+            raise UserError(f"{message}Restore them, or start a new run in another run_dir.")
         self.state.dataset_fingerprint = fingerprint
         if self.resumed_from is not None:
             self._load(self.resumed_from)
             self.saved_position = (self.state.step, self.state.last_eval_step)
             logger.info("resuming from %s", self.resumed_from)
         if self.is_main_process:
-            folder.mkdir(parents=True, exist_ok=True)
+            # config.json first: a folder without it that holds other files is refused.
             checkpoints.write_text(self.folder / "config.json", record_text(self.config))
+            folder.mkdir(exist_ok=True)
             checkpoints.discard_after(folder, self.state.step)
             checkpoints.prune(folder, self.config)  # the run may have been killed before it could
             self.log.open(self.folder / "metrics.jsonl", self.state.log_bytes)
         for observer in self.observers:
             observer.on_start(self)
         self.stop_signals.install()
-        precision, steps = distributed.precision_of(self.accelerator), self.total_steps
-        size, micro_batch_size = sampler.rows_per_step, sampler.micro_batch_size
-        message = "%d optimizer steps of %d rows, at most %d per forward pass, in %s"
-        logger.info(message, steps, size, micro_batch_size, precision)
+        precision = distributed.precision_of(self.accelerator)
+        message = "%d optimizer steps of %d rows in %s"
+        logger.info(message, self.total_steps, sampler.rows_per_step, precision)
         self.log.restart_clock()
         return self.state
 
@@ -175,10 +180,6 @@ class Run:
         if is_stopping:
             self.flush_log()
         return is_stopping
-
-    def stopped(self) -> Stopped:
-        """Return the exception that ends a run which was asked to stop and is saved."""
-        return self.stop_signals.exception(self.state.step)
 
     def log_step(self, *values: Any) -> None:
         """Buffer the values of a step; see `MetricLog.add_step`. At log steps, write them."""
@@ -245,7 +246,7 @@ class Run:
 
     # After the last step
 
-    def finish(self, model: torch.nn.Module, eval_loaders: dict[str, Any]) -> Scores:
+    def finish(self, model: torch.nn.Module, eval_loaders: dict[Any, Any]) -> Scores:
         """Load the best weights, score them on test, write model/ and scores.json."""
         state = self.state
         if state.best_step not in (None, state.step):
@@ -257,12 +258,10 @@ class Run:
             self.log.restart_clock()
             test_scores = evaluate(model, loader, self.task, self.accelerator, stop_requested)
             if test_scores is None:
-                raise self.stopped()
+                raise self.stop_signals.exception(state.step)
             self.log_scores(test_scores, "test")
             scores["test"] = test_scores
-        unwrapped = self.accelerator.unwrap_model(model)
-        is_trained_model = model is self.model  # a fork may pass another, such as an average
-        weights = (self.registered["model"] if is_trained_model else unwrapped).state_dict()
+        weights = self._wrap({"model": model})["model"].state_dict()  # all ranks take part
         if self.is_main_process:
             self.export(self.folder / "model", weights, model)
             finite = {split: json_scores(values) for split, values in scores.items()}
@@ -282,12 +281,10 @@ class Run:
         temporary.rename(folder)
 
     def close(self) -> None:
-        """Release what the run holds, however it ends: signal handlers, logs, setups, the lock."""
+        """Release what the run holds, however it ends: signal handlers, logs, the lock."""
         self.stop_signals.restore()
+        self.log.close()
         for observer in self.observers:
             observer.close(self)
-        for setup in self.setups:
-            setup.undo()
-        self.log.close()
         if self.lock is not None:
             os.close(self.lock)

@@ -64,7 +64,7 @@ def split_rows(
     row_ids: list[int],
     size: int,
     num_processes: int,
-    lengths: Sequence[int] | None = None,
+    lengths: Sequence[int] | numpy.ndarray | None = None,
     max_tokens: int | None = None,
 ) -> list[list[int]]:
     """Split rows into pieces of at most `size` rows per rank.

@@ -112,7 +112,7 @@ class Task:
         module, model.safetensors.
         """
         if hasattr(model, "save_pretrained"):
-            model.save_pretrained(folder, state_dict=state_dict)
+            model.save_pretrained(folder, state_dict=state_dict)  # type: ignore[operator]
             return
         from safetensors.torch import save_file
 
