@@ -18,7 +18,6 @@ from accelerate import Accelerator
 from ftloop.config import Config, validate, validate_with_datasets
 from ftloop.distributed import build_accelerator, full_tensor, warm_up_ddp_buckets
 from ftloop.evaluation import build_eval_loader, evaluate
-from ftloop.extensions import undo_setups
 from ftloop.loader import build_dataloader, check_collate, count_workers, optimizer_steps
 from ftloop.metric_log import weighted_sum
 from ftloop.optim import build_scheduler, drop_frozen_gradients
@@ -68,7 +67,8 @@ def train(config: Config) -> Scores:
     validate(config)
     setups = config.setups()  # compile, matrix backend, ...; an empty list in the core
     with ExitStack() as at_end:  # of the run, however it ends
-        at_end.callback(undo_setups, setups)
+        for setup in setups:
+            at_end.callback(setup.undo)
         accelerator = build_accelerator(
             config.precision, config.timeout, setups, config.find_unused_parameters
         )

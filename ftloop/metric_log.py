@@ -150,7 +150,7 @@ class MetricLog:
             self.stream.flush()
             if wait_for_disk:
                 os.fsync(self.stream.fileno())
-        return self.stream.tell()
+        return os.fstat(self.stream.fileno()).st_size
 
     def close(self) -> None:
         """Close the file. A full disk was reported before."""
