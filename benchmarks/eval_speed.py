@@ -97,22 +97,33 @@ def by_trainer(options: dict[str, Any], passes: int, folder: str) -> dict[str, A
         began = time.perf_counter()
         scores = trainer.evaluate()
         seconds.append(time.perf_counter() - began)
-    return {"seconds": seconds[1:], "loss": scores["eval_loss"], "accuracy": scores["eval_accuracy"]}
+    return {
+        "seconds": seconds[1:],
+        "loss": scores["eval_loss"],
+        "accuracy": scores["eval_accuracy"],
+    }
 
 
 def table(measured: speed.Measured, rows: int) -> str:
     """A line for each rival."""
     lines = []
     for rival, results in measured.items():
-        said, last = speed.failure(measured, rival), next((one for one in results if "ms" in one), None)
+        said, last = (
+            speed.failure(measured, rival),
+            next((one for one in results if "ms" in one), None),
+        )
         if said or last is None:
             lines.append([rival, f"failed: {said}", "-", "-", "-"])
             continue
-        per_second = speed.spread([1000 * rows / value for value in speed.values_of(measured, rival, "ms")])
+        per_second = speed.spread(
+            [1000 * rows / value for value in speed.values_of(measured, rival, "ms")]
+        )
         against = speed.ratio(measured, "trainer", rival, "ms")
         scores = (f"{last['loss']:.6f}", f"{last['accuracy']:.4f}")
         lines.append([rival, per_second.shown(1), against.shown() if against else "-", *scores])
-    return speed.markdown(("rival", "rows a second", "speed, of trainer", "loss", "accuracy"), lines)
+    return speed.markdown(
+        ("rival", "rows a second", "speed, of trainer", "loss", "accuracy"), lines
+    )
 
 
 def main() -> None:
@@ -124,7 +135,9 @@ def main() -> None:
             work = replace(work, steps=(given.rows or work.steps * 8) // 8)
             job = speed.prepare(name, given, Path(folder), work)
             base = replace(job, options={"words": []}, folder=f"{job.folder}/base")
-            made = speed.run_child("benchmarks.eval_speed:by_ftloop", Path(base.folder), given, asdict(base), 0)
+            made = speed.run_child(
+                "benchmarks.eval_speed:by_ftloop", Path(base.folder), given, asdict(base), 0
+            )
             if "failed" in made:
                 raise SystemExit(f"the run whose weights are scored failed: {made['failed']}")
 
@@ -136,11 +149,17 @@ def main() -> None:
                 )
                 arguments = (asdict(own), given.passes)
                 if RIVALS[rival].kind == "ftloop":
-                    result = speed.run_child("benchmarks.eval_speed:by_ftloop", Path(own.folder), given, *arguments)
+                    result = speed.run_child(
+                        "benchmarks.eval_speed:by_ftloop", Path(own.folder), given, *arguments
+                    )
                 else:
                     model = f"{base.folder}/run/model"
                     result = speed.run_child(
-                        "benchmarks.eval_speed:by_trainer", Path(own.folder), given, *arguments, model
+                        "benchmarks.eval_speed:by_trainer",
+                        Path(own.folder),
+                        given,
+                        *arguments,
+                        model,
                     )
                 if "seconds" in result:
                     result["ms"] = 1000 * statistics.median(result["seconds"])

@@ -1,313 +1,243 @@
-"""What the speed benchmarks share: what is trained, by whom, in which order they are measured, and tables of ratios.
+"""What the speed benchmarks share: workloads, rivals, processes, rounds, and tables of ratios.
 
-Each rival of a round is a process of its own (`python -m benchmarks.speed TASK.json OUT.json`): the flags of one are
-not those of another. Rounds follow each other, each begins with another rival, and ratios are taken within a round:
-what else the machine does meets all of them. A rival that fails is a line of the table that says why.
+Each rival of a round trains in a process of its own. Every round begins with another rival, and
+ratios are computed within a round, so that whatever else the machine does affects all rivals. A
+rival that fails is a line of the table that says why.
 
-Nothing of ftloop is patched: a hook of torch notes when the first forward pass begins and when each optimizer step has
-ended, the same hook for all. What counts is the time of whole epochs over the same rows, for grouping by length changes
-what a step costs. Neither evaluation nor saving falls into them. Beside it stand the rivals: `limit` has its batches
-collated in memory before the clock starts; `course` is the accelerate loop of the Hugging Face course; `trainer` is the
-Trainer with its defaults, in ftloop's random order.
+benchmarks/step_clock.py times the optimizer steps, by the same hook of torch for all loops. What
+counts is the time of whole epochs over the same rows, because grouping by length changes the cost
+of a step. It contains neither evaluation nor saving. The rivals (benchmarks/speed_loops.py):
 
-Only the standard library is imported with this module: `startup` measures what is imported after it.
+limit      forward, backward, clipping and AdamW on batches that were collated before
+course     the accelerate loop of the Hugging Face course
+trainer    the Trainer with its defaults, in the random order of ftloop
+ftloop     train.py with its defaults
+
+Importing this module imports only the standard library: benchmarks/startup.py measures the rest.
 """
 
 import contextlib
-import csv
 import importlib
-import itertools
 import json
 import multiprocessing
 import os
-import random
-import runpy
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
+from benchmarks.speed_data import SEED, load_texts, write_bert, write_csv, write_images
+
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = ("torch", "torchvision", "transformers", "accelerate", "datasets")
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "1"}  # unless asked for
-SEED = 1
-LIMIT = 1800  # seconds of one process; more is a hang
-# What --preload imports, in a process without threads.
-IMPORTS = (
-    *("torch", "datasets", "accelerate", "safetensors.torch", "torchvision.transforms.v2", "transformers.trainer"),
-    *("transformers.models.bert.modeling_bert", "transformers.models.deit.modeling_deit", "ftloop.loop"),
-    *("benchmarks.beside_trainer", "sklearn.metrics"),
+CPU_ONLY = {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "1"}
+MAX_SECONDS = 1800  # of one process; one that takes longer hangs
+# With --preload, these are imported in a process without threads, from which the rivals are forked.
+PRELOADED_MODULES = (
+    *("torch", "datasets", "accelerate", "safetensors.torch", "torchvision.transforms.v2"),
+    *("transformers.trainer", "transformers.models.bert.modeling_bert"),
+    *("transformers.models.deit.modeling_deit", "ftloop.loop", "sklearn.metrics"),
 )
 NEVER = 10**9  # optimizer steps
 
 
-# ---- what is trained
+# What is trained
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
+    """A model, rows and batches."""
+
     title: str
     source: str  # of the rows: pairs, tweets, docstrings, images
     batch_size: int
-    steps: int  # optimizer steps of an epoch: so many batches of rows are taken from the source
+    steps: int  # optimizer steps per epoch; as many full batches of rows are taken from the source
     epochs: int  # that are timed
-    warm_up: int = 1  # epochs before them; 0 where one takes a minute, and the clock starts with its first forward pass
+    # Epochs before them. 0 where an epoch takes a minute: the clock starts with the first forward
+    # pass.
+    warmup_epochs: int = 1
     max_length: int = 128  # tokens
-    shape: dict[str, int] | None = None  # texts: of a random BERT with the tokenizer of the text model, instead of it
-    image_model: str = "deit"  # its type; its weights are random
+    # Sizes of the model. For texts: of a random BERT instead of the text model.
+    sizes: dict[str, int] | None = None
+    image_model: str = "deit"  # its type; the weights are random
 
 
-Name = Literal["tiny", "pairs", "tweets", "docstrings", "images"]  # of WORKS
-TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256}
-BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+WorkloadName = Literal["tiny", "pairs", "tweets", "docstrings", "images"]
+TINY = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 256,
+}
+BASE = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+}
 VIT = {**BASE, "image_size": 224, "patch_size": 16}
 DEIT = {**VIT, "hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
-WORKS = {
-    "tiny": Work("tiny BERT, batch 8", "pairs", 8, 150, 4, shape=TINY),
-    "pairs": Work("MiniLM, sentence pairs, batch 32", "pairs", 32, 16, 2),
-    "tweets": Work("MiniLM, tweets, batch 32", "tweets", 32, 24, 2),
-    "docstrings": Work("MiniLM, docstrings to 512 tokens, batch 32", "docstrings", 32, 10, 1, 0, max_length=512),
-    "images": Work("DeiT-tiny, JPEGs of 460 x 391, batch 8", "images", 8, 20, 2, shape=DEIT),
+WORKLOADS = {
+    "tiny": Workload("tiny BERT, batch 8", "pairs", 8, steps=150, epochs=4, sizes=TINY),
+    "pairs": Workload("MiniLM, sentence pairs, batch 32", "pairs", 32, steps=16, epochs=2),
+    "tweets": Workload("MiniLM, tweets, batch 32", "tweets", 32, steps=24, epochs=2),
+    "docstrings": Workload(
+        "MiniLM, docstrings to 512 tokens, batch 32",
+        "docstrings",
+        32,
+        steps=10,
+        epochs=1,
+        warmup_epochs=0,
+        max_length=512,
+    ),
+    "images": Workload(
+        "DeiT-tiny, JPEGs of 460 x 391, batch 8", "images", 8, steps=20, epochs=2, sizes=DEIT
+    ),
 }
-# For a GPU.
-LARGE_WORKS = {
-    "bert": Work("BERT-base, sentence pairs, batch 32", "pairs", 32, 140, 2, shape=BASE),
-    "bert-long": Work("BERT-base, docstrings to 512 tokens, batch 32", "docstrings", 32, 100, 1, 1, 512, BASE),
-    "vit": Work("ViT-base, JPEGs of 460 x 391, batch 64", "images", 64, 24, 2, shape=VIT, image_model="vit"),
+GPU_WORKLOADS = {
+    "bert": Workload(
+        "BERT-base, sentence pairs, batch 32", "pairs", 32, steps=140, epochs=2, sizes=BASE
+    ),
+    "bert-long": Workload(
+        "BERT-base, docstrings to 512 tokens, batch 32",
+        "docstrings",
+        32,
+        steps=100,
+        epochs=1,
+        max_length=512,
+        sizes=BASE,
+    ),
+    "vit": Workload(
+        "ViT-base, JPEGs of 460 x 391, batch 64",
+        "images",
+        64,
+        steps=24,
+        epochs=2,
+        sizes=VIT,
+        image_model="vit",
+    ),
 }
-# One piece of a WordPiece vocabulary each, so that texts that are made have the lengths that were drawn for them.
-WORDS = """
-the of and to in is was for on that with as it his be at by had not are but from or have an they which one you were her
-all she there would their we him been has when who will more no if out so said what up its about into than them can only
-other new some could time these two may then do first any my now such like our over man me even most made after also
-""".split()  # noqa: SIM905 - a hundred words in quotes would read worse
 
 
 @dataclass(frozen=True)
-class Job:
-    """One rival at work. What a child process gets as JSON."""
+class Training:
+    """One training by one rival. A child process gets it as JSON."""
 
     kind: str  # limit, course, trainer or ftloop
-    options: dict[str, Any]  # what makes the variant: see RIVALS
+    options: dict[str, Any]  # of the rival; see RIVALS
     model: str  # folder or Hub id; for images the type, and the weights are random
     train: str  # a CSV file, or a folder of class folders
     folder: str  # for what the rival writes
     rows: int
     batch_size: int
     epochs: int  # in all
-    text_columns: list[str] = field(default_factory=lambda: ["text"])  # none: images
+    text_columns: list[str] = field(default_factory=lambda: ["text"])  # empty for images
     validation: str | None = None  # a CSV file
     max_length: int = 128
     label_separator: str | None = None
     label_names: str | None = None  # a file
     seed: int = SEED
-    shape: dict[str, int] = field(default_factory=dict)  # of the image model
+    sizes: dict[str, int] = field(default_factory=dict)  # of the image model
     max_steps: int | None = None  # instead of epochs
-    words: list[str] = field(default_factory=list)  # more options of ftloop's command line
-    rss_every: int | None = None  # optimizer steps between looks at the memory
+    more_options: list[str] = field(default_factory=list)  # of ftloop's command line
+    memory_every: int | None = None  # optimizer steps between measurements of the memory
     gpu: bool = False
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of an epoch."""
+        """Optimizer steps per epoch."""
         return -(-self.rows // self.batch_size)
 
 
 @dataclass(frozen=True)
-class Common:
-    """Where things come from, and how often they are measured: the options of every module."""
+class CommonOptions:
+    """The options of all speed benchmarks."""
 
-    rounds: int = 3  # each rival once in each
-    threads: int = 2  # of each process
-    data: Path | None = None  # folder with banking77/train.csv, goemotions/*; left out: texts of like lengths are made
-    model: str | None = None  # folder or Hub id of the text model; left out: MiniLM of ftloop.data.samples
-    max_length: int | None = None  # tokens; left out: as the work has it
-    json: Path | None = None  # file for all that was measured
-    preload: bool = False  # for a quick try: fork the rivals from a process that has imported the libraries
-    gpu: ClassVar[bool] = False  # True: train on the GPU (benchmarks/gpu.py)
+    rounds: int = 3  # each rival trains once per round
+    threads: int = 2  # per process
+    data: Path | None = None
+    """Folder with banking77/train.csv and goemotions/. Default: texts of similar lengths are
+    generated."""
+    model: str | None = None  # folder or Hub id of the text model. Default: MiniLM from PyPI
+    max_length: int | None = None  # tokens. Default: that of the workload
+    json: Path | None = None  # file for all measurements
+    preload: bool = False
+    """Fork the rivals from a process that has imported the libraries. For a quick try."""
+    gpu: ClassVar[bool] = False  # whether to train on the GPU (benchmarks/gpu.py)
 
 
-def prepare(name: str, given: Common, folder: Path, work: Work | None = None, validation: int = 0) -> Job:
-    """Write the rows of a work, so many that an epoch has `work.steps` full batches, and say how it is trained."""
-    work = work or WORKS[name]
-    rows, place = work.steps * work.batch_size, folder / name
-    place.mkdir(parents=True)
-    common = {"kind": "", "options": {}, "folder": str(place), "rows": rows, "batch_size": work.batch_size}
-    common |= {"epochs": work.warm_up + work.epochs, "max_length": given.max_length or work.max_length}
-    common |= {"gpu": given.gpu}
-    if work.source == "images":
-        write_images(place / "images", rows)
-        return Job(model=work.image_model, train=str(place / "images"), text_columns=[], shape=work.shape, **common)
-    model = given.model
+def prepare_training(
+    name: str,
+    options: CommonOptions,
+    folder: Path,
+    workload: Workload | None = None,
+    num_validation: int = 0,
+) -> Training:
+    """Write the rows of a workload and describe its training, without a rival yet."""
+    workload = workload or WORKLOADS[name]
+    num_rows, data_folder = workload.steps * workload.batch_size, folder / name
+    data_folder.mkdir(parents=True)
+    training = Training(
+        kind="",
+        options={},
+        model=workload.image_model,
+        train=str(data_folder / "images"),
+        folder=str(data_folder),
+        rows=num_rows,
+        batch_size=workload.batch_size,
+        epochs=workload.warmup_epochs + workload.epochs,
+        max_length=options.max_length or workload.max_length,
+        gpu=options.gpu,
+    )
+    if workload.source == "images":
+        write_images(data_folder / "images", num_rows)
+        return replace(training, text_columns=[], sizes=workload.sizes or {})
+    model = options.model
     if model is None:
         from ftloop.data.samples import find_minilm
 
         model = find_minilm()
-    if work.shape:
-        model = make_bert(model, work.shape, place / "model")
-    source = texts_of(work.source, given.data, rows, validation)
-    write_rows(place / "train.csv", source["train"])
-    if validation:
-        write_rows(place / "validation.csv", source["validation"])
-    several = work.source == "tweets"
-    if several:
-        (place / "labels.txt").write_text("".join(f"{label}\n" for label in source["labels"]))
-    return Job(
+    if workload.sizes:
+        model = write_bert(model, workload.sizes, data_folder / "model")
+    splits = load_texts(workload.source, options.data, num_rows, num_validation)
+    write_csv(data_folder / "train.csv", splits["train"])
+    if num_validation:
+        write_csv(data_folder / "validation.csv", splits["validation"])
+    is_multi_label = workload.source == "tweets"
+    if is_multi_label:
+        (data_folder / "labels.txt").write_text("".join(f"{name}\n" for name in splits["labels"]))
+    return replace(
+        training,
         model=model,
-        train=str(place / "train.csv"),
-        validation=str(place / "validation.csv") if validation else None,
-        text_columns=[column for column in source["train"][0] if column != "label"],
-        label_separator="," if several else None,
-        label_names=str(place / "labels.txt") if several else None,
-        **common,
+        train=str(data_folder / "train.csv"),
+        validation=str(data_folder / "validation.csv") if num_validation else None,
+        text_columns=[column for column in splits["train"][0] if column != "label"],
+        label_separator="," if is_multi_label else None,
+        label_names=str(data_folder / "labels.txt") if is_multi_label else None,
     )
 
 
-def texts_of(source: str, data: Path | None, rows: int, validation: int) -> dict[str, Any]:
-    """So many rows of "train" and "validation", drawn at random, as dictionaries of texts; of tweets, "labels" too."""
-    if source == "docstrings":
-        from ftloop.data.samples import build_docstrings
-
-        found = {split: _json_lines(build_docstrings() / f"{split}.jsonl") for split in ("train", "validation")}
-        found = {
-            split: [{"text": row["text"], "label": row["library"]} for row in part] for split, part in found.items()
-        }
-    elif source == "tweets":
-        found = _tweets(data) if data else made_tweets(rows, validation)
-    else:
-        found = _pairs(data) if data else made_pairs(rows, validation)
-    for split, count in (("train", rows), ("validation", validation)):
-        if count > len(found[split]):
-            raise SystemExit(f"{source}: {count} rows of {split} are wanted, and there are {len(found[split])}")
-        found[split] = random.Random(SEED).sample(found[split], count)
-    return found
-
-
-def _json_lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-
-
-def _pairs(data: Path) -> dict[str, Any]:
-    """The sentence pairs of benchmarks/pairs.py."""
-    from benchmarks import pairs
-
-    rng = random.Random(pairs.SEED)
-    parts = pairs.split(pairs.read_intents(data / "banking77" / "train.csv"), rng)
-    names = ("sentence1", "sentence2", "label")
-    return {
-        split: [dict(zip(names, row, strict=True)) for row in pairs.make_pairs(intents, pairs.SIZES[split], rng)]
-        for split, intents in parts.items()
-    }
-
-
-def _tweets(data: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {"labels": (data / "goemotions" / "labels.txt").read_text().split()}
-    for split, file in (("train", "train.tsv"), ("validation", "dev.tsv")):
-        lines = (data / "goemotions" / file).read_text(encoding="utf-8").splitlines()
-        cells = [line.split("\t") for line in lines]
-        found[split] = [{"text": text, "label": labels} for text, labels, _ in cells]
-    return found
-
-
-def made_text(rng: random.Random, tokens: float) -> str:
-    return " ".join(rng.choices(WORDS, k=max(2, round(tokens))))
-
-
-def made_pairs(train: int, validation: int) -> dict[str, Any]:
-    """Pairs of 53 tokens, and a third of padding in random batches of 32, as MRPC's. The label is in the first word."""
-    rng, found = random.Random(SEED), {}
-    for split, count in (("train", train), ("validation", validation)):
-        texts = [(made_text(rng, rng.gauss(25, 9)), made_text(rng, rng.gauss(25, 9))) for _ in range(count)]
-        found[split] = [
-            {"sentence1": one, "sentence2": two, "label": ("same", "different")[WORDS.index(one.split()[0]) % 2]}
-            for one, two in texts
-        ]
-    return found
-
-
-def made_tweets(train: int, validation: int) -> dict[str, Any]:
-    """Texts of 22 tokens, and 57 % of padding in random batches of 32. The labels are in the first two words."""
-    rng, found = random.Random(SEED), {"labels": [f"label{number}" for number in range(28)]}
-    for split, count in (("train", train), ("validation", validation)):
-        texts = [made_text(rng, rng.lognormvariate(2.9, 0.5)) for _ in range(count)]
-        labels = [{WORDS.index(word) % 28 for word in text.split()[:2]} for text in texts]
-        found[split] = [
-            {"text": text, "label": ",".join(map(str, sorted(of)))} for text, of in zip(texts, labels, strict=True)
-        ]
-    return found
-
-
-def lengths_of(job: Job) -> list[int]:
-    """The tokens of each row, in the order of the file; of images, none."""
-    if not job.text_columns:
-        return []
-    from transformers import AutoTokenizer
-
-    with Path(job.train).open(encoding="utf-8", newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    texts = [[row[column] for row in rows] for column in job.text_columns]
-    encoded = AutoTokenizer.from_pretrained(job.model)(*texts, truncation=True, max_length=job.max_length)
-    return [len(ids) for ids in encoded["input_ids"]]
-
-
-def tokens_of(job: Job) -> str:
-    """The mean number of tokens of a row, and how much of a random batch is padding: what grouping has to gain from."""
-    lengths = lengths_of(job)
-    if not lengths:
-        return ""
-    batches = [lengths[start : start + job.batch_size] for start in range(0, len(lengths), job.batch_size)]
-    padding = 1 - sum(lengths) / sum(max(batch) * len(batch) for batch in batches)
-    return f", {sum(lengths) / len(lengths):.0f} tokens a row, {padding:.0%} of a random batch is padding"
-
-
-def write_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:
-    with file.open("w", encoding="utf-8", newline="") as out:
-        writer = csv.DictWriter(out, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def write_images(folder: Path, rows: int) -> None:
-    """JPEGs with the detail of photographs (some 60 KB), half of them in each of two class folders."""
-    import numpy
-    from PIL import Image
-
-    rng = numpy.random.default_rng(SEED)
-    for number in range(rows):
-        small = Image.fromarray(rng.integers(0, 256, (13, 15, 3), numpy.uint8))
-        pixels = numpy.asarray(small.resize((460, 391), Image.Resampling.BICUBIC)) + rng.normal(0, 12, (391, 460, 3))
-        file = folder / ("one", "two")[number % 2] / f"{number:05d}.jpg"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels.clip(0, 255).astype(numpy.uint8)).save(file, quality=90)
-
-
-def make_bert(model: str, shape: dict[str, int], folder: Path) -> str:
-    """A folder with a random BERT of this shape and the tokenizer of a text model."""
-    import torch
-    from transformers import AutoTokenizer, BertConfig, BertModel
-
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    torch.manual_seed(SEED)
-    config = BertConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **shape)
-    BertModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-# ---- by whom
+# By whom
 
 
 class Rival(NamedTuple):
+    """A loop and its options: of ftloop {"words": command line}, of the Trainer TrainingArguments.
+
+    {"kernels": True} makes the others use the matrix backend that ftloop chooses, and keep freed
+    memory as ftloop does.
+    """
+
     kind: str
-    options: dict[str, Any]  # of ftloop: {"words": command line}; of the Trainer: TrainingArguments, and "kernels"
+    options: dict[str, Any]
 
 
 def ftloop(*words: str) -> Rival:
@@ -315,10 +245,11 @@ def ftloop(*words: str) -> Rival:
 
 
 DEFAULT_KERNELS = ("--matmul", "default", "--no-keep-memory")
+RANDOM_ORDER = ("--group-by-length", "False")
 GROUPED = {"train_sampling_strategy": "group_by_length"}
 RIVALS = {
     "limit": Rival("limit", {}),
-    "limit+kernels": Rival("limit", {"kernels": True}),  # what ftloop does on this kind of machine, set by hand
+    "limit+kernels": Rival("limit", {"kernels": True}),
     "limit-bf16": Rival("limit", {"bf16": True}),
     "course": Rival("course", {}),
     "trainer": Rival("trainer", {}),
@@ -334,594 +265,361 @@ RIVALS = {
     "trainer-workers8-bf16": Rival("trainer", {"bf16": True, "dataloader_num_workers": 8}),
     "ftloop": ftloop(),
     "ftloop-default-kernels": ftloop(*DEFAULT_KERNELS),
-    "ftloop-random": ftloop("--batching", "random", *DEFAULT_KERNELS),  # like for like
-    "ftloop-random+kernels": ftloop("--batching", "random"),
+    "ftloop-random": ftloop(*RANDOM_ORDER, *DEFAULT_KERNELS),  # the same work as `limit`
+    "ftloop-random+kernels": ftloop(*RANDOM_ORDER),
     "ftloop-bf16": ftloop("--precision", "bf16"),
-    "ftloop-random-bf16": ftloop("--batching", "random", "--precision", "bf16"),
+    "ftloop-random-bf16": ftloop(*RANDOM_ORDER, "--precision", "bf16"),
     "ftloop-compile-bf16": ftloop("--precision", "bf16", "--compile"),
-    "ftloop-packing-bf16": ftloop("--precision", "bf16", "--task.packing"),
-    "ftloop-packing": ftloop("--task.packing"),
+    "ftloop-packing-bf16": ftloop("--precision", "bf16", "--packing"),
+    "ftloop-packing": ftloop("--packing"),
     "ftloop-workers0": ftloop("--workers", "0"),
 }
 
 
-def rival_of(name: str) -> Rival:
-    """A name of RIVALS, or one with options of its own: "ftloop:--batching tokens --max-tokens 4096",
-    "trainer:dataloader_num_workers=4 bf16=true"."""
+def find_rival(name: str) -> Rival:
+    """Return a rival by name, or NAME:OPTIONS with further options.
+
+    "ftloop:--max-tokens 4096", "trainer:dataloader_num_workers=4 bf16=true"
+    """
     base, colon, more = name.partition(":")
     if base not in RIVALS:
-        raise SystemExit(f"{name!r} is no rival; there are {', '.join(RIVALS)}, or NAME:OPTIONS")
+        choices = ", ".join(RIVALS)
+        raise SystemExit(f"{name!r} is not a rival. Choose from {choices}, or use NAME:OPTIONS.")
     rival = RIVALS[base]
     if not colon:
         return rival
     if rival.kind == "ftloop":
         return ftloop(*rival.options["words"], *more.split())
     pairs = (word.partition("=") for word in more.split())
-    return Rival(rival.kind, rival.options | {key: json.loads(value or "true") for key, _, value in pairs})
+    options = {key: json.loads(value or "true") for key, _, value in pairs}
+    return Rival(rival.kind, rival.options | options)
 
 
-class Clock:
-    """Notes when the first forward pass begins and when each optimizer step ends, in whatever loop.
+def train_options(training: Training, task_prefix: str = "") -> list[str]:
+    """Return the words after `train.py`, without the options of the rival.
 
-    It must not import torch itself, for a program may set things before it does. So it stands among the finders of
-    modules, finds nothing, and is asked for each module that is imported, until torch is there.
+    `task_prefix` is "task." for version 0.1, which spelled --max-length as --task.max-length.
     """
-
-    def __init__(self, after_step: Callable[["Clock"], None] = lambda clock: None, waits_every: int | None = None):
-        self.instants: list[float] = []  # of the first forward pass, and of the end of each step
-        self.after_step = after_step
-        self.waits_every = waits_every  # steps between waits for the GPU, which is behind by some; none: never
-        sys.meta_path.insert(0, self)  # type: ignore[arg-type]
-        self.find_spec("")  # torch may be there already
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        module, optimizer = (sys.modules.get(f"torch.{name}") for name in ("nn.modules.module", "optim.optimizer"))
-        names = ("register_module_forward_pre_hook", "register_optimizer_step_post_hook")
-        if hasattr(module, names[0]) and hasattr(optimizer, names[1]):
-            sys.meta_path.remove(self)  # type: ignore[arg-type]
-            self.handles = [getattr(module, names[0])(self.begin), getattr(optimizer, names[1])(self.step)]
-
-    def begin(self, module: Any, inputs: Any) -> None:
-        self.instants.append(time.perf_counter())
-        self.handles[0].remove()
-
-    def step(self, optimizer: Any, arguments: Any, options: Any) -> None:
-        if self.waits_every and len(self.instants) % self.waits_every == 0:
-            sys.modules["torch"].cuda.synchronize()
-        self.instants.append(time.perf_counter())
-        self.after_step(self)
-
-    def remove(self) -> None:
-        for handle in self.handles:
-            handle.remove()
-
-
-def memory() -> dict[str, float]:
-    """Megabytes of this process: all that is resident, at most so far, and what is its own (no file, no library)."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    names = {"resident": "VmRSS", "peak": "VmHWM", "own": "RssAnon"}
-    return {name: round(int(lines[key].split()[0]) / 1024, 1) for name, key in names.items()}
-
-
-WORK_OFF = "benchmarks.speed:work_off"
-
-
-def work_off(options: dict[str, Any]) -> dict[str, Any]:
-    """Train in this process, as the fields of a Job say: the seconds of each epoch and each step, and the memory."""
-    job = Job(**options)
-    seen: list[tuple[int, dict[str, float]]] = []
-
-    def look(clock: Clock) -> None:
-        if job.rss_every and (len(clock.instants) - 1) % job.rss_every == 0:
-            seen.append((len(clock.instants) - 1, memory()))
-
-    clock = Clock(look, waits_every=job.steps if job.gpu else None)
-    run(job)
-    total = job.max_steps or job.epochs * job.steps
-    if len(clock.instants) != total + 1:
-        raise RuntimeError(f"{len(clock.instants) - 1} optimizer steps, and {total} were to be done")
-    ends = clock.instants[:: job.steps] if job.max_steps is None else [clock.instants[0], clock.instants[-1]]
-    return {
-        "epochs": [after - before for before, after in itertools.pairwise(ends)],
-        "steps": [after - before for before, after in itertools.pairwise(clock.instants)],
-        "memory": memory(),
-        "memory by step": seen,
-    }
-
-
-def run(job: Job) -> None:
-    """Train as a rival does."""
-    {"limit": run_limit, "course": run_course, "trainer": run_trainer, "ftloop": run_ftloop}[job.kind](job)
-
-
-def use_kernels(model: Any, bf16: bool = False) -> None:
-    """What ftloop does on this machine by itself."""
-    from ftloop.devices.attention import use_eager_attention
-    from ftloop.devices.keep_memory import keep_freed_memory
-    from ftloop.devices.matmul_probe import fastest_backend
-    from ftloop.devices.matmul_settings import set_matmul_backend
-
-    device = next(model.parameters()).device
-    keep_freed_memory(device)
-    backend = "default" if bf16 or device.type != "cpu" else fastest_backend()
-    set_matmul_backend(backend)
-    if backend == "onednn":
-        use_eager_attention(model)
-
-
-def words_of_ftloop(job: Job) -> list[str]:
-    """The command line of train.py, without options of the variant."""
-    words = ["--run-dir", f"{job.folder}/run", "--seed", str(job.seed), "--no-report"]
-    words += [] if job.validation else ["--task.data.validation", "0"]
-    words += ["--batch-size", str(job.batch_size), "--epochs", str(job.epochs), "--eval-every", str(NEVER)]
-    words += ["--max-steps", str(job.max_steps)] if job.max_steps else []
-    words += ["--warmup", "0", "--task.model", job.model]
-    if not job.text_columns:
-        options = [f"{name}={value}" for name, value in job.shape.items()]
-        return [
-            *("configs/image.py", "--task.init", "random", "--task.model-options", *options),
-            *("--task.data.path", job.train, *words),
-        ]
-    words += ["--task.text-columns", *job.text_columns, "--task.max-length", str(job.max_length)]
-    if job.label_separator:
-        words += ["--task.label-separator", job.label_separator, "--task.label-names", str(job.label_names)]
-    validation = ["validation", job.validation] if job.validation else []
-    return ["configs/text.py", "--task.data.files", "train", job.train, *validation, *words]
-
-
-def run_script(script: str, words: list[str]) -> None:
-    """`python SCRIPT WORDS` in this process, at the root of the project. Raises SystemExit unless it ends well."""
-    os.chdir(ROOT)
-    sys.argv = [script, *words]
-    sys.path[0] = str(ROOT)
-    try:
-        runpy.run_path(str(ROOT / script), run_name="__main__")
-    except SystemExit as leaving:
-        if leaving.code:
-            raise
-
-
-def run_ftloop(job: Job) -> None:
-    run_script("train.py", [*words_of_ftloop(job), *job.options["words"], *job.words])
-
-
-# ---- the peers, as their users write them
-
-
-def peers_rows(job: Job, train: str | None = None) -> tuple[Any, Any, list[str]]:
-    """The rows as a peer has them (a Dataset, of images with a transform), its collator, the names of the labels."""
-    from datasets import Dataset, load_dataset
-    from transformers import AutoTokenizer, DataCollatorWithPadding
-
-    from benchmarks import beside_trainer
-
-    train = train or job.train
-    if job.text_columns:
-        several = job.label_separator is not None
-        source = beside_trainer.Job(
-            *(job.model, train, train),
-            problem="multi" if several else "single",
-            label_separator=job.label_separator or ",",
-            label_names=job.label_names,
-        )
-        cells, tokenizer = beside_trainer.read(source, train), AutoTokenizer.from_pretrained(job.model)
-        texts = [cells[column].tolist() for column in job.text_columns]
-        encoded = tokenizer(*texts, truncation=True, max_length=job.max_length)
-        names = beside_trainer.name_labels(source, beside_trainer.read(source, job.train)["label"])
-        labels = beside_trainer.encode_labels(source, cells["label"], names)
-        return Dataset.from_dict({**encoded, "labels": labels}), DataCollatorWithPadding(tokenizer), names
-
-    rows = load_dataset("imagefolder", data_dir=train, split="train")
-    return rows.with_transform(Pixels(job.shape["image_size"])), stack, list(rows.features["label"].names)
-
-
-class Pixels:
-    """The transform of a set of images; its workers may be processes that get it by pickle."""
-
-    def __init__(self, size: int):
-        import torch
-        from torchvision.transforms import v2
-
-        self.change = v2.Compose(
-            [
-                v2.RGB(),
-                v2.RandomResizedCrop(size),
-                v2.RandomHorizontalFlip(),
-                v2.ToImage(),
-                v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize([0.5] * 3, [0.5] * 3),
-            ]
-        )
-
-    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        return {"pixel_values": [self.change(image) for image in batch["image"]], "labels": batch["label"]}
-
-
-def stack(examples: list[dict[str, Any]]) -> dict[str, Any]:
-    import torch
-
-    pixels = torch.stack([example["pixel_values"] for example in examples])
-    return {"pixel_values": pixels, "labels": torch.tensor([example["labels"] for example in examples])}
-
-
-def peers_model(job: Job, names: list[str]) -> Any:
-    import torch
-    from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
-
-    torch.manual_seed(job.seed)
-    if job.text_columns:
-        problem = "multi_label_classification" if job.label_separator else "single_label_classification"
-        model = AutoModelForSequenceClassification.from_pretrained(
-            job.model, dtype=torch.float32, num_labels=len(names), problem_type=problem
-        )
-    else:
-        config = AutoConfig.for_model(job.model, **job.shape, num_labels=len(names))
-        if job.model == "deit":
-            config.architectures = ["DeiTForImageClassification"]  # of two that there are, the one without a teacher
-        model = AutoModelForImageClassification.from_config(config)
-    if job.options.get("kernels"):
-        use_kernels(model, bool(job.options.get("bf16")))
-    return model
-
-
-class SameOrder:
-    """A sampler with ftloop's random order: of batches drawn otherwise, another share would be padding."""
-
-    def __init__(self, rows: int, seed: int):
-        self.rows, self.seed, self.epoch = rows, seed, 0
-
-    def __len__(self) -> int:
-        return self.rows
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        from ftloop.sampler import rows_served
-
-        served = rows_served(self.rows, self.seed, self.epoch, 0, self.rows)
-        self.epoch += 1
-        return iter(served)
-
-
-def run_limit(job: Job) -> None:
-    for _ in limit_steps(job):
-        pass
-
-
-def limit_steps(job: Job) -> Iterator[None]:
-    """Forward, backward, clip and fused AdamW, on batches of tensors: all is ready, and then one step at each turn."""
-    import torch
-
-    rows, collate, names = peers_rows(job)
-    device = "cuda" if job.gpu else "cpu"
-    model, order = peers_model(job, names).to(device), SameOrder(job.rows, job.seed)
-    epochs = [list(order) for _ in range(job.epochs)]
-    batches = [
-        {name: value.to(device) for name, value in collate([rows[row] for row in served[start:end]]).items()}
-        for served in epochs
-        for start, end in itertools.pairwise([*range(0, job.rows, job.batch_size), job.rows])
-    ]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, fused=True)
-    model.train()
-    half = torch.autocast(device, torch.bfloat16, enabled=bool(job.options.get("bf16")))
-    yield
-    for batch in batches:
-        with half:
-            loss = model(**batch).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        yield
-
-
-def run_course(job: Job) -> None:
-    """https://huggingface.co/learn/llm-course/chapter3/4, with accelerate."""
-    import torch
-    from accelerate import Accelerator
-    from torch.utils.data import DataLoader
-    from tqdm.auto import tqdm
-    from transformers import get_scheduler
-
-    rows, collate, names = peers_rows(job)
-    if job.text_columns:
-        rows.set_format("torch")
-    accelerator, model = Accelerator(), peers_model(job, names)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5)
-    loader = DataLoader(rows, job.batch_size, sampler=SameOrder(job.rows, job.seed), collate_fn=collate)
-    loader, model, optimizer = accelerator.prepare(loader, model, optimizer)
-    steps = job.epochs * len(loader)
-    schedule = get_scheduler("linear", optimizer, num_warmup_steps=0, num_training_steps=steps)
-    bar = tqdm(range(steps))
-    model.train()
-    for _ in range(job.epochs):
-        for batch in loader:
-            loss = model(**batch).loss
-            accelerator.backward(loss)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            bar.update(1)
-
-
-def run_trainer(job: Job) -> None:
-    """The Trainer with its defaults: in random order, that of SameOrder. Grouping by length, it gets mega-batches of 50
-    batches, as on any set of 200 batches and more: on the few rows of an epoch here it would sort four at a time."""
-    from transformers import Trainer, TrainingArguments
-    from transformers.trainer_pt_utils import get_length_grouped_indices
-
-    rows, collate, names = peers_rows(job)
-    grouped = "train_sampling_strategy" in job.options
-
-    class ByLength(SameOrder):
-        def __iter__(self) -> Iterator[int]:
-            return iter(get_length_grouped_indices(lengths, job.batch_size, mega_batch_mult=50))
-
-    class Ordered(Trainer):
-        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-            return (ByLength if grouped else SameOrder)(job.rows, job.seed)
-
-    lengths = [len(ids) for ids in rows["input_ids"]] if grouped else []
-    arguments = TrainingArguments(
-        f"{job.folder}/trainer",
-        num_train_epochs=job.epochs,
-        per_device_train_batch_size=job.batch_size,
-        remove_unused_columns=bool(job.text_columns),
-        use_cpu=not job.gpu,  # or it refuses bf16
-        save_strategy="no",
-        report_to="none",
-        seed=job.seed,
-        **{name: value for name, value in job.options.items() if name != "kernels"},
-    )
-    Ordered(peers_model(job, names), arguments, data_collator=collate, train_dataset=rows).train()
-
-
-# ---- in which order
-
-
-Measured = dict[str, list[dict[str, Any]]]  # by rival, a result for each round; {"failed": why} where there is none
-
-
-def run_child(function: str, folder: Path, given: Common, *arguments: Any, processes: int = 1) -> dict[str, Any]:
-    """What a function (MODULE:NAME) returns, called with arguments of JSON in a process of its own, or in several that
-    train together: then that of the first."""
+    task = f"--{task_prefix}"
+    words = ["--run-dir", f"{training.folder}/run", "--seed", str(training.seed), "--no-report"]
+    words += [] if training.validation else [f"{task}data.validation", "0"]
+    words += ["--batch-size", str(training.batch_size), "--epochs", str(training.epochs)]
+    words += ["--eval-every", str(NEVER), "--warmup", "0", f"{task}model", training.model]
+    words += ["--max-steps", str(training.max_steps)] if training.max_steps else []
+    if not training.text_columns:
+        words += [f"{task}data.path", training.train, f"{task}init", "random"]
+        sizes = [f"{name}={value}" for name, value in training.sizes.items()]
+        return ["configs/image.py", *words, f"{task}model-options", *sizes]
+    words += [f"{task}max-length", str(training.max_length)]
+    if training.label_separator:
+        words += [f"{task}label-separator", training.label_separator]
+        words += [f"{task}label-names", str(training.label_names)]
+    words += [f"{task}text-columns", *training.text_columns]
+    words += [f"{task}data.files", "train", training.train]
+    words += ["validation", training.validation] if training.validation else []
+    return ["configs/text.py", *words]
+
+
+# Processes
+
+
+Measurements = dict[str, list[dict[str, Any]]]
+"""By rival, a result for each round; {"failed": reason} where there is none."""
+TRAIN_AND_TIME = "benchmarks.speed_loops:train_and_time"
+
+
+def run_child(
+    function: str, folder: Path, options: CommonOptions, *arguments: Any, num_processes: int = 1
+) -> dict[str, Any]:
+    """Call a function (MODULE:NAME) with JSON arguments in a process of its own.
+
+    With several processes, which train together, returns the result of the first one. Returns
+    {"failed": reason} if it fails.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder / "run", ignore_errors=True)  # of the round before
-    task, out = folder / "task.json", folder / "out.json"
-    task.write_text(json.dumps([function, arguments]))
+    shutil.rmtree(folder / "run", ignore_errors=True)  # of the previous round
+    call, out = folder / "call.json", folder / "result.json"
+    call.write_text(json.dumps([function, arguments]))
     out.unlink(missing_ok=True)
-    own = {**ENVIRONMENT, "OMP_NUM_THREADS": str(max(1, given.threads // processes)), "PYTHONPATH": str(ROOT)}
-    own |= {} if given.gpu else NO_GPU
-    own["HF_DATASETS_CACHE"] = str(folder / "cache")
-    if processes > 1:
-        own |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    running = []
-    for rank in map(str, range(processes)):
-        ranks = {"RANK": rank, "LOCAL_RANK": rank} if processes > 1 else {}
-        said = folder / f"said{rank}.txt"
-        said.write_text("")
-        running.append(start(task, out, said, own | ranks, given.preload))
-    ended = time.monotonic() + LIMIT
-    while any(alive(process) for process in running) and time.monotonic() < ended:
+    threads = max(1, options.threads // num_processes)
+    environment = {**ENVIRONMENT, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+    environment |= {} if options.gpu else CPU_ONLY
+    environment["HF_DATASETS_CACHE"] = str(folder / "cache")
+    if num_processes > 1:
+        environment |= {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1"}
+        environment["MASTER_PORT"] = str(free_port())
+    processes = []
+    for rank in map(str, range(num_processes)):
+        own = {"RANK": rank, "LOCAL_RANK": rank} if num_processes > 1 else {}
+        log = folder / f"log{rank}.txt"
+        log.write_text("")
+        processes.append(start_child(call, out, log, environment | own, options.preload))
+    deadline = time.monotonic() + MAX_SECONDS
+    while any(map(is_running, processes)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    for process in running:
-        if alive(process):
+    is_late = False
+    for process in processes:
+        if is_running(process):
             process.kill()
-            return {"failed": f"it took more than {LIMIT} s"}
-    return json.loads(out.read_text()) if out.exists() else {"failed": why((folder / "said0.txt").read_text())}
+            is_late = True
+    if is_late:
+        return {"failed": f"it took more than {MAX_SECONDS} s"}
+    if not out.exists():
+        return {"failed": find_reason((folder / "log0.txt").read_text())}
+    return json.loads(out.read_text())
 
 
-def alive(process: Any) -> bool:
-    return process.poll() is None if isinstance(process, subprocess.Popen) else process.is_alive()
+def is_running(process: Any) -> bool:
+    if isinstance(process, subprocess.Popen):
+        return process.poll() is None
+    return process.is_alive()
 
 
-def start(task: Path, out: Path, said: Path, own: dict[str, str], preload: bool) -> Any:
-    """A new process, or one forked from that which has imported the libraries."""
+def start_child(
+    call: Path, out: Path, log: Path, environment: dict[str, str], preload: bool
+) -> Any:
+    """Start a new process, or fork one from the process that has imported the libraries."""
     if preload:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(list(IMPORTS))
-        process = context.Process(target=forked, args=(task, out, said, own))
+        context.set_forkserver_preload(list(PRELOADED_MODULES))
+        process = context.Process(target=respond_in_fork, args=(call, out, log, environment))
         process.start()
         return process
-    with said.open("w") as words:
-        command = [sys.executable, "-m", "benchmarks.speed", str(task), str(out)]
-        return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **own}, stdout=words, stderr=subprocess.STDOUT)
+    command = [sys.executable, "-m", "benchmarks.speed", str(call), str(out)]
+    environment = {**os.environ, **environment}
+    with log.open("w") as stream:
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT
+        )
 
 
-def forked(task: Path, out: Path, said: Path, own: dict[str, str]) -> None:
+def respond_in_fork(call: Path, out: Path, log: Path, environment: dict[str, str]) -> None:
     import datasets
     import torch
 
-    with said.open("w") as words:
-        os.dup2(words.fileno(), 1)
-        os.dup2(words.fileno(), 2)
-    os.environ |= own
-    datasets.config.HF_DATASETS_CACHE = Path(own["HF_DATASETS_CACHE"])
-    torch.set_num_threads(int(own["OMP_NUM_THREADS"]))
-    respond(task, out)
+    with log.open("w") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    os.environ |= environment
+    # datasets and torch read the variables when they were imported.
+    datasets.config.HF_DATASETS_CACHE = Path(environment["HF_DATASETS_CACHE"])
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    respond(call, out)
 
 
-def respond(task: Path, out: Path) -> None:
-    """What a child process does."""
-    (name, arguments), rank = json.loads(task.read_text()), os.environ.get("RANK", "0")
+def respond(call: Path, out: Path) -> None:
+    """Call a function in this child process, and write its result."""
+    name, arguments = json.loads(call.read_text())
     module, _, function = name.partition(":")
     result = getattr(importlib.import_module(module), function)(*arguments)
-    if rank == "0":
-        aside = out.with_suffix(".tmp")
-        aside.write_text(json.dumps(result))
-        aside.rename(out)
+    if os.environ.get("RANK", "0") == "0":
+        temporary = out.with_suffix(".tmp")
+        temporary.write_text(json.dumps(result))
+        temporary.rename(out)
 
 
 def free_port() -> int:
-    import socket
-
     with contextlib.closing(socket.socket()) as bound:
         bound.bind(("127.0.0.1", 0))
         return bound.getsockname()[1]
 
 
-def why(said: str) -> str:
-    """The line that tells most of what a process said before it failed."""
-    lines = [line.strip(" │╭╰─╮╯") for line in said.splitlines()]
-    lines = [line for line in lines if line and "%|" not in line]
-    telling = [line for line in lines if "rror" in line or "nrecognized" in line]
-    return (telling or lines or ["it ended without a word"])[-1].replace("|", "/")[:160]
+def find_reason(log: str) -> str:
+    """Return the line of a log that says best why a process failed."""
+    lines = [line.strip(" │╭╰─╮╯") for line in log.splitlines()]
+    lines = [line for line in lines if line and "%|" not in line]  # no progress bars
+    errors = [line for line in lines if "rror" in line or "nrecognized" in line]
+    return (errors or lines or ["it ended without a message"])[-1].replace("|", "/")[:160]
 
 
-def in_rounds(rivals: Sequence[str], rounds: int, measure: Callable[[str], dict[str, Any]]) -> Measured:
-    """Measure each rival once a round; each round begins with the next one. What is measured is said as it comes."""
-    found: Measured = {rival: [] for rival in rivals}
+# Rounds
+
+
+def measure_in_rounds(
+    rivals: Sequence[str], rounds: int, measure: Callable[[str], dict[str, Any]]
+) -> Measurements:
+    """Measure each rival once per round, beginning with another one in each round."""
+    measurements: Measurements = {rival: [] for rival in rivals}
     for number in range(rounds):
         start = number % len(rivals)
         for rival in (*rivals[start:], *rivals[:start]):
             began = time.perf_counter()
             result = measure(rival)
-            found[rival].append(result)
+            measurements[rival].append(result)
             seconds = time.perf_counter() - began
-            said = f"failed: {result['failed']}" if "failed" in result else "done"
-            print(f"round {number + 1}/{rounds}, {rival}: {said} in {seconds:.0f} s", file=sys.stderr, flush=True)
-    return found
+            outcome = f"failed: {result['failed']}" if "failed" in result else "done"
+            message = f"round {number + 1}/{rounds}, {rival}: {outcome} in {seconds:.0f} s"
+            print(message, file=sys.stderr, flush=True)
+    return measurements
 
 
-def variant(job: Job, name: str) -> Job:
-    """A prepared work, as a rival does it, in a folder of its own."""
-    rival, folder = rival_of(name), "".join(letter if letter.isalnum() else "_" for letter in name)
-    return replace(job, kind=rival.kind, options=rival.options, folder=str(Path(job.folder, folder)))
+def for_rival(training: Training, name: str) -> Training:
+    """Return a prepared training for a rival, in a folder of its own."""
+    rival = find_rival(name)
+    folder = "".join(letter if letter.isalnum() else "_" for letter in name)
+    return replace(
+        training, kind=rival.kind, options=rival.options, folder=str(Path(training.folder, folder))
+    )
 
 
-def measure_work(job: Job, given: Common, work: Work, rivals: Sequence[str]) -> Measured:
-    """The rivals on a prepared work: "ms", the median over its timed epochs of the milliseconds per step."""
+def measure_rivals(
+    training: Training, options: CommonOptions, workload: Workload, rivals: Sequence[str]
+) -> Measurements:
+    """Train with each rival. "ms": milliseconds per step, the median of the timed epochs."""
 
     def measure(name: str) -> dict[str, Any]:
-        own = variant(job, name)
-        result = run_child(WORK_OFF, Path(own.folder), given, asdict(own))
+        own = for_rival(training, name)
+        result = run_child(TRAIN_AND_TIME, Path(own.folder), options, asdict(own))
         if "failed" not in result:
-            seconds = statistics.median(result["epochs"][work.warm_up :])
+            seconds = statistics.median(result["epochs"][workload.warmup_epochs :])
             result |= {"ms": 1000 * seconds / own.steps, "rows per second": own.rows / seconds}
         return result
 
-    return in_rounds(rivals, given.rounds, measure)
+    return measure_in_rounds(rivals, options.rounds, measure)
 
 
-# ---- tables
+# Tables
 
 
 class Spread(NamedTuple):
+    """Median, minimum and maximum of some values."""
+
     median: float
-    least: float
-    most: float
+    minimum: float
+    maximum: float
 
-    def shown(self, digits: int = 2) -> str:
-        if self.least == self.most:
+    def format(self, digits: int = 2) -> str:
+        if self.minimum == self.maximum:
             return f"{self.median:.{digits}f}"
-        return f"{self.median:.{digits}f} ({self.least:.{digits}f} to {self.most:.{digits}f})"
+        spread = f"{self.minimum:.{digits}f} to {self.maximum:.{digits}f}"
+        return f"{self.median:.{digits}f} ({spread})"
 
 
-def spread(values: Sequence[float]) -> Spread | None:
+def compute_spread(values: Sequence[float]) -> Spread | None:
     return Spread(statistics.median(values), min(values), max(values)) if values else None
 
 
-def values_of(measured: Measured, rival: str, name: str) -> list[float]:
-    """A value in each round in which the rival did not fail."""
-    return [result[name] for result in measured.get(rival, []) if name in result]
+def get_values(measurements: Measurements, rival: str, name: str) -> list[float]:
+    """Return a value of a rival from all rounds in which it did not fail."""
+    return [result[name] for result in measurements.get(rival, []) if name in result]
 
 
-def ratio(measured: Measured, above: str, below: str, name: str) -> Spread | None:
-    """Of a value, round by round; none where one of the two failed or was not measured."""
-    pairs = zip(measured.get(above, []), measured.get(below, []), strict=False)
-    return spread([one[name] / other[name] for one, other in pairs if name in one and name in other])
+def compute_ratio(
+    measurements: Measurements, numerator: str, denominator: str, name: str
+) -> Spread | None:
+    """Divide a value of two rivals round by round. Rounds in which one failed are left out."""
+    pairs = zip(measurements.get(numerator, []), measurements.get(denominator, []), strict=False)
+    ratios = [
+        first[name] / second[name] for first, second in pairs if name in first and name in second
+    ]
+    return compute_spread(ratios)
 
 
-def failure(measured: Measured, rival: str) -> str | None:
-    """Why a rival failed in every round, or none."""
-    said = [result.get("failed") for result in measured[rival]]
-    return said[0] if said and all(said) else None
+def get_failure(measurements: Measurements, rival: str) -> str | None:
+    """Return why a rival failed in every round, or None if it succeeded in one."""
+    reasons = [result.get("failed") for result in measurements[rival]]
+    return reasons[0] if reasons and all(reasons) else None
 
 
-def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
+def format_markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(titles)} |", f"|---|{'---:|' * (len(titles) - 1)}"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def table(measured: Measured, name: str = "ms", unit: str = "ms a step", digits: int = 1) -> str:
-    """A line for each rival: the value, as a time of the limit's, and as a speed of the Trainer's (both by time)."""
+def format_table(measurements: Measurements) -> str:
+    """Return a table: milliseconds, time relative to the limit, speed relative to the Trainer."""
     rows = []
-    for rival in measured:
-        said = failure(measured, rival)
-        cells = [spread(values_of(measured, rival, name))]
-        cells += [ratio(measured, rival, "limit", name), ratio(measured, "trainer", rival, name)]
-        shown = ["-" if cell is None else cell.shown(digits if not number else 2) for number, cell in enumerate(cells)]
-        rows.append([rival, f"failed: {said}" if said else shown[0], *shown[1:]])
-    return markdown(("rival", unit, "time, of limit", "speed, of trainer"), rows)
+    for rival in measurements:
+        reason = get_failure(measurements, rival)
+        ms = compute_spread(get_values(measurements, rival, "ms"))
+        time_ratio = compute_ratio(measurements, rival, "limit", "ms")
+        speed_ratio = compute_ratio(measurements, "trainer", rival, "ms")
+        first = f"failed: {reason}" if reason else format_spread(ms, 1)
+        rows.append([rival, first, format_spread(time_ratio), format_spread(speed_ratio)])
+    return format_markdown(("rival", "ms per step", "time / limit", "speed / trainer"), rows)
+
+
+def format_spread(spread: Spread | None, digits: int = 2) -> str:
+    return "-" if spread is None else spread.format(digits)
 
 
 class Goal(NamedTuple):
-    """A figure to beat: `quantity` is time (ours / theirs, at most) or speed (theirs / ours, at least). Of several
-    rivals, the fastest counts."""
+    """A ratio to reach. `quantity` is "time" (ours / theirs, at most `bound`) or "speed" (theirs /
+    ours, at least `bound`). Of several others, the fastest one counts."""
 
     ours: str
-    theirs: tuple[str, ...]
+    others: tuple[str, ...]
     quantity: str
     bound: float
 
-    def verdict(self, measured: Measured, name: str = "ms") -> str:
-        others = [rival for rival in self.theirs if values_of(measured, rival, name)]
-        if not others or not values_of(measured, self.ours, name):
-            return f"{self.quantity}, {self.ours} / {' or '.join(self.theirs)}: not measured"
-        best = min(others, key=lambda rival: statistics.median(values_of(measured, rival, name)))
-        pair = (self.ours, best) if self.quantity == "time" else (best, self.ours)
-        found = ratio(measured, *pair, name)
-        reached = found.median <= self.bound if self.quantity == "time" else found.median >= self.bound
-        word = "at most" if self.quantity == "time" else "at least"
-        return (
-            f"{self.quantity}, {self.ours} / {best}: {found.shown(3)}, {word} {self.bound} wanted"
-            f"{'' if reached else ' - NOT REACHED'}"
-        )
+    def verdict(self, measurements: Measurements, name: str = "ms") -> str:
+        others = [rival for rival in self.others if get_values(measurements, rival, name)]
+        if not others or not get_values(measurements, self.ours, name):
+            return f"{self.quantity}, {self.ours} / {' or '.join(self.others)}: not measured"
+
+        def median(rival: str) -> float:
+            return statistics.median(get_values(measurements, rival, name))
+
+        fastest = min(others, key=median)
+        if self.quantity == "time":
+            ratio = compute_ratio(measurements, self.ours, fastest, name)
+        else:
+            ratio = compute_ratio(measurements, fastest, self.ours, name)
+        if ratio is None:  # they never succeeded in the same round
+            return f"{self.quantity}, {self.ours} / {fastest}: not measured"
+        is_time = self.quantity == "time"
+        is_reached = ratio.median <= self.bound if is_time else ratio.median >= self.bound
+        goal = f"{'at most' if is_time else 'at least'} {self.bound} is the goal"
+        failed = "" if is_reached else " - NOT REACHED"
+        return f"{self.quantity}, {self.ours} / {fastest}: {ratio.format(3)}, {goal}{failed}"
 
 
-def machine(given: Common) -> dict[str, Any]:
-    """What is measured on, and with which versions."""
+# Begin and end of a benchmark
+
+
+def describe_machine(options: CommonOptions) -> dict[str, Any]:
+    """Return on what is measured, and with which versions."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
+    machine = {
         "cpu": names[0] if names else "unknown",
         "cores": len(os.sched_getaffinity(0)),
-        "threads": given.threads,
-        "load": round(os.getloadavg()[0], 1),  # of others, before it begins
-        **({"gpu": gpu()} if given.gpu else {}),
-        "python": sys.version.split()[0],
-        **{library: version(library) for library in LIBRARIES},
+        "threads": options.threads,
+        "load": round(os.getloadavg()[0], 1),  # of other programs, before the benchmark
     }
+    if options.gpu:
+        machine["gpu"] = find_gpu()
+    machine["python"] = sys.version.split()[0]
+    return machine | {library: version(library) for library in LIBRARIES}
 
 
-def gpu() -> str:
-    """Its name, or an error: without one there is nothing to measure."""
+def find_gpu() -> str:
+    """Return the name of the GPU. Raises SystemExit without one."""
     import torch
 
     if not torch.cuda.is_available():
-        raise SystemExit("there is no GPU here that torch can use")
+        raise SystemExit("torch finds no GPU on this machine.")
     return torch.cuda.get_device_name()
 
 
-def report(given: Common, found: dict[str, Any], seen: dict[str, Any]) -> None:
-    """Write the JSON, if asked for."""
-    if given.json is not None:
-        whole = {"machine": seen, "options": asdict(given), **found}
-        given.json.write_text(json.dumps(whole, indent=1, default=str) + "\n")
+def print_machine(options: CommonOptions) -> dict[str, Any]:
+    """Print and return the description of the machine."""
+    machine = describe_machine(options)
+    print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
+    return machine
 
 
-def begin(given: Common) -> dict[str, Any]:
-    """Say on what is measured; the machine, for `report`."""
-    seen = machine(given)
-    print(", ".join(f"{name} {value}" for name, value in seen.items()), flush=True)
-    return seen
+def write_json(options: CommonOptions, results: dict[str, Any], machine: dict[str, Any]) -> None:
+    """Write all measurements, if --json is given."""
+    if options.json is not None:
+        content = {"machine": machine, "options": asdict(options), **results}
+        options.json.write_text(json.dumps(content, indent=1, default=str) + "\n")
 
 
-def workplace() -> tempfile.TemporaryDirectory:
-    """A folder that goes when all is measured; it is on the disk that TMPDIR names."""
+def temporary_folder() -> tempfile.TemporaryDirectory:
+    """Return a folder that is deleted at the end, on the disk that TMPDIR names."""
     return tempfile.TemporaryDirectory(prefix="ftloop-speed-")
 
 
 if __name__ == "__main__":
-    respond(*map(Path, sys.argv[1:]))
+    respond(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -17,13 +17,31 @@ from typing import Annotated
 import tyro
 
 from benchmarks import speed
-from benchmarks.speed import WORKS, Common, Goal, begin, measure_work, prepare, report, table, tokens_of, workplace
+from benchmarks.speed import (
+    WORKS,
+    Common,
+    Goal,
+    begin,
+    measure_work,
+    prepare,
+    report,
+    table,
+    tokens_of,
+    workplace,
+)
 
 OURS = ("ftloop", "ftloop-default-kernels")
 RIVALS = {
     "tiny": ("limit", "course", "trainer", "ftloop-random", "ftloop"),
     "pairs": (
-        *("limit", "limit+kernels", "course", "trainer", "trainer-grouped", "trainer-grouped+kernels"),
+        *(
+            "limit",
+            "limit+kernels",
+            "course",
+            "trainer",
+            "trainer-grouped",
+            "trainer-grouped+kernels",
+        ),
         *("trainer-grouped-bf16", "trainer-grouped-bf16+kernels", "ftloop-bf16", *OURS),
         *("ftloop-random", "ftloop-random+kernels"),
     ),
@@ -42,7 +60,10 @@ GOALS = {
         Goal("ftloop-bf16", ("trainer-grouped-bf16",), "speed", 1.2),
     ),
     "tweets": (Goal("ftloop", ("trainer",), "speed", 2.7),),
-    "docstrings": (Goal("ftloop", ("trainer",), "speed", 4), Goal("ftloop", ("trainer-grouped",), "speed", 1.5)),
+    "docstrings": (
+        Goal("ftloop", ("trainer",), "speed", 4),
+        Goal("ftloop", ("trainer-grouped",), "speed", 1.5),
+    ),
     "images": (Goal("ftloop", WORKERS, "speed", 1.7),),
 }
 
@@ -52,8 +73,12 @@ class Options(Common):
     """What is trained, and by whom."""
 
     works: Annotated[tuple[speed.Name, ...], tyro.conf.Positional] = tuple(WORKS)
-    rivals: tuple[str, ...] = ()  # of benchmarks/speed.py, or NAME:OPTIONS; left out: those of the work
-    steps: int | None = None  # of an epoch; left out: so many that a run takes a minute on two cores
+    rivals: tuple[
+        str, ...
+    ] = ()  # of benchmarks/speed.py, or NAME:OPTIONS; left out: those of the work
+    steps: int | None = (
+        None  # of an epoch; left out: so many that a run takes a minute on two cores
+    )
     epochs: int | None = None  # that are timed
 
 
@@ -63,7 +88,9 @@ def main() -> None:
     with workplace() as folder:
         for name in given.works:
             work = replace(
-                WORKS[name], steps=given.steps or WORKS[name].steps, epochs=given.epochs or WORKS[name].epochs
+                WORKS[name],
+                steps=given.steps or WORKS[name].steps,
+                epochs=given.epochs or WORKS[name].epochs,
             )
             job = prepare(name, given, Path(folder), work)
             title = f"{work.title}: {job.rows} rows{tokens_of(job)}"
