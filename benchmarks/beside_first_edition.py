@@ -6,28 +6,27 @@
 
 Both versions run train.py with the same options on the same rows, each in a process of its own.
 They take turns: while one computes a block of optimizer steps, the other waits, so that whatever
-else the machine does affects both. The ratio of a round is the median over its blocks of (seconds
-of this version) / (seconds of the other version for the same steps). The first block is left out,
-because memory and kernels are set up in it. The table shows median, minimum and maximum over the
-rounds. It also counts the steps that trained on the same rows, by the ledgers of the runs.
+else the machine does affects both. The first epoch is not timed, because memory and kernels are set
+up in it. The ratio of a round is (seconds of this version) / (seconds of the other version) for
+whole epochs, since the versions may draw other orders of the rows. The table shows median, minimum
+and maximum over the rounds.
 """
 
 import json
 import os
-import statistics
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from benchmarks import speed
+from benchmarks import speed, step_clock
 from benchmarks.speed import WORKLOADS, CommonOptions, Training
 
 Name = Literal["tiny", "pairs", "tweets", "docstrings", "images"]
-CLOCK = Path(__file__).with_name("step_clock.py")
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,8 @@ class Options(CommonOptions):
     other: Annotated[Path, tyro.conf.Positional] = Path()
     """Folder with the other version, such as a git worktree."""
     workloads: Annotated[tuple[Name, ...], tyro.conf.Positional] = ("pairs", "tweets", "docstrings")
-    steps: int = 40  # optimizer steps per round
+    steps: int = 24  # optimizer steps per epoch
+    epochs: int = 1  # that are timed
     steps_per_turn: int = 4
     options: str = "--matmul default"  # more options for train.py, in both versions
     our_options: str = ""  # more options for this version alone
@@ -46,8 +46,8 @@ class Options(CommonOptions):
 
 def measure_round(
     training: Training, options: Options, folder: Path, number: int
-) -> dict[str, list[Any]]:
-    """Train with both versions in turns. Returns the seconds of each block, and digests of rows."""
+) -> dict[str, list[float]]:
+    """Train with both versions in turns. Returns the seconds of each block of steps."""
     pipes = [os.pipe(), os.pipe()]  # a version reads its turn from its own pipe
     folders = [speed.ROOT, options.other.resolve()]
     more_options = [options.our_options, options.other_options]
@@ -57,7 +57,7 @@ def measure_round(
         Path(own.folder).mkdir(parents=True)
         out = Path(own.folder) / "seconds.json"
         turn_in, turn_out = pipes[index][0], pipes[1 - index][1]
-        command = [sys.executable, str(CLOCK), str(out), str(options.steps_per_turn)]
+        command = [sys.executable, step_clock.__file__, str(out), str(options.steps_per_turn)]
         command += [str(turn_in), str(turn_out), "train.py"]
         command += speed.train_options(own, task_prefix(root))
         command += [*options.options.split(), *more_options[index].split()]
@@ -76,6 +76,10 @@ def measure_round(
             )
         processes.append(process)
         outs.append(out)
+    while not all(step_clock.ready_file(out).exists() for out in outs):
+        if any(process.poll() for process in processes):
+            break  # its log is read below
+        time.sleep(0.05)
     os.write(pipes[number % 2][1], b".")  # another version begins in each round
     for descriptors in pipes:
         for descriptor in descriptors:
@@ -85,8 +89,7 @@ def measure_round(
             log = (out.parent / "log").read_text()
             raise SystemExit(f"{' '.join(process.args)} failed: {speed.find_reason(log)}")
     ours, other = [json.loads(out.read_text()) for out in outs]
-    our_rows, other_rows = [read_row_digests(out.parent / "run") for out in outs]
-    return {"ours": ours, "other": other, "our rows": our_rows, "other rows": other_rows}
+    return {"ours": ours, "other": other}
 
 
 def task_prefix(root: Path) -> str:
@@ -96,31 +99,17 @@ def task_prefix(root: Path) -> str:
     return "task." if version.startswith("0.1.") else ""
 
 
-def read_row_digests(run: Path) -> list[str]:
-    """Return the digests of the rows of each step, from the ledger of a run."""
-    digests = []
-    for line in map(json.loads, (run / "ledger.jsonl").read_text().splitlines()):
-        digest = line.get("row_digest", line.get("ids"))  # named "ids" by version 0.1
-        if digest is not None:
-            digests.append(digest)
-    return digests
-
-
-def summarize(rounds: list[dict[str, list[Any]]], options: Options) -> list[str]:
-    """Return the cells of the table: seconds per step, ratio, steps on the same rows."""
+def summarize(rounds: list[dict[str, list[float]]], options: Options) -> list[str]:
+    """Return the cells of the table: seconds per step of both versions, and their ratio."""
+    first_block = options.steps // options.steps_per_turn  # of the second epoch
     seconds: dict[str, list[float]] = {"ours": [], "other": []}
-    ratios, same_rows = [], []
     for result in rounds:
-        for name in seconds:
-            per_step = [block / options.steps_per_turn for block in result[name][1:]]
-            seconds[name].append(statistics.mean(per_step))
-        blocks = zip(result["ours"][1:], result["other"][1:], strict=True)
-        ratios.append(statistics.median(ours / other for ours, other in blocks))
-        pairs = zip(result["our rows"], result["other rows"], strict=True)
-        same_rows += [ours == other for ours, other in pairs]
-    cells = [speed.format_spread(speed.compute_spread(seconds[name]), 3) for name in seconds]
-    cells.append(speed.format_spread(speed.compute_spread(ratios), 3))
-    return [*cells, f"{sum(same_rows)} of {len(same_rows)}"]
+        for name, per_step in seconds.items():
+            blocks = result[name][first_block:]
+            per_step.append(sum(blocks) / len(blocks) / options.steps_per_turn)
+    pairs = zip(seconds["ours"], seconds["other"], strict=True)
+    columns = [*seconds.values(), [ours / other for ours, other in pairs]]
+    return [speed.format_spread(speed.compute_spread(column), 3) for column in columns]
 
 
 def main() -> None:
@@ -129,19 +118,17 @@ def main() -> None:
     )
     if not (options.other / "train.py").is_file():
         sys.exit(f"error: {str(options.other)!r} is not a checkout of ftloop: it has no train.py")
-    if options.steps < 2 * options.steps_per_turn or options.steps % options.steps_per_turn:
-        sys.exit(
-            "error: --steps must be a multiple of --steps-per-turn, and at least twice as much"
-        )
+    if options.steps % options.steps_per_turn:
+        sys.exit("error: --steps must be a multiple of --steps-per-turn")
     machine = speed.print_machine(options)
-    titles = ("workload", "s per step", "the other's", "ratio of seconds", "same rows")
+    titles = ("workload", "s per step", "the other's", "ratio of seconds")
     rows: list[list[str]] = []
     results: dict[str, Any] = {}
     with speed.temporary_folder() as folder:
         for name in options.workloads:
             workload = replace(WORKLOADS[name], steps=options.steps)
             training = speed.prepare_training(name, options, Path(folder), workload)
-            training = replace(training, epochs=1)
+            training = replace(training, epochs=1 + options.epochs)
             rounds = []
             for number in range(options.rounds):
                 rounds.append(measure_round(training, options, Path(folder, name), number))

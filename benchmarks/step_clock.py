@@ -100,10 +100,20 @@ class Turns:
         self.wait()
 
 
+def ready_file(out: Path) -> Path:
+    """Return the file that exists when a script is ready for its first optimizer step."""
+    return out.with_suffix(".ready")
+
+
 def main() -> None:
     out, steps_per_turn, turn_in, turn_out, *command = sys.argv[1:]
     turns = Turns(int(steps_per_turn), int(turn_in), int(turn_out))
-    StepClock(after_step=turns.after_step, before_first_step=turns.wait)
+
+    def wait_for_first_turn() -> None:
+        ready_file(Path(out)).touch()
+        turns.wait()
+
+    StepClock(after_step=turns.after_step, before_first_step=wait_for_first_turn)
     sys.argv, sys.path[0] = command, os.getcwd()
     try:
         runpy.run_path(command[0], run_name="__main__")
