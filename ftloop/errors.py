@@ -29,12 +29,6 @@ class Stopped(Exception):
         self.exit_code = exit_code
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an exception means that a device, or the CPU, has no memory left."""
-    text = str(error)
-    return "out of memory" in text or "can't allocate memory" in text
-
-
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """Return " (did you mean 'f1_macro'?)" for the nearest choice, or "" if none is near."""
     nearest = difflib.get_close_matches(str(word), [str(choice) for choice in choices], n=1)

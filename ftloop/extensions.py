@@ -4,11 +4,8 @@
 `ftloop.sampler.TrainSampler`. Importing their types here would close an import cycle.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from ftloop.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +33,8 @@ class Setup:
     ) -> int | None:
         """Return the rows per forward pass on each rank, or None for no opinion.
 
-        Called for micro_batch_size="auto" in a new run. `model` is not wrapped by DDP.
+        `model` is not wrapped by DDP. A setup that measures the size returns it again when the run
+        resumes: it can record it in its environment.
         """
         return None
 
@@ -77,34 +75,15 @@ class Observer:
     def on_save(self, run: Any, checkpoint: Path) -> None:
         """Called after a checkpoint was saved. All ranks wait for the main process."""
 
+    def on_export(self, run: Any, scores: dict[str, dict[str, float]]) -> None:
+        """Called on the main process after model/ is written, before scores.json is.
+
+        What belongs to a finished run is written here: a run that is killed before scores.json
+        exists resumes and exports again.
+        """
+
     def on_finish(self, run: Any, scores: dict[str, dict[str, float]]) -> None:
         """Called when the run is finished: model/ and scores.json are written."""
 
     def close(self, run: Any) -> None:
         """Called when the run ends, however it ends."""
-
-
-def apply_setups(
-    setups: Sequence[Setup], model: Any, accelerator: Any, environment: dict[str, Any] | None
-) -> None:
-    """Let each setup change the model. `environment`: that of the checkpoint to resume from."""
-    for setup in setups:
-        if environment is not None:
-            setup.resume(environment)
-        setup.prepare_model(model, accelerator)
-
-
-def undo_setups(setups: Sequence[Setup]) -> None:
-    """Undo what setups changed, the last one first."""
-    for setup in reversed(setups):
-        setup.undo()
-
-
-def choose_micro_batch_size(
-    setups: Sequence[Setup], model: Any, sampler: Any, task: Any, accelerator: Any
-) -> int:
-    """Return the smallest micro-batch size that a setup chooses. Raises UserError if none does."""
-    sizes = [setup.choose_micro_batch_size(model, sampler, task, accelerator) for setup in setups]
-    if not any(sizes):
-        raise UserError("'auto' needs a setup that measures it.", field="micro_batch_size")
-    return min(size for size in sizes if size)

@@ -23,7 +23,7 @@ from ftloop import checkpoint as checkpoints, distributed
 from ftloop.config import Config, record_text
 from ftloop.errors import UserError
 from ftloop.evaluation import evaluate
-from ftloop.extensions import Setup, apply_setups, choose_micro_batch_size
+from ftloop.extensions import Setup
 from ftloop.metric_log import MetricLog, json_scores
 from ftloop.sampler import TrainSampler
 from ftloop.state import TrainState
@@ -72,18 +72,19 @@ class Run:
 
     def prepare_model(self, model: torch.nn.Module) -> None:
         """Let the setups change the model. They know the environment of the resumed checkpoint."""
-        checkpoint = self.resumed_from
-        before = None if checkpoint is None else checkpoints.load_environment(checkpoint)
-        apply_setups(self.setups, model, self.accelerator, before)
+        for setup in self.setups:
+            if self.resumed_from is not None:
+                setup.resume(checkpoints.load_environment(self.resumed_from))
+            setup.prepare_model(model, self.accelerator)
 
     def choose_micro_batch_size(self, model: torch.nn.Module, sampler: TrainSampler) -> None:
-        """Set the micro-batch size: as configured, or for 'auto' as recorded or measured."""
-        recorded, task, accelerator = self.state.micro_batch_size, self.task, self.accelerator
-        if self.config.micro_batch_size == "auto":
-            size = recorded or choose_micro_batch_size(
-                self.setups, model, sampler, task, accelerator
-            )
-            sampler.micro_batch_size = size
+        """Set the micro-batch size, as configured or as a setup chooses it."""
+        arguments = (model, sampler, self.task, self.accelerator)
+        sizes = [setup.choose_micro_batch_size(*arguments) for setup in self.setups]
+        if self.config.micro_batch_size == "auto" and not any(sizes):
+            raise UserError("'auto' needs a setup that measures it.", field="micro_batch_size")
+        sampler.micro_batch_size = min(filter(None, [sampler.micro_batch_size, *sizes]))
+        recorded = self.state.micro_batch_size
         if recorded not in (None, sampler.micro_batch_size):
             message = "resume: micro_batch_size %s -> %d. Without dropout, only rounding differs."
             logger.warning(message, recorded, sampler.micro_batch_size)
@@ -264,6 +265,8 @@ class Run:
         weights = self._wrap({"model": model})["model"].state_dict()  # all ranks take part
         if self.is_main_process:
             self.export(self.folder / "model", weights, model)
+            for observer in self.observers:  # before scores.json: a killed run repeats it
+                observer.on_export(self, scores)
             finite = {split: json_scores(values) for split, values in scores.items()}
             checkpoints.write_text(self.folder / "scores.json", json.dumps(finite, indent=1) + "\n")
         self.accelerator.wait_for_everyone()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from ftloop.cli.options import option_name
-from ftloop.errors import Stopped, TrainingError, UserError, is_out_of_memory, root_cause
+from ftloop.errors import Stopped, TrainingError, UserError, root_cause
 
 
 def run_main(main: Callable[[], None]) -> int:
@@ -112,7 +112,7 @@ def explain_failure(error: Exception) -> str | None:
             "another rank of this run died, or did not answer within the seconds of --timeout: "
             f"{text}"
         )
-    if is_out_of_memory(error):
+    if "out of memory" in text or "can't allocate memory" in text:
         return (
             f"out of memory: {text}. A smaller --micro-batch-size (in evaluation, a smaller "
             "--eval-batch-size; in evaluate.py and predict.py, --batch-size) needs less and gives "

@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import gather_object, send_to_device
 from accelerate.utils.memory import clear_device_cache
 
-from ftloop.errors import UserError, is_out_of_memory
+from ftloop.errors import UserError
 from ftloop.extensions import Setup
 from ftloop.loader import make_batch
 
@@ -28,6 +28,17 @@ logger = logging.getLogger("ftloop")
 class AutoMicroBatchSize(Setup):
     """Try the longest rows before the first step, by bisection. The global batch stays as it is."""
 
+    def __init__(self) -> None:
+        self.size: int | None = None  # once it is measured, or known from the checkpoint
+
+    def resume(self, environment: dict[str, Any]) -> None:
+        """Keep the size with which the run was started."""
+        self.size = environment.get("auto_micro_batch_size")
+
+    def environment(self) -> dict[str, Any]:
+        """Return the size, for resumed runs."""
+        return {"auto_micro_batch_size": self.size}
+
     def choose_micro_batch_size(
         self,
         model: torch.nn.Module,
@@ -40,6 +51,8 @@ class AutoMicroBatchSize(Setup):
         Raises UserError if not even one row fits, with FSDP2, whose ranks cannot compute alone, and
         for a task whose batches must not be divided.
         """
+        if self.size is not None:
+            return self.size
         if accelerator.is_fsdp2:
             raise UserError(
                 "--micro-batch-size auto does not work with FSDP2, where no rank can compute "
@@ -66,6 +79,7 @@ class AutoMicroBatchSize(Setup):
             "with the longest rows).",
             size,
         )
+        self.size = size
         return size
 
 
@@ -146,3 +160,9 @@ class Trial:
                 buffer.copy_(buffers[name])
             if has_state:
                 self.task.load_state_dict(state)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an exception means that a device, or the CPU, has no memory left."""
+    text = str(error)
+    return "out of memory" in text or "can't allocate memory" in text
