@@ -27,8 +27,8 @@ INTRODUCTION = """\
 # Every option
 
 Written by `python -m docs.generate` from the dataclasses of ftloop and compared with them by a
-test: to change a description, change the comment beside the field. `python train.py CONFIG
---help-all` prints the same descriptions with the values of that config file.
+test: to change a description, change the comment beside the field. `--help-all` after a config file
+prints the same descriptions with the values of that file.
 
 Every field is an option, and every option is a field. The config file overrides the defaults of
 the dataclasses, and the command line overrides the config file.

@@ -261,7 +261,7 @@ def test_the_tests_that_a_page_names_exist(page):
         assert not name or f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), name
 
 
-CONFIG_FILES = ("configs/endings.py", "configs/tags.py", "configs/mine.py")  # blocks of the pages
+CONFIG_FILES = ("configs/endings.py", "configs/mine.py")  # blocks of the pages
 COMMANDS = sorted({command for page in PAGES.values() for command in commands(page)})
 COMMANDS = [
     command
@@ -326,7 +326,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[[str], str]
     """`trained("lora", *options)`: the folder and the command of a run on tiny rows."""
     folder = tmp_path_factory.mktemp("configs_of_docs")
     rows = sentences(30)
-    data = {"endings": write_endings(folder, rows), "tags": write_tags(folder, rows)}
+    data = {"endings": write_endings(folder, rows)}
     others = write_csv(folder / "rows.csv", rows)
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.syspath_prepend(str(folder))
@@ -339,7 +339,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[[str], str]
         if name != "squares":
             command += ["--data", data.get(name, others)]
         command += ["--model", tiny("bert"), "--data.validation", "0.2", "--max-length", "32"]
-        if name not in ("endings", "tags", "masked_words", "squares"):
+        if name not in ("endings", "masked_words", "squares"):
             command += ["--label", "colour"]
         command += options
         result = train("train.py", *command)
@@ -359,17 +359,6 @@ def write_endings(folder: Path, rows: list[dict]) -> str:
     return write_csv(folder / "endings.csv", endings)
 
 
-def write_tags(folder: Path, rows: list[dict]) -> str:
-    file = folder / "tags.jsonl"
-    lines = []
-    for row in rows:
-        words = row["text"].split()
-        tags = ["COLOUR" if word == row["colour"] else "O" for word in words]
-        lines.append(json.dumps({"tokens": words, "tags": tags}))
-    file.write_text("\n".join(lines))
-    return str(file)
-
-
 def read_scores(run: Path) -> dict[str, float]:
     return json.loads((run / "scores.json").read_text())["validation"]
 
@@ -381,7 +370,7 @@ def read_logged_names(run: Path) -> set[str]:
 
 def test_the_pages_have_the_configs_that_are_tested_here():
     assert list(CONFIGS) == [
-        *("tags", "masked_words", "endings"),
+        *("masked_words", "endings"),
         *("distilled", "contrastive", "weighted", "squares", "masked_inputs", "head_only", "lora"),
         *("layerwise", "observed"),
     ]
@@ -450,7 +439,7 @@ def test_an_observer_is_told_of_every_step(trained):
     assert [line.split(",")[0] for line in lines] == ["1", "2", "3"]
 
 
-@pytest.mark.parametrize("name", ["tags", "masked_words", "endings"])
+@pytest.mark.parametrize("name", ["masked_words", "endings"])
 def test_a_new_task_trains_and_resumes_to_the_same_bits(name, trained):
     options = ("--max-steps", "4", "--save-every", "1", "--learning-rate", "1e-3")
     whole, command = trained(name, *options)
@@ -471,13 +460,6 @@ def test_the_task_with_its_own_batches_predicts(trained):
     predictions = [json.loads(line) for line in result.out.splitlines()]
     assert len(predictions) == 30
     assert {row["predictions"] for row in predictions} <= {0, 1}
-
-
-def test_words_of_a_sentence_get_tags(trained):
-    run, _ = trained("tags", "--max-steps", "2")
-    result = run_script("predict.py", run, "the sky is blue")
-    assert result.code == 0, result.err
-    assert len(json.loads(result.out)["tags"]) == 4
 
 
 # Changes of the loop
