@@ -276,8 +276,9 @@ def test_explore_takes_options_of_the_config_and_a_file(run, tmp_path):
 
 @pytest.fixture(scope="module")
 def other(run, tmp_path_factory) -> Path:
+    """A run that learns the task. The predictions of `run`, which is too short for it, differ."""
     options = [*data_options(run), "--label", "colour", "--batch-size", "8"]
-    training = ["--learning-rate", "1e-3", "--max-steps", "12"]
+    training = ["--learning-rate", "1e-3", "--max-steps", "200"]
     folder = tmp_path_factory.mktemp("other") / "other"
     return train_run("configs/text.py", folder, *options, *training)
 
