@@ -35,6 +35,8 @@ from ftloop.state import TrainState
 logger = logging.getLogger("ftloop")
 
 FILES = ("weights.pt", "training.pt")
+# What reading a damaged manifest raises
+INVALID = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 Values = Mapping[str, Any]  # a state_dict, or other values by name
 
 
@@ -137,7 +139,7 @@ def damage(checkpoint: Path) -> str | None:
         for name, fingerprint in read_manifest(checkpoint)["files"].items():
             if _fingerprint(checkpoint / name) != fingerprint:
                 return f"{name} has changed since it was written"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except INVALID as error:
         return f"it cannot be read: {error}"
     return None
 
@@ -172,6 +174,14 @@ def load_state_dicts(checkpoint: Path) -> dict[str, Any]:
     return {"model": load_weights(checkpoint), **_load_tensors(checkpoint / "training.pt")}
 
 
+def load_objects(objects: dict[str, Any], checkpoint: Path, without: tuple[str, ...] = ()) -> None:
+    """Load the state_dicts of a checkpoint into the registered objects, strictly."""
+    state_dicts = load_state_dicts(checkpoint)
+    for name, value in objects.items():
+        if name not in without:
+            value.load_state_dict(state_dicts[name])
+
+
 def _load_tensors(file: Path) -> dict[str, Any]:
     """Read tensors and plain values. Raises UserError for a file that holds anything else."""
     try:
@@ -184,7 +194,10 @@ def prune(folder: Path, config: Config) -> None:
     """Delete all checkpoints except the newest and the best ones."""
     checkpoints, values = find_checkpoints(folder), {}
     for checkpoint in checkpoints:
-        state = load_state(checkpoint)
+        try:
+            state = load_state(checkpoint)
+        except INVALID:  # a damaged one is not the best
+            continue
         scores = state.scores if state.last_eval_step == state.step else None
         value = math.nan if scores is None else scores.get(config.best_metric, math.nan)
         if not math.isnan(value):

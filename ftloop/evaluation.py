@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
 
+from ftloop.config import Config
 from ftloop.errors import UserError
 from ftloop.loader import build_dataloader
 from ftloop.metric_log import weighted
@@ -35,6 +36,18 @@ def build_eval_loader(
     max_tokens = MAX_TOKENS_ON_CPU if accelerator.device.type == "cpu" else None
     sampler = EvalSampler(dataset, batch_size, accelerator.num_processes, max_tokens)
     return accelerator.prepare(build_dataloader(dataset, sampler, task.collate, workers=workers))
+
+
+def build_eval_loaders(
+    datasets: dict[str, Any], task: Task, accelerator: Accelerator, config: Config, workers: int
+) -> dict[str, DataLoader]:
+    """Build the loaders of "validation" and "test", as far as the data has these splits."""
+    size = config.eval_batch_size
+    return {
+        split: build_eval_loader(datasets[split], task, accelerator, size, workers)
+        for split in ("validation", "test")
+        if split in datasets
+    }
 
 
 def evaluate(

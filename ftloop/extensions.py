@@ -87,3 +87,13 @@ class Observer:
 
     def close(self, run: Any) -> None:
         """Called when the run ends, however it ends."""
+
+
+def wrap_objects(setups: list[Setup], objects: dict[str, Any], accelerator: Any) -> dict[str, Any]:
+    """Return the objects by name whose state_dict a checkpoint holds, instead of prepared ones."""
+    objects = {**objects, "model": accelerator.unwrap_model(objects["model"])}
+    if accelerator.scaler is not None:
+        objects["scaler"] = accelerator.scaler
+    for setup in setups:
+        objects = setup.wrap_for_checkpointing(objects)
+    return objects

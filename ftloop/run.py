@@ -21,9 +21,9 @@ from accelerate.utils import gather_object
 
 from ftloop import checkpoint as checkpoints, distributed
 from ftloop.config import Config, record_text
-from ftloop.errors import UserError
+from ftloop.errors import TrainingError, UserError
 from ftloop.evaluation import evaluate
-from ftloop.extensions import Setup
+from ftloop.extensions import Setup, wrap_objects
 from ftloop.metric_log import MetricLog, json_scores
 from ftloop.sampler import TrainSampler
 from ftloop.state import TrainState
@@ -96,16 +96,8 @@ class Run:
         "model", "optimizer" and "scheduler" are needed. Add what else has a state: an average of
         the weights, a queue, a momentum teacher.
         """
-        self.model, self.registered = objects["model"], self._wrap(objects)
-
-    def _wrap(self, objects: dict[str, Any]) -> dict[str, Any]:
-        """Return what has the full state_dicts of prepared objects."""
-        objects = {**objects, "model": self.accelerator.unwrap_model(objects["model"])}
-        if self.accelerator.scaler is not None:
-            objects["scaler"] = self.accelerator.scaler
-        for setup in self.setups:
-            objects = setup.wrap_for_checkpointing(objects)
-        return objects
+        self.model = objects["model"]
+        self.registered = wrap_objects(self.setups, objects, self.accelerator)
 
     def start(self, sampler: TrainSampler, eval_loaders: dict[Any, Any]) -> TrainState:
         """Restore the checkpoint, if there is one, and open the run folder for writing.
@@ -126,7 +118,7 @@ class Run:
             raise UserError(f"{message}Restore them, or start a new run in another run_dir.")
         self.state.dataset_fingerprint = fingerprint
         if self.resumed_from is not None:
-            self._load(self.resumed_from)
+            checkpoints.load_objects(self.registered, self.resumed_from)
             self.saved_position = (self.state.step, self.state.last_eval_step)
             logger.info("resuming from %s", self.resumed_from)
         if self.is_main_process:
@@ -139,18 +131,9 @@ class Run:
         for observer in self.observers:
             observer.on_start(self)
         self.stop_signals.install()
-        precision = distributed.precision_of(self.accelerator)
-        message = "%d optimizer steps of %d rows in %s"
-        logger.info(message, self.total_steps, sampler.rows_per_step, precision)
+        logger.info("%d optimizer steps of %d rows", self.total_steps, sampler.rows_per_step)
         self.log.restart_clock()
         return self.state
-
-    def _load(self, checkpoint: Path, without: tuple[str, ...] = ()) -> None:
-        """Load the registered objects from a checkpoint, strictly."""
-        state_dicts = checkpoints.load_state_dicts(checkpoint)
-        for name, value in self.registered.items():
-            if name not in without:
-                value.load_state_dict(state_dicts[name])
 
     # In the loop
 
@@ -252,7 +235,12 @@ class Run:
         state = self.state
         if state.best_step not in (None, state.step):
             best = self.checkpoint_folder / checkpoints.checkpoint_name(state.best_step)
-            self._load(best, without=("optimizer", "scheduler", "scaler"))
+            problem = checkpoints.damage(best)
+            if problem is not None:
+                message = f"the best checkpoint {best} is damaged ({problem}): start a new run."
+                raise TrainingError(message)
+            not_needed = ("optimizer", "scheduler", "scaler")
+            checkpoints.load_objects(self.registered, best, without=not_needed)
         scores: Scores = {"validation": state.best_scores} if state.best_scores else {}
         if "test" in eval_loaders:
             loader, stop_requested = eval_loaders["test"], self.stop_requested
@@ -262,7 +250,8 @@ class Run:
                 raise self.stop_signals.exception(state.step)
             self.log_scores(test_scores, "test")
             scores["test"] = test_scores
-        weights = self._wrap({"model": model})["model"].state_dict()  # all ranks take part
+        wrapped = wrap_objects(self.setups, {"model": model}, self.accelerator)
+        weights = wrapped["model"].state_dict()  # all ranks take part
         if self.is_main_process:
             self.export(self.folder / "model", weights, model)
             for observer in self.observers:  # before scores.json: a killed run repeats it
