@@ -148,10 +148,6 @@ class Job(Config):
             from ftloop.provenance.ledger import Ledger
 
             observers.append(Ledger(self.digest_every))
-        with part_needed_by("push_to_hub", is_explicit=False):
-            from ftloop.hub.card import CardWriter
-
-            observers.append(CardWriter())
         if self.effective_log_level in ("debug", "info"):
             observers.append(Summary())
         if self.report or self.report_every is not None:
@@ -159,10 +155,10 @@ class Job(Config):
                 from ftloop.report.reporter import Reporter
 
                 observers.append(Reporter(at_end=self.report, every=self.report_every))
-            with part_needed_by("report_every", is_explicit=False):
-                from ftloop.hub.card import CardWriter
+        with part_needed_by("push_to_hub", is_explicit=False):
+            from ftloop.hub.card import CardWriter
 
-                observers.append(CardWriter())  # again: the report computes its intervals
+            observers.append(CardWriter())  # after the report, which computes its intervals
         if self.push_to_hub is not None:
             with part_needed_by("push_to_hub"):
                 from ftloop.hub.push import Pusher

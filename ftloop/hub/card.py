@@ -39,11 +39,17 @@ SIGNATURE = re.compile(
 
 
 class CardWriter(Observer):
-    """Writes the model card when a run is finished. A failure is only logged."""
+    """Writes the model card when model/ is exported. A failure is only logged.
+
+    When the run is finished, it writes the card again if there is a report, which computes the
+    confidence intervals of the scores.
+    """
 
     def on_finish(self, run: "Run", scores: dict[str, dict[str, float]]) -> None:
-        if not run.is_main_process:
-            return
+        if run.is_main_process and (run.folder / "outputs").is_dir():
+            self.on_export(run, scores)
+
+    def on_export(self, run: "Run", scores: dict[str, dict[str, float]]) -> None:
         valid_scores = {split: json_scores(values) for split, values in scores.items()}
         try:
             write_card(run.folder, run.config, run.task, valid_scores)
