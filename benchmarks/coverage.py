@@ -1,12 +1,13 @@
-"""How often do intervals hold the true value? By simulation, from populations whose true scores are known.
+"""Count how often 95 % intervals contain the true score, in simulated populations.
 
     python -m benchmarks.coverage                    some minutes on one core
-    python -m benchmarks.coverage --sets 200         quicker, and rougher
+    python -m benchmarks.coverage --sets 200         faster and less precise
 
-Draws many data sets of each size, makes the 95 % intervals of ftloop/report/bootstrap.py of each, and prints the share
-that holds the true value: of accuracy, macro F1 and loss, and of the difference of two models on the same rows, whose
-intervals are paired. With 1 000 sets, a share of 0.95 is known to 0.014. "three even": 3 classes of equal size. "ten
-skewed": 10 classes of which the largest has 34 % of the rows and the smallest 3 %.
+Draws many data sets of each size and computes the intervals of ftloop/report/bootstrap.py for each.
+Prints the share that contains the true value: of accuracy, macro F1 and loss, and of the difference
+of two models on the same rows, whose intervals are paired. With 1 000 sets, the standard error of a
+share of 0.95 is 0.007. "three even" has 3 classes of equal size. "ten skewed" has 10 classes: the
+largest has 34 % of the rows and the smallest 3 %.
 """
 
 import time
@@ -15,59 +16,85 @@ from dataclasses import dataclass
 import numpy
 import tyro
 
-from ftloop.tasks import metrics
 from ftloop.report.bootstrap import intervals, paired_differences
 from ftloop.report.scored import ScoredSplit
+from ftloop.tasks import metrics
 
 SIZES = (100, 400, 2000)
 MEAN_LOSS = 0.4
+METRICS = ("accuracy", "f1_macro")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much is simulated."""
+
+    sets: int = 1000  # data sets of each size
+    resamples: int = 1000  # per interval
+    seed: int = 0
 
 
 @dataclass(frozen=True)
 class Population:
-    """Classes with known shares, and two models whose mistakes are known: they tend to make them on the same rows."""
+    """Classes with known shares, and two models that tend to make mistakes on the same rows."""
 
     shares: numpy.ndarray  # [classes]
-    right: tuple[float, float]  # how often each model is right
-    shared: float = 0.5  # of the rows, in which both are right or wrong together, as far as they can be
+    accuracies: tuple[float, float]  # of the two models
+    shared: float = 0.5  # share of the rows whose difficulty is the same for both models
 
-    def draw(self, rows: int, random: numpy.random.Generator) -> list[ScoredSplit]:
-        """The same rows as both models see them. Who errs says one of the other classes, each as likely as its share
-        (so that false alarms are in rare classes too)."""
+    def draw(self, num_rows: int, rng: numpy.random.Generator) -> list[ScoredSplit]:
+        """Return the same rows with the outputs of each model.
+
+        A wrong prediction is another class with a probability in proportion to its share, so that
+        false positives occur in rare classes too.
+        """
         names = tuple(map(str, range(len(self.shares))))
-        truth = random.choice(len(names), rows, p=self.shares)
-        together, luck = random.random(rows) < self.shared, random.random(rows)
+        references = rng.choice(len(names), num_rows, p=self.shares)
+        is_shared, difficulty = rng.random(num_rows) < self.shared, rng.random(num_rows)
         models = []
-        for right in self.right:
-            correct = numpy.where(together, luck, random.random(rows)) < right
-            predictions = numpy.where(correct, truth, self.mistake(truth, random))
-            losses = random.exponential(MEAN_LOSS, rows)
-            models.append(ScoredSplit("test", metrics.SINGLE, names, truth, predictions, None, losses))
+        for accuracy in self.accuracies:
+            own_difficulty = numpy.where(is_shared, difficulty, rng.random(num_rows))
+            mistakes = self.draw_mistakes(references, rng)
+            predictions = numpy.where(own_difficulty < accuracy, references, mistakes)
+            models.append(
+                ScoredSplit(
+                    split="test",
+                    problem_type=metrics.SINGLE,
+                    names=names,
+                    references=references,
+                    predictions=predictions,
+                    probabilities=None,
+                    losses=rng.exponential(MEAN_LOSS, num_rows),
+                )
+            )
         return models
 
-    def mistake(self, truth: numpy.ndarray, random: numpy.random.Generator) -> numpy.ndarray:
-        """Another class for each row."""
-        cumulated = self.confusions.cumsum(axis=1)[truth]
-        return (cumulated[:, :-1] < random.random((len(truth), 1))).sum(axis=1)
+    def draw_mistakes(
+        self, references: numpy.ndarray, rng: numpy.random.Generator
+    ) -> numpy.ndarray:
+        """Return another class for each row."""
+        cumulative = self.confusions.cumsum(axis=1)[references]
+        return (cumulative[:, :-1] < rng.random((len(references), 1))).sum(axis=1)
 
     @property
     def confusions(self) -> numpy.ndarray:
-        """[classes, classes]: of a mistake in a class, the share of each other one."""
+        """[classes, classes]: the shares of the other classes among the mistakes in a class."""
         others = numpy.where(numpy.eye(len(self.shares)) > 0, 0, self.shares)
         return others / others.sum(axis=1, keepdims=True)
 
-    def truths(self) -> list[dict[str, float]]:
-        """The scores of each model on rows without end."""
-        found = []
-        for right in self.right:
-            predicted = right * self.shares + (1 - right) * self.shares @ self.confusions
-            f1 = 2 * right * self.shares / (self.shares + predicted)
-            found.append({"loss": MEAN_LOSS, "accuracy": right, "f1_macro": float(f1.mean())})
-        return found
+    def true_scores(self) -> list[dict[str, float]]:
+        """Return the scores of each model on infinitely many rows."""
+        scores = []
+        for accuracy in self.accuracies:
+            predicted = accuracy * self.shares + (1 - accuracy) * self.shares @ self.confusions
+            f1 = 2 * accuracy * self.shares / (self.shares + predicted)
+            scores.append({"loss": MEAN_LOSS, "accuracy": accuracy, "f1_macro": float(f1.mean())})
+        return scores
 
 
-def zipf(classes: int) -> numpy.ndarray:
-    shares = 1 / numpy.arange(1, classes + 1)
+def zipf(num_classes: int) -> numpy.ndarray:
+    """Return shares in proportion to 1, 1/2, 1/3, ..."""
+    shares = 1 / numpy.arange(1, num_classes + 1)
     return shares / shares.sum()
 
 
@@ -77,35 +104,44 @@ POPULATIONS = {
 }
 
 
-def main(sets: int = 1000, resamples: int = 1000, seed: int = 0) -> None:
-    """Print the coverage of intervals.
+def simulate(
+    population: Population, num_rows: int, options: Options
+) -> dict[str, list[tuple[float, float, float]]]:
+    """Return (true value, low, high) of each data set, by score."""
+    results: dict[str, list[tuple[float, float, float]]] = {}
+    first_scores, second_scores = population.true_scores()
+    for number in range(options.sets):
+        rng = numpy.random.default_rng([options.seed, num_rows, number])
+        first, second = population.draw(num_rows, rng)
+        settings = {"resamples": options.resamples, "seed": number}
+        for score, interval in intervals(first, METRICS, **settings).items():
+            values = (first_scores[score], interval.low, interval.high)
+            results.setdefault(score, []).append(values)
+        for score, difference in paired_differences(first, second, METRICS, **settings).items():
+            true = first_scores[score] - second_scores[score]
+            values = (true, difference.low, difference.high)
+            results.setdefault(f"{score}, a - b", []).append(values)
+    return results
 
-    Args:
-        sets: data sets of each size
-        resamples: of each interval
-        seed: of everything that is drawn
-    """
-    heads = f"{'coverage':>10}{'too low':>9}{'too high':>9}{'width':>8}"
-    print(f"{'population':<12}{'rows':>6}  {'score':<16}{'true':>6}{heads}")
+
+def main() -> None:
+    options = tyro.cli(Options, prog="python -m benchmarks.coverage", description=__doc__)
+    titles = f"{'coverage':>10}{'too low':>9}{'too high':>9}{'width':>8}"
+    print(f"{'population':<12}{'rows':>6}  {'score':<16}{'true':>6}{titles}")
     for name, population in POPULATIONS.items():
-        for rows in SIZES:
-            began, found = time.perf_counter(), {}
-            for number in range(sets):
-                one, other = population.draw(rows, numpy.random.default_rng([seed, rows, number]))
-                (true, lesser), how = population.truths(), {"resamples": resamples, "seed": number}
-                for score, interval in intervals(one, ("accuracy", "f1_macro"), **how).items():
-                    found.setdefault(score, []).append((true[score], interval.low, interval.high))
-                for score, paired in paired_differences(one, other, ("accuracy", "f1_macro"), **how).items():
-                    found.setdefault(f"{score}, a - b", []).append(
-                        (true[score] - lesser[score], paired.low, paired.high)
-                    )
-            for score, drawn in found.items():
-                true, low, high = numpy.array(drawn).T
-                shares = [((low <= true) & (true <= high)).mean(), (high < true).mean(), (low > true).mean()]
-                said = f"{shares[0]:>10.3f}{shares[1]:>9.3f}{shares[2]:>9.3f}{(high - low).mean():>8.3f}"
-                print(f"{name:<12}{rows:>6}  {score:<16}{true[0]:>6.3f}{said}", flush=True)
-            print(f"{'':<20}{sets} sets in {time.perf_counter() - began:.0f} s", flush=True)
+        for num_rows in SIZES:
+            began = time.perf_counter()
+            for score, values in simulate(population, num_rows, options).items():
+                true, low, high = numpy.array(values).T
+                coverage = ((low <= true) & (true <= high)).mean()
+                too_low, too_high = (high < true).mean(), (low > true).mean()
+                cells = f"{coverage:>10.3f}{too_low:>9.3f}{too_high:>9.3f}"
+                cells += f"{(high - low).mean():>8.3f}"
+                line = f"{name:<12}{num_rows:>6}  {score:<16}{true[0]:>6.3f}{cells}"
+                print(line, flush=True)
+            seconds = time.perf_counter() - began
+            print(f"{'':<20}{options.sets} sets in {seconds:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
-    tyro.cli(main, prog="python -m benchmarks.coverage", description=__doc__)
+    main()

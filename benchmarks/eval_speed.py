@@ -1,11 +1,12 @@
-"""How long an evaluation takes, beside `Trainer.evaluate` on the same weights and rows: rows per second, equal scores.
+"""Compare the speed of an evaluation with `Trainer.evaluate`, on the same weights and rows.
 
     python -m benchmarks.eval_speed
     python -m benchmarks.eval_speed docstrings --rounds 5 --data DATA --json eval.json
 
-The weights are those of a finished run of ftloop. Its variants are options of that run, whose learning rate is 0; what
-is timed is the pass alone, from loader to scores, without loading model and rows. `trainer` has batches of 32 rows,
-`trainer-64` of 64, as ftloop by default.
+The weights are those of a finished run of ftloop, whose learning rate was 0. Its variants are
+options of that run. A pass is timed from the loader to the scores, without loading the model and
+the rows. `trainer` has batches of 32 rows, `trainer-64` of 64 rows, like ftloop. Loss and accuracy
+must be equal.
 """
 
 import statistics
@@ -17,12 +18,14 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from benchmarks import speed
-from benchmarks.speed import Common, Goal, Job, Rival, Work, ftloop
+from benchmarks.speed import CommonOptions, Goal, Rival, Training, Workload, ftloop
 
 Name = Literal["pairs", "docstrings"]
-WORKS = {
-    "pairs": Work("MiniLM, sentence pairs", "pairs", 8, 51, 0),
-    "docstrings": Work("MiniLM, docstrings to 512 tokens", "docstrings", 8, 32, 0, max_length=512),
+WORKLOADS = {
+    "pairs": Workload("MiniLM, sentence pairs", "pairs", 8, steps=51, epochs=0),
+    "docstrings": Workload(
+        "MiniLM, docstrings to 512 tokens", "docstrings", 8, steps=32, epochs=0, max_length=512
+    ),
 }
 RIVALS = {
     "trainer": Rival("trainer", {"per_device_eval_batch_size": 32}),
@@ -36,62 +39,71 @@ GOALS = {"pairs": 2.2, "docstrings": 3.0}
 
 
 @dataclass(frozen=True)
-class Options(Common):
-    """What is scored."""
+class Options(CommonOptions):
+    """What is evaluated."""
 
-    works: Annotated[tuple[Name, ...], tyro.conf.Positional] = tuple(WORKS)
+    workloads: Annotated[tuple[Name, ...], tyro.conf.Positional] = tuple(WORKLOADS)
     rivals: tuple[str, ...] = tuple(RIVALS)
-    rows: int | None = None  # that are scored; left out: so many that a pass takes some seconds
-    passes: int = 3  # of each process, after a first one that is not counted
+    rows: int | None = None  # to evaluate. Default: a pass takes some seconds
+    passes: int = 3  # per process, after a first one that is not timed
 
 
-def train(job: Job) -> None:
-    """A finished run with the weights that a training begins with. Its train split is what is scored."""
-    words = ["--learning-rate", "0", "--task.metrics", "accuracy"]
-    speed.run_ftloop(replace(job, max_steps=1, words=words))
+def evaluate_ftloop(fields: dict[str, Any], passes: int) -> dict[str, Any]:
+    """Train for one step with a learning rate of 0, and evaluate the train split.
 
+    Returns the seconds of each pass, and the scores. With 0 passes, only trains.
+    """
+    from benchmarks.speed_loops import train_ftloop
 
-def by_ftloop(options: dict[str, Any], passes: int) -> dict[str, Any]:
-    """The seconds of some passes, and the scores."""
-    job, seconds = Job(**options), []
-    train(job)
+    training, seconds = Training(**fields), []
+    options = ["--learning-rate", "0", "--metrics", "accuracy"]
+    train_ftloop(replace(training, max_steps=1, more_options=options))
     if not passes:
         return {}
 
-    from ftloop import evaluation
+    from ftloop.evaluation import build_eval_loader, evaluate
+    from ftloop.runs.finished import load_run, prepare_for_inference
 
-    scored = evaluation.evaluate_split
-
-    def several_times(*arguments: Any, **keywords: Any) -> dict[str, float]:
+    config, task, model = load_run(f"{training.folder}/run")
+    dataset = task.load_datasets()["train"]
+    with prepare_for_inference(config, model) as (accelerator, prepared_model):
         for _ in range(passes + 1):
             began = time.perf_counter()
-            scores = scored(*arguments, **keywords)
+            loader = build_eval_loader(dataset, task, accelerator, config.eval_batch_size)
+            scores = evaluate(prepared_model, loader, task, accelerator)
             seconds.append(time.perf_counter() - began)
-        return scores
-
-    evaluation.evaluate_split = several_times
-    scores = evaluation.evaluate(f"{job.folder}/run", "train")
+    assert scores is not None  # no stop was requested
     return {"seconds": seconds[1:], "loss": scores["loss"], "accuracy": scores["accuracy"]}
 
 
-def by_trainer(options: dict[str, Any], passes: int, folder: str) -> dict[str, Any]:
-    """Likewise, of the weights in a folder."""
+def evaluate_trainer(fields: dict[str, Any], passes: int, folder: str) -> dict[str, Any]:
+    """Evaluate the same rows with the weights in a folder. Returns the same values."""
     from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
-    job, seconds = Job(**options), []
-    rows, collate, names = speed.peers_rows(job)
+    from benchmarks import speed_loops
+
+    training, seconds = Training(**fields), []
+    dataset, collate, names = speed_loops.load_peer_dataset(training)
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     ids = [model.config.label2id[name] for name in names]
-    rows = rows.map(lambda row: {"labels": ids[row["labels"]]})
-    if job.options.get("kernels"):
-        speed.use_kernels(model)
-    keywords = {name: value for name, value in job.options.items() if name != "kernels"}
+    dataset = dataset.map(lambda row: {"labels": ids[row["labels"]]})
+    if training.options.get("kernels"):
+        speed_loops.use_kernels(model)
+    options = {name: value for name, value in training.options.items() if name != "kernels"}
+    arguments = TrainingArguments(
+        f"{training.folder}/trainer", report_to="none", use_cpu=True, **options
+    )
+
+    def compute_metrics(prediction: Any) -> dict[str, float]:
+        logits, labels = prediction
+        return {"accuracy": float((logits.argmax(-1) == labels).mean())}
+
     trainer = Trainer(
         model,
-        TrainingArguments(f"{job.folder}/trainer", report_to="none", use_cpu=True, **keywords),
+        arguments,
         data_collator=collate,
-        eval_dataset=rows,
-        compute_metrics=lambda found: {"accuracy": float((found[0].argmax(-1) == found[1]).mean())},
+        eval_dataset=dataset,
+        compute_metrics=compute_metrics,
     )
     for _ in range(passes + 1):
         began = time.perf_counter()
@@ -104,73 +116,68 @@ def by_trainer(options: dict[str, Any], passes: int, folder: str) -> dict[str, A
     }
 
 
-def table(measured: speed.Measured, rows: int) -> str:
-    """A line for each rival."""
+def format_table(measurements: speed.Measurements, num_rows: int) -> str:
+    """Return a table with a line for each rival."""
     lines = []
-    for rival, results in measured.items():
-        said, last = (
-            speed.failure(measured, rival),
-            next((one for one in results if "ms" in one), None),
-        )
-        if said or last is None:
-            lines.append([rival, f"failed: {said}", "-", "-", "-"])
+    for rival, results in measurements.items():
+        successful = [result for result in results if "ms" in result]
+        if not successful:
+            reason = speed.get_failure(measurements, rival)
+            lines.append([rival, f"failed: {reason}", "-", "-", "-"])
             continue
-        per_second = speed.spread(
-            [1000 * rows / value for value in speed.values_of(measured, rival, "ms")]
-        )
-        against = speed.ratio(measured, "trainer", rival, "ms")
-        scores = (f"{last['loss']:.6f}", f"{last['accuracy']:.4f}")
-        lines.append([rival, per_second.shown(1), against.shown() if against else "-", *scores])
-    return speed.markdown(
-        ("rival", "rows a second", "speed, of trainer", "loss", "accuracy"), lines
-    )
+        rates = [1000 * num_rows / ms for ms in speed.get_values(measurements, rival, "ms")]
+        rate = speed.format_spread(speed.compute_spread(rates), 1)
+        ratio = speed.format_spread(speed.compute_ratio(measurements, "trainer", rival, "ms"))
+        last = successful[-1]
+        lines.append([rival, rate, ratio, f"{last['loss']:.6f}", f"{last['accuracy']:.4f}"])
+    titles = ("rival", "rows per second", "speed / trainer", "loss", "accuracy")
+    return speed.format_markdown(titles, lines)
+
+
+def measure_workload(training: Training, options: Options, model_folder: str) -> speed.Measurements:
+    """Evaluate with each rival. "ms": the median milliseconds of a pass."""
+
+    def measure(name: str) -> dict[str, Any]:
+        rival = RIVALS[name]
+        folder = f"{training.folder}/{name.replace('+', '-')}"
+        own = replace(training, options=rival.options, folder=folder)
+        arguments: list[Any] = [asdict(own), options.passes]
+        function = "benchmarks.eval_speed:evaluate_ftloop"
+        if rival.kind == "trainer":
+            function = "benchmarks.eval_speed:evaluate_trainer"
+            arguments.append(model_folder)
+        result = speed.run_child(function, Path(folder), options, *arguments)
+        if "seconds" in result:
+            result["ms"] = 1000 * statistics.median(result["seconds"])
+        return result
+
+    return speed.measure_in_rounds(options.rivals, options.rounds, measure)
 
 
 def main() -> None:
-    given = tyro.cli(Options, prog="python -m benchmarks.eval_speed", description=__doc__)
-    seen, found = speed.begin(given), {}
-    with speed.workplace() as folder:
-        for name in given.works:
-            work = WORKS[name]
-            work = replace(work, steps=(given.rows or work.steps * 8) // 8)
-            job = speed.prepare(name, given, Path(folder), work)
-            base = replace(job, options={"words": []}, folder=f"{job.folder}/base")
-            made = speed.run_child(
-                "benchmarks.eval_speed:by_ftloop", Path(base.folder), given, asdict(base), 0
-            )
-            if "failed" in made:
-                raise SystemExit(f"the run whose weights are scored failed: {made['failed']}")
+    options = tyro.cli(Options, prog="python -m benchmarks.eval_speed", description=__doc__)
+    machine, results = speed.print_machine(options), {}
+    with speed.temporary_folder() as folder:
+        for name in options.workloads:
+            workload = WORKLOADS[name]
+            if options.rows is not None:
+                workload = replace(workload, steps=options.rows // workload.batch_size)
+            training = speed.prepare_training(name, options, Path(folder), workload)
 
-            def measure(rival: str, job: Job = job, base: Job = base) -> dict[str, Any]:
-                own = replace(
-                    *(job,),
-                    options=RIVALS[rival].options,
-                    folder=f"{job.folder}/{rival.replace('+', '-')}",
-                )
-                arguments = (asdict(own), given.passes)
-                if RIVALS[rival].kind == "ftloop":
-                    result = speed.run_child(
-                        "benchmarks.eval_speed:by_ftloop", Path(own.folder), given, *arguments
-                    )
-                else:
-                    model = f"{base.folder}/run/model"
-                    result = speed.run_child(
-                        "benchmarks.eval_speed:by_trainer",
-                        Path(own.folder),
-                        given,
-                        *arguments,
-                        model,
-                    )
-                if "seconds" in result:
-                    result["ms"] = 1000 * statistics.median(result["seconds"])
-                return result
+            # The run whose weights are evaluated
+            base = replace(training, options={"words": []}, folder=f"{training.folder}/base")
+            function = "benchmarks.eval_speed:evaluate_ftloop"
+            result = speed.run_child(function, Path(base.folder), options, asdict(base), 0)
+            if "failed" in result:
+                raise SystemExit(f"the run to be evaluated failed: {result['failed']}")
 
-            measured = speed.in_rounds(given.rivals, given.rounds, measure)
-            title = f"{work.title}: {job.rows} rows"
-            goal = Goal("ftloop", ("trainer",), "speed", GOALS[name]).verdict(measured)
-            print(f"\n## {title}\n\n{table(measured, job.rows)}\n\n{goal}", flush=True)
-            found[name] = {"title": title, "measured": measured, "goals": [goal]}
-            speed.report(given, {"works": found}, seen)
+            measurements = measure_workload(training, options, f"{base.folder}/run/model")
+            title = f"{workload.title}: {training.rows} rows"
+            goal = Goal("ftloop", ("trainer",), "speed", GOALS[name]).verdict(measurements)
+            table = format_table(measurements, training.rows)
+            print(f"\n## {title}\n\n{table}\n\n{goal}", flush=True)
+            results[name] = {"title": title, "measurements": measurements, "goals": [goal]}
+            speed.write_json(options, {"workloads": results}, machine)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-r"""What a loop adds to the limit, step by step in one process: the one measure that a few hundredths show in.
+r"""Measure what a loop adds to the limit, in turns within one process.
 
-    python -m benchmarks.loop_cost                                        tiny BERT: limit, ftloop-random, trainer
-    python -m benchmarks.loop_cost --work pairs --rivals ftloop-random+kernels --rounds 5 --json cost.json
+    python -m benchmarks.loop_cost                     tiny BERT: limit, ftloop-random, trainer
+    python -m benchmarks.loop_cost --workload pairs --rivals ftloop-random+kernels --rounds 5 \
+        --json cost.json
 
-Two processes of the very same code differ by a tenth, by where their memory came to lie and by what else the machine
-did at the time. So a rival trains, and after each BLOCK of its optimizer steps the same process does as many of the
-limit (benchmarks/speed.py), on a model and batches of its own. The rival `limit` is the control: it should give 1.
-The limit has the kernels and the precision of the rival beside it; what else an option of ftloop changes in the whole
-process (--cheaper-dropout, --no-keep-memory) changes the limit too. Any other program that runs meanwhile spoils it.
+Two processes of the same code differ by a tenth, depending on where their memory lies and on what
+else the machine does. Here a rival trains, and after each block of its optimizer steps the same
+process computes as many steps of the limit (benchmarks/speed.py), with a model and batches of its
+own. Differences of a few hundredths become visible. The rival `limit` is the control: its ratio
+should be 1. The limit has the matrix backend and the precision of the rival. Run nothing else
+meanwhile.
 """
 
 import importlib
@@ -21,87 +23,107 @@ from typing import Any
 import tyro
 
 from benchmarks import speed
-from benchmarks.speed import WORKS, Common, Job, Name, begin, in_rounds, prepare, report, variant, workplace
+from benchmarks.speed import WORKLOADS, CommonOptions, Training, WorkloadName
 
 BLOCK = 30  # optimizer steps
 
 
 @dataclass(frozen=True)
-class Options(Common):
+class Options(CommonOptions):
     """What is trained, and by whom."""
 
-    work: Name = "tiny"
+    workload: WorkloadName = "tiny"
     rivals: tuple[str, ...] = ("limit", "ftloop-random", "trainer")
-    steps: int | None = None  # of an epoch; left out: as the work has it
+    steps: int | None = None  # per epoch. Default: that of the workload
 
 
-def beside_limit(options: dict[str, Any]) -> dict[str, Any]:
-    """Train in this process as the fields of a Job say, a block of the limit's steps after each of its own: "ms" of
-    its steps and "limit ms", the means of whole blocks, and "ratio", the median over the blocks. Not of the first
-    epoch, in which memory and kernels are set up."""
+def train_beside_limit(fields: dict[str, Any]) -> dict[str, Any]:
+    """Train in this process, with a block of the limit's steps after each block of steps.
+
+    Returns "ms" and "limit ms", means over whole blocks, and "ratio", the median over the blocks.
+    The first epoch is left out, because memory and kernels are set up in it.
+    """
     import torch
 
-    job, ours, theirs = Job(**options), [], []
-    words = job.options.get("words", ["--matmul"])
-    same = {"kernels": job.options.get("kernels") or "--matmul" not in words}
-    same |= {"bf16": job.options.get("bf16") or "bf16" in words}
-    limit = speed.limit_steps(replace(job, kind="limit", options=same))
+    from benchmarks import speed_loops
+
+    training = Training(**fields)
+    our_seconds: list[float] = []  # by step
+    limit_seconds: list[float] = []
+    words = training.options.get("words", ["--matmul"])
+    uses_kernels = training.options.get("kernels") or "--matmul" not in words
+    is_bf16 = training.options.get("bf16") or "bf16" in words
+    limit_options = {"kernels": uses_kernels, "bf16": is_bf16}
+    limit = speed_loops.limit_steps(replace(training, kind="limit", options=limit_options))
     next(limit)
-    clock: dict[str, float] = {}
+    clock = {"began": 0.0}
+    in_limit = False
 
-    def note_begin(module: Any, inputs: Any) -> None:
-        first.remove()
-        clock["before"] = time.perf_counter()
+    def begin(module: Any, inputs: Any) -> None:
+        handle.remove()
+        clock["began"] = time.perf_counter()
 
-    def note_step(optimizer: Any, arguments: Any, given: Any) -> None:
-        if "away" in clock:  # a step of the limit
+    def end_step(optimizer: Any, arguments: Any, options: Any) -> None:
+        nonlocal in_limit
+        if in_limit:
             return
-        ours.append(time.perf_counter() - clock["before"])
-        if len(ours) % BLOCK == 0:
-            clock["away"] = 1
+        our_seconds.append(time.perf_counter() - clock["began"])
+        if len(our_seconds) % BLOCK == 0:
+            in_limit = True
             with torch.random.fork_rng(devices=[]):
-                before = time.perf_counter()
                 for _ in range(BLOCK):
+                    began = time.perf_counter()
                     next(limit)
-                    theirs.append(time.perf_counter() - before)
-                    before = time.perf_counter()
-            del clock["away"]
-        clock["before"] = time.perf_counter()
+                    limit_seconds.append(time.perf_counter() - began)
+            in_limit = False
+        clock["began"] = time.perf_counter()
 
-    first = torch.nn.modules.module.register_module_forward_pre_hook(note_begin)
-    importlib.import_module("torch.optim.optimizer").register_optimizer_step_post_hook(note_step)
-    speed.run(job)
-    since = -(-job.steps // BLOCK) * BLOCK
-    blocks = [
-        [sum(steps[start:end]) for start, end in itertools.pairwise(range(since, len(theirs) + 1, BLOCK))]
-        for steps in (ours, theirs)
-    ]
-    if not blocks[0]:
-        raise SystemExit(f"{len(ours)} optimizer steps: a block of {BLOCK} after the first epoch is wanted")
-    means = [1000 * statistics.mean(of) / BLOCK for of in blocks]
-    ratios = [one / other for one, other in zip(*blocks, strict=True)]
-    return {"ms": means[0], "limit ms": means[1], "ratio": statistics.median(ratios)}
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(begin)
+    # `torch.optim.optimizer` as an attribute is hidden by a name in torch.optim.
+    importlib.import_module("torch.optim.optimizer").register_optimizer_step_post_hook(end_step)
+    speed_loops.train(training)
+
+    first_step = -(-training.steps // BLOCK) * BLOCK  # after the first epoch
+    ours, theirs = [], []
+    for start, end in itertools.pairwise(range(first_step, len(limit_seconds) + 1, BLOCK)):
+        ours.append(sum(our_seconds[start:end]))
+        theirs.append(sum(limit_seconds[start:end]))
+    if not ours:
+        steps = len(our_seconds)
+        raise SystemExit(f"{steps} optimizer steps are too few: {BLOCK} after the first epoch")
+    return {
+        "ms": 1000 * statistics.mean(ours) / BLOCK,
+        "limit ms": 1000 * statistics.mean(theirs) / BLOCK,
+        "ratio": statistics.median(a / b for a, b in zip(ours, theirs, strict=True)),
+    }
 
 
 def main() -> None:
-    given = tyro.cli(Options, prog="python -m benchmarks.loop_cost", description=__doc__)
-    seen, work = begin(given), WORKS[given.work]
-    with workplace() as folder:
-        job = prepare(given.work, given, Path(folder), replace(work, steps=given.steps or work.steps))
+    options = tyro.cli(Options, prog="python -m benchmarks.loop_cost", description=__doc__)
+    machine, workload = speed.print_machine(options), WORKLOADS[options.workload]
+    workload = replace(workload, steps=options.steps or workload.steps)
+    with speed.temporary_folder() as folder:
+        training = speed.prepare_training(options.workload, options, Path(folder), workload)
 
         def measure(name: str) -> dict[str, Any]:
-            own = variant(job, name)
-            return speed.run_child("benchmarks.loop_cost:beside_limit", Path(own.folder), given, asdict(own))
+            own = speed.for_rival(training, name)
+            function = "benchmarks.loop_cost:train_beside_limit"
+            return speed.run_child(function, Path(own.folder), options, asdict(own))
 
-        measured = in_rounds(given.rivals, given.rounds, measure)
+        measurements = speed.measure_in_rounds(options.rivals, options.rounds, measure)
     rows = []
-    for rival in measured:
-        values = (speed.spread(speed.values_of(measured, rival, name)) for name in ("ms", "limit ms", "ratio"))
-        cells = [value.shown(digits) if value else "-" for value, digits in zip(values, (2, 2, 3), strict=True)]
-        said = speed.failure(measured, rival)
-        rows.append([rival, f"failed: {said}" if said else cells[0], *cells[1:]])
-    print(f"\n{speed.markdown(('rival', 'ms a step', 'of the limit beside it', 'time, of limit'), rows)}\n")
-    report(given, {"measured": measured}, seen)
+    for rival in measurements:
+        cells = [rival]
+        for name, digits in (("ms", 2), ("limit ms", 2), ("ratio", 3)):
+            values = speed.get_values(measurements, rival, name)
+            cells.append(speed.format_spread(speed.compute_spread(values), digits))
+        reason = speed.get_failure(measurements, rival)
+        if reason:
+            cells[1] = f"failed: {reason}"
+        rows.append(cells)
+    titles = ("rival", "ms per step", "ms per step of the limit", "time / limit")
+    print(f"\n{speed.format_markdown(titles, rows)}\n")
+    speed.write_json(options, {"measurements": measurements}, machine)
 
 
 if __name__ == "__main__":

@@ -28,27 +28,84 @@ SITES = {
         "C09.9": "tonsil",
         "C11.9": "nasopharynx",
     },
-    **{"C15.9": "oesophagus", "C16.9": "stomach", "C17.0": "duodenum", "C18.0": "caecum", "C18.2": "ascending colon"},
-    **{"C18.4": "transverse colon", "C18.7": "sigmoid colon", "C20.9": "rectum", "C21.0": "anus", "C22.0": "liver"},
-    **{"C23.9": "gallbladder", "C25.0": "head of pancreas", "C25.9": "pancreas", "C32.0": "glottis"},
-    **{"C34.1": "upper lobe of lung", "C34.3": "lower lobe of lung", "C38.4": "pleura", "C42.1": "bone marrow"},
-    **{"C44.3": "skin of face", "C44.5": "skin of trunk", "C44.7": "skin of leg", "C48.2": "peritoneum"},
+    **{
+        "C15.9": "oesophagus",
+        "C16.9": "stomach",
+        "C17.0": "duodenum",
+        "C18.0": "caecum",
+        "C18.2": "ascending colon",
+    },
+    **{
+        "C18.4": "transverse colon",
+        "C18.7": "sigmoid colon",
+        "C20.9": "rectum",
+        "C21.0": "anus",
+        "C22.0": "liver",
+    },
+    **{
+        "C23.9": "gallbladder",
+        "C25.0": "head of pancreas",
+        "C25.9": "pancreas",
+        "C32.0": "glottis",
+    },
+    **{
+        "C34.1": "upper lobe of lung",
+        "C34.3": "lower lobe of lung",
+        "C38.4": "pleura",
+        "C42.1": "bone marrow",
+    },
+    **{
+        "C44.3": "skin of face",
+        "C44.5": "skin of trunk",
+        "C44.7": "skin of leg",
+        "C48.2": "peritoneum",
+    },
     **{"C50.4": "upper outer quadrant of breast", "C50.9": "breast", "C53.9": "uterine cervix"},
-    **{"C54.1": "endometrium", "C56.9": "ovary", "C61.9": "prostate gland", "C62.9": "testis", "C64.9": "kidney"},
+    **{
+        "C54.1": "endometrium",
+        "C56.9": "ovary",
+        "C61.9": "prostate gland",
+        "C62.9": "testis",
+        "C64.9": "kidney",
+    },
     **{"C67.9": "urinary bladder", "C73.9": "thyroid gland", "C77.3": "axillary lymph node"},
 }
 # How many reports have each section, and the sentences of it: {site} is of a code of the report, {other} of no code.
 SECTIONS: dict[str, tuple[float, tuple[str, ...]]] = {
-    "Clinical history": (0.8, ("Mass in the {site}, known for {number} weeks.", "Previous treatment of the {other}.")),
-    "Specimen": (0.9, ("Biopsy of the {site}, {number} fragments.", "Resection specimen of the {site}.")),
-    "Gross description": (0.7, ("A grey, firm nodule of {number} mm in the {site}.", "Cut surface is homogeneous.")),
-    "Microscopy": (0.85, ("Infiltrating atypical cells in the {site}.", "{number} mitoses per 10 high power fields.")),
-    "Frozen section": (0.15, ("Margins of the {site} are free of tumour.", "Deferred to permanent sections.")),
-    "Immunohistochemistry": (0.4, ("Ki-67 is {number} %.", "Positive for CK7, negative for CK20 and TTF-1.")),
+    "Clinical history": (
+        0.8,
+        ("Mass in the {site}, known for {number} weeks.", "Previous treatment of the {other}."),
+    ),
+    "Specimen": (
+        0.9,
+        ("Biopsy of the {site}, {number} fragments.", "Resection specimen of the {site}."),
+    ),
+    "Gross description": (
+        0.7,
+        ("A grey, firm nodule of {number} mm in the {site}.", "Cut surface is homogeneous."),
+    ),
+    "Microscopy": (
+        0.85,
+        (
+            "Infiltrating atypical cells in the {site}.",
+            "{number} mitoses per 10 high power fields.",
+        ),
+    ),
+    "Frozen section": (
+        0.15,
+        ("Margins of the {site} are free of tumour.", "Deferred to permanent sections."),
+    ),
+    "Immunohistochemistry": (
+        0.4,
+        ("Ki-67 is {number} %.", "Positive for CK7, negative for CK20 and TTF-1."),
+    ),
     "Molecular findings": (0.15, ("No mutation of EGFR or KRAS.", "Microsatellites are stable.")),
     "Staging": (0.35, ("pT2 pN0, {number} lymph nodes examined.", "No metastasis in the {other}.")),
     "Diagnosis": (0.95, ("Malignant neoplasm of the {site}.", "Carcinoma in the {site}, grade 2.")),
-    "Comment": (0.3, ("A primary tumour of the {other} was ruled out.", "Correlation with imaging is advised.")),
+    "Comment": (
+        0.3,
+        ("A primary tumour of the {other} was ruled out.", "Correlation with imaging is advised."),
+    ),
     "Addendum": (0.1, ("Outside review agrees.", "Additional levels of the {site} were cut.")),
 }
 
@@ -85,7 +142,9 @@ def report(draw: random.Random, codes: list[str], others: list[str]) -> dict[str
 def tables(rows: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The texts, (rows, 11), and the codes, (rows, 38) of 0/1."""
     draw, codes = random.Random(seed), list(SITES)
-    frequent = list(accumulate(1 / rank for rank in range(1, len(codes) + 1)))  # the n-th code is n times as rare
+    frequent = list(
+        accumulate(1 / rank for rank in range(1, len(codes) + 1))
+    )  # the n-th code is n times as rare
     order = draw.sample(codes, len(codes))
     texts, labels = [], []
     for _ in range(rows):
@@ -93,7 +152,9 @@ def tables(rows: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
         present = list(dict.fromkeys(found))
         texts.append(report(draw, present, [code for code in codes if code not in present]))
         labels.append([int(code in present) for code in codes])
-    return pd.DataFrame(texts, columns=list(SECTIONS)), pd.DataFrame(labels, columns=codes, dtype="int8")
+    return pd.DataFrame(texts, columns=list(SECTIONS)), pd.DataFrame(
+        labels, columns=codes, dtype="int8"
+    )
 
 
 def main() -> None:

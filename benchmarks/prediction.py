@@ -1,11 +1,12 @@
-"""How much memory predict.py takes, and how quick it is, for ten thousand rows and for a million.
+"""Measure memory and speed of predict.py, for ten thousand rows and for a million.
 
     python -m benchmarks.prediction folder --rows 10000 100000 1000000
 
-Texts of 5 to 20 words are labelled by a random BERT of two layers, from JSON Lines to JSON Lines: read from standard
-input, and by --file, which first makes a table on disk of them that is mapped into memory. Peak memory is what the
-process holds of its own (RssAnon of Linux, looked at ten times a second), and with the pages of mapped files
-(ru_maxrss), which the system may take back. Rows a second are of the whole command, with its start.
+A random BERT of two layers labels texts of 5 to 20 words, from JSON Lines to JSON Lines. The rows
+are read from standard input, and with --file, which first converts them to a memory-mapped table on
+disk. Memory is the peak of what the process holds itself (RssAnon, read ten times per second), and
+that with mapped files (ru_maxrss), which the system may take back. Rows per second are those of the
+whole command, including its start.
 """
 
 import json
@@ -21,79 +22,94 @@ from typing import Annotated
 
 import tyro
 
-from benchmarks.speed import TINY, make_bert
+from benchmarks.speed import TINY
+from benchmarks.speed_data import write_bert
 
 WORDS = [f"word{number}" for number in range(2000)]
 LABELS = ("even", "odd", "prime")
-HEAD = "| rows | read from | peak memory of its own, MB | with mapped files, MB | seconds | rows a second |"
+TITLES = (
+    *("rows", "read from", "peak memory, MB", "with mapped files, MB", "seconds"),
+    "rows per second",
+)
 
 
 @dataclass(frozen=True)
 class Options:
-    """How many rows are labelled, each number in a process of its own."""
+    """How many rows are labelled; each number in a process of its own."""
 
-    folder: Annotated[Path, tyro.conf.Positional]  # where rows, run and results are written
+    folder: Annotated[Path, tyro.conf.Positional]  # for rows, run and results
     rows: tuple[int, ...] = (10_000, 100_000, 1_000_000)
     batch_size: int = 64
     sources: tuple[str, ...] = ("standard input", "file")
 
 
-def write(file: Path, count: int) -> None:
-    """Rows {"text", "label", "id"}."""
-    draw = random.Random(0)
-    with file.open("w") as out:
-        for number in range(count):
-            text = " ".join(draw.choices(WORDS, k=draw.randint(5, 20)))
-            out.write(json.dumps({"text": text, "label": draw.choice(LABELS), "id": number}) + "\n")
+def write_rows(file: Path, num_rows: int) -> None:
+    """Write rows with "text", "label" and "id"."""
+    rng = random.Random(0)
+    with file.open("w") as stream:
+        for number in range(num_rows):
+            text = " ".join(rng.choices(WORDS, k=rng.randint(5, 20)))
+            row = {"text": text, "label": rng.choice(LABELS), "id": number}
+            stream.write(json.dumps(row) + "\n")
 
 
-def measure(words: list[str], source: Path | None) -> tuple[float, float, float]:
-    """Seconds, peak MB of its own, peak MB with mapped files, of a process that is given a file on standard input."""
-    own, began = 0, time.perf_counter()
-    with open(source or os.devnull, "rb") as stream:
-        process = subprocess.Popen([sys.executable, *words], stdin=stream, stderr=subprocess.DEVNULL)
-    while True:
-        done, status, usage = os.wait4(process.pid, os.WNOHANG)
-        if done:
-            break
-        found = re.search(r"RssAnon:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())
-        own = max(own, int(found[1]) if found else 0)
-        time.sleep(0.1)
-    seconds = time.perf_counter() - began
-    if os.waitstatus_to_exitcode(status):
-        raise SystemExit(f"{' '.join(words)} failed")
-    return seconds, own / 1000, usage.ru_maxrss / 1000
-
-
-def main() -> None:
-    given = tyro.cli(Options, prog="python -m benchmarks.prediction")
-    given.folder.mkdir(parents=True, exist_ok=True)
-    run = given.folder / "run"
+def train(folder: Path) -> Path:
+    """Return the folder of a finished run, which is trained unless it exists."""
+    run = folder / "run"
     if not (run / "model").exists():
         from ftloop.data.samples import find_minilm
 
-        write(given.folder / "train.jsonl", 200)
-        model = make_bert(find_minilm(), TINY, given.folder / "tiny")
-        source = ["--task.model", model, "--task.data.path", str(given.folder / "train.jsonl")]
-        command = ["train.py", "configs/text.py", *source, "--max-steps", "2", "--run-dir", str(run)]
+        write_rows(folder / "train.jsonl", 200)
+        model = write_bert(find_minilm(), TINY, folder / "tiny")
+        command = ["train.py", "configs/text.py", "--data.path", str(folder / "train.jsonl")]
+        command += ["--model", model, "--max-steps", "2", "--run-dir", str(run), "--no-report"]
         subprocess.run([sys.executable, *command], check=True)
-    print(f"{HEAD}\n|{'---:|' * HEAD.count(' | ')}---:|")
-    for count in given.rows:
-        file = given.folder / f"{count}.jsonl"
+    return run
+
+
+def measure(command: list[str], standard_input: Path | None) -> tuple[float, float, float]:
+    """Run a command. Returns seconds, peak MB of its own, and peak MB with mapped files."""
+    own_memory, began = 0, time.perf_counter()
+    with open(standard_input or os.devnull, "rb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, *command], stdin=stream, stderr=subprocess.DEVNULL
+        )
+    while True:
+        ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if ended:
+            break
+        text = Path(f"/proc/{process.pid}/status").read_text()
+        match = re.search(r"RssAnon:\s+(\d+)", text)
+        own_memory = max(own_memory, int(match[1]) if match else 0)
+        time.sleep(0.1)
+    seconds = time.perf_counter() - began
+    if os.waitstatus_to_exitcode(status):
+        raise SystemExit(f"{' '.join(command)} failed")
+    return seconds, own_memory / 1000, usage.ru_maxrss / 1000
+
+
+def main() -> None:
+    options = tyro.cli(Options, prog="python -m benchmarks.prediction", description=__doc__)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    run = train(options.folder)
+    print(f"| {' | '.join(TITLES)} |\n|{'---:|' * len(TITLES)}")
+    for num_rows in options.rows:
+        file, out = options.folder / f"{num_rows}.jsonl", options.folder / "labelled.jsonl"
         if not file.exists():
-            write(file, count)
-        for name in given.sources:
-            out = given.folder / "labelled.jsonl"
-            piped = name == "standard input"
-            source = ["-", "--format", "jsonl"] if piped else ["--file", str(file)]
-            sizes = ["--out", str(out), "--batch-size", str(given.batch_size)]
-            seconds, own, whole = measure(["predict.py", str(run), *source, *sizes], file if piped else None)
+            write_rows(file, num_rows)
+        for source in options.sources:
+            is_piped = source == "standard input"
+            command = ["predict.py", str(run)]
+            command += ["-", "--format", "jsonl"] if is_piped else ["--file", str(file)]
+            command += ["--out", str(out), "--batch-size", str(options.batch_size)]
+            seconds, own, with_files = measure(command, file if is_piped else None)
             with out.open() as lines:
                 ids = [json.loads(line)["id"] for line in lines]
-            if ids != list(range(count)):
-                raise SystemExit("not every row once, in order")
-            cells = (f"{count:,}", name, f"{own:.0f}", f"{whole:.0f}", f"{seconds:.0f}", f"{count / seconds:,.0f}")
-            print(f"| {' | '.join(cells)} |", flush=True)
+            if ids != list(range(num_rows)):
+                raise SystemExit("the results do not have every row once, in order")
+            memory = [f"{own:.0f}", f"{with_files:.0f}"]
+            cells = [f"{num_rows:,}", source, *memory, f"{seconds:.0f}"]
+            print(f"| {' | '.join([*cells, f'{num_rows / seconds:,.0f}'])} |", flush=True)
 
 
 if __name__ == "__main__":

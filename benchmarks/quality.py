@@ -1,13 +1,16 @@
-"""What speed costs in quality: scores on validation after equal epochs, ftloop's beside the Trainer's, over some seeds.
+"""Compare scores on validation with those of the Trainer, after equal epochs, over some seeds.
 
     python -m benchmarks.quality --data DATA
     python -m benchmarks.quality docstrings --seeds 1 2 3 --max-length 256 --json quality.json
 
-The same rows, weights, epochs, batch, learning rate and schedule; the seed draws the head, the order and dropout. The
-Trainer by benchmarks/beside_trainer.py; ftloop with its defaults (rows grouped by length, its choice of kernels), and
-in random order. Texts that are made (without --data) tell nothing of quality: their labels are a word.
+Is the speed of ftloop paid for with quality? Rows, weights, epochs, batch size, learning rate and
+schedule are the same. The seed decides the head, the order and dropout. The Trainer is that of
+benchmarks/beside_trainer.py. ftloop trains with its defaults (rows grouped by length, its choice of
+the matrix backend), and in random order. Generated texts (without --data) say nothing about
+quality: their labels depend on single words.
 """
 
+import functools
 import json
 import statistics
 import time
@@ -18,122 +21,147 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from benchmarks import speed
-from benchmarks.speed import WORKS, Common, Job
+from benchmarks.speed import WORKLOADS, CommonOptions, Training
 
 Name = Literal["pairs", "tweets", "docstrings"]
-# Learning rate, and the score that counts. Of a multi-label task, rows that are right as a whole would be few.
-SETTINGS = {"pairs": (2e-4, "accuracy"), "tweets": (3e-4, "f1_micro"), "docstrings": (2e-4, "accuracy")}
-THRESHOLD = 0.25  # of a multi-label task: after so little training, few probabilities reach a half
+# Learning rate, and the score to compare. In a multi-label task, few whole rows would be right.
+SETTINGS = {
+    "pairs": (2e-4, "accuracy"),
+    "tweets": (3e-4, "f1_micro"),
+    "docstrings": (2e-4, "accuracy"),
+}
+THRESHOLD = 0.25  # multi-label: after so little training, few probabilities reach 0.5
 
 
 @dataclass(frozen=True)
-class Options(Common):
+class Options(CommonOptions):
     """What is learned."""
 
-    works: Annotated[tuple[Name, ...], tyro.conf.Positional] = ("pairs", "docstrings")
-    rivals: tuple[str, ...] = ("trainer", "ftloop", "ftloop-random+kernels")  # or another ftloop-.., as in speed.py
+    workloads: Annotated[tuple[Name, ...], tyro.conf.Positional] = ("pairs", "docstrings")
+    rivals: tuple[str, ...] = ("trainer", "ftloop", "ftloop-random+kernels")  # see speed.py
     seeds: tuple[int, ...] = (1, 2, 3)
-    rows: int = 4_480  # of train
+    rows: int = 4_480  # in train
     validation: int = 700  # rows
     epochs: int = 1
     max_length: int = 128  # tokens
-    learning_rate: float | None = None  # left out: one that suits the work
+    learning_rate: float | None = None  # Default: one that suits the workload
 
 
-def by_trainer(options: dict[str, Any], learning_rate: float) -> dict[str, Any]:
-    """The scores of the last weights."""
+def score_trainer(fields: dict[str, Any], learning_rate: float) -> dict[str, Any]:
+    """Train with the Trainer, and return the scores of the last weights."""
     from benchmarks import beside_trainer
 
-    job = Job(**options)
-    several = job.label_separator is not None
-    scores = beside_trainer.run_trainer(
-        beside_trainer.Job(
-            *(job.model, job.train, job.validation),
-            text_columns=tuple(job.text_columns),
-            problem="multi" if several else "single",
-            label_separator=job.label_separator or ",",
-            label_names=job.label_names,
-            threshold=THRESHOLD,
-            epochs=job.epochs,
-            batch_size=job.batch_size,
-            learning_rate=learning_rate,
-            max_length=job.max_length,
-            seed=job.seed,
-        )
+    training = Training(**fields)
+    assert training.validation is not None
+    options = beside_trainer.Options(
+        model=training.model,
+        train=training.train,
+        validation=training.validation,
+        text_columns=tuple(training.text_columns),
+        problem="multi" if training.label_separator else "single",
+        label_separator=training.label_separator or ",",
+        label_names=training.label_names,
+        threshold=THRESHOLD,
+        epochs=training.epochs,
+        batch_size=training.batch_size,
+        learning_rate=learning_rate,
+        max_length=training.max_length,
+        seed=training.seed,
     )
-    return {"loss": scores["loss"], **{name: scores[name] for name in ("accuracy", "f1_macro", "f1_micro")}}
+    scores = beside_trainer.train_trainer(options)
+    return {name: scores[name] for name in ("loss", "accuracy", "f1_macro", "f1_micro")}
 
 
-def by_ftloop(options: dict[str, Any]) -> dict[str, Any]:
-    """Evaluated once, at the end: the scores of the last weights."""
-    job = Job(**options)
-    speed.run_ftloop(job)
-    return json.loads(Path(job.folder, "run", "scores.json").read_text())["validation"]
+def score_ftloop(fields: dict[str, Any]) -> dict[str, Any]:
+    """Train with ftloop, which evaluates once, at the end, and return the scores."""
+    from benchmarks.speed_loops import train_ftloop
+
+    training = Training(**fields)
+    train_ftloop(training)
+    return json.loads(Path(training.folder, "run", "scores.json").read_text())["validation"]
+
+
+def train_once(
+    training: Training, rival: str, options: Options, learning_rate: float, score: str
+) -> dict[str, Any]:
+    """Train with a rival in a process of its own. Returns its scores, and "seconds" in all."""
+    own, began = speed.for_rival(training, rival), time.perf_counter()
+    folder = Path(own.folder)
+    if own.kind == "trainer":
+        function = "benchmarks.quality:score_trainer"
+        result = speed.run_child(function, folder, options, asdict(own), learning_rate)
+    else:
+        words = ["--learning-rate", str(learning_rate), "--metrics", score]
+        if own.label_separator:
+            words += ["--threshold", str(THRESHOLD)]
+        own = replace(own, more_options=words)
+        result = speed.run_child("benchmarks.quality:score_ftloop", folder, options, asdict(own))
+    return {**result, "seconds": time.perf_counter() - began}
 
 
 def main() -> None:
-    given = tyro.cli(Options, prog="python -m benchmarks.quality", description=__doc__)
-    seen, found = speed.begin(given), {}
-    with speed.workplace() as folder:
-        for name in given.works:
-            rate, score = given.learning_rate or SETTINGS[name][0], SETTINGS[name][1]
-            work = replace(WORKS[name], steps=given.rows // 32, warm_up=0, epochs=given.epochs)
-            job = speed.prepare(name, given, Path(folder), work, given.validation)
-            measured: speed.Measured = {rival: [] for rival in given.rivals}
-            for seed in given.seeds:
-                own = replace(job, seed=seed)
-
-                def measure(rival: str, own: Job = own, rate: float = rate, score: str = score) -> dict[str, Any]:
-                    once, began = speed.variant(own, rival), time.perf_counter()
-                    place = Path(once.folder)
-                    if once.kind == "trainer":
-                        result = speed.run_child("benchmarks.quality:by_trainer", place, given, asdict(once), rate)
-                    else:
-                        words = ["--learning-rate", str(rate), "--task.metrics", score]
-                        if once.label_separator:
-                            words += ["--task.threshold", str(THRESHOLD)]
-                        result = speed.run_child(
-                            "benchmarks.quality:by_ftloop", place, given, asdict(replace(once, words=words))
-                        )
-                    return {**result, "seconds": time.perf_counter() - began}
-
-                for rival, (result,) in speed.in_rounds(given.rivals, 1, measure).items():
-                    measured[rival].append(result)
-            title = f"{work.title}: {job.rows} rows, {given.epochs} epoch(s), {len(given.seeds)} seeds"
-            verdict = compared(measured, score)
-            print(f"\n## {title}\n\n{table(measured, score)}\n\n{verdict}", flush=True)
-            found[name] = {"title": title, "measured": measured, "goals": [verdict]}
-            speed.report(given, {"works": found}, seen)
+    options = tyro.cli(Options, prog="python -m benchmarks.quality", description=__doc__)
+    machine, results = speed.print_machine(options), {}
+    with speed.temporary_folder() as folder:
+        for name in options.workloads:
+            learning_rate, score = SETTINGS[name]
+            learning_rate = options.learning_rate or learning_rate
+            workload = replace(
+                WORKLOADS[name], steps=options.rows // 32, warmup_epochs=0, epochs=options.epochs
+            )
+            training = speed.prepare_training(
+                name, options, Path(folder), workload, options.validation
+            )
+            measurements: speed.Measurements = {rival: [] for rival in options.rivals}
+            for seed in options.seeds:
+                measure = functools.partial(
+                    train_once,
+                    replace(training, seed=seed),
+                    options=options,
+                    learning_rate=learning_rate,
+                    score=score,
+                )
+                one_round = speed.measure_in_rounds(options.rivals, 1, measure)
+                for rival, (result,) in one_round.items():
+                    measurements[rival].append(result)
+            title = f"{workload.title}: {training.rows} rows, {options.epochs} epoch(s), "
+            title += f"{len(options.seeds)} seeds"
+            verdict = compare_scores(measurements, score)
+            print(f"\n## {title}\n\n{format_table(measurements, score)}\n\n{verdict}", flush=True)
+            results[name] = {"title": title, "measurements": measurements, "goals": [verdict]}
+            speed.write_json(options, {"workloads": results}, machine)
 
 
-def table(measured: speed.Measured, score: str) -> str:
+def format_table(measurements: speed.Measurements, score: str) -> str:
+    """Return a table of means and standard deviations over the seeds."""
     lines = []
-    for rival in measured:
-        said = speed.failure(measured, rival)
-        cells = [spread_of(measured, rival, name, digits) for name, digits in ((score, 4), ("loss", 4), ("seconds", 0))]
-        lines.append([rival, f"failed: {said}" if said else cells[0], *cells[1:]])
-    return speed.markdown(("rival", f"{score} on validation", "loss", "seconds, all in all"), lines)
+    for rival in measurements:
+        cells = [rival]
+        for name, digits in ((score, 4), ("loss", 4), ("seconds", 0)):
+            values = speed.get_values(measurements, rival, name)
+            if not values:
+                cells.append("-")
+                continue
+            deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.{digits}f}{deviation}")
+        reason = speed.get_failure(measurements, rival)
+        if reason:
+            cells[1] = f"failed: {reason}"
+        lines.append(cells)
+    titles = ("rival", f"{score} on validation", "loss", "seconds in all")
+    return speed.format_markdown(titles, lines)
 
 
-def spread_of(measured: speed.Measured, rival: str, name: str, digits: int) -> str:
-    """Mean and standard deviation over the seeds."""
-    values = speed.values_of(measured, rival, name)
-    if not values:
-        return "-"
-    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{deviation}"
-
-
-def compared(measured: speed.Measured, score: str) -> str:
-    """Whether ftloop's mean is one that the Trainer has with some seed, or better."""
-    ours, theirs = (speed.values_of(measured, rival, score) for rival in ("ftloop", "trainer"))
+def compare_scores(measurements: speed.Measurements, score: str) -> str:
+    """Tell whether the mean of ftloop is at least that of the Trainer's worst seed."""
+    ours = speed.get_values(measurements, "ftloop", score)
+    theirs = speed.get_values(measurements, "trainer", score)
     if not ours or not theirs:
         return f"{score}, ftloop and trainer: not measured"
-    reached = statistics.mean(ours) >= min(theirs)
-    return (
-        f"{score}, ftloop's mean {statistics.mean(ours):.4f}; the Trainer's seeds {min(theirs):.4f} to "
-        f"{max(theirs):.4f}{'' if reached else ' - NOT REACHED'}"
-    )
+    mean, low, high = statistics.mean(ours), min(theirs), max(theirs)
+    failed = "" if mean >= low else " - NOT REACHED"
+    message = f"{score}, the mean of ftloop is {mean:.4f}"
+    return f"{message}; the seeds of the Trainer give {low:.4f} to {high:.4f}{failed}"
 
 
 if __name__ == "__main__":

@@ -1,18 +1,22 @@
-"""What grows with the number of rows, of steps and of processes: memory, and the time of a step.
+"""Measure what grows with rows, steps and processes: memory, and the time of a step.
 
     python -m benchmarks.scaling
     python -m benchmarks.scaling rows --rows 10000 100000 1000000 --steps 200 --json scaling.json
     python -m benchmarks.scaling steps --slope-steps 2000
     python -m benchmarks.scaling processes
 
-rows        made texts, the tiny BERT: first start (which tokenises) and second (from the cache)
-steps       the memory of the tiny BERT's process along its steps: a straight line through the second half
-processes   MiniLM on sentence pairs: one process with all threads, two with half of them each; the same steps
+rows        generated texts, tiny BERT: the first start, which tokenizes, and a second one, which
+            reads the cache
+steps       memory of the process of the tiny BERT: a straight line through the second half
+processes   MiniLM on sentence pairs: one process with all threads, and two with half of them each
 
-Megabytes: "peak" is what the process held at most, files that are mapped into memory too; "own" is without these.
+Memory is in megabytes. "peak" is the largest resident memory, which includes mapped files. "own"
+does not include them.
 """
 
+import random
 import statistics
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,131 +24,158 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from benchmarks import speed
-from benchmarks.speed import WORDS, WORKS, Common, Job
+from benchmarks.speed import WORKLOADS, CommonOptions, Training
+from benchmarks.speed_data import SEED, WORDS
 
 Part = Literal["rows", "steps", "processes"]
-PEAKS = 300  # megabytes that the peaks may differ by
+MAX_PEAK_DIFFERENCE = 300  # megabytes, between few and many rows
 
 
 @dataclass(frozen=True)
-class Options(Common):
+class Options(CommonOptions):
     """What grows."""
 
     parts: Annotated[tuple[Part, ...], tyro.conf.Positional] = ("rows", "steps", "processes")
     rows: tuple[int, ...] = (10_000, 100_000, 1_000_000)
     steps: int = 300  # optimizer steps of each start, of 8 rows
-    slope_steps: int = 2_000  # optimizer steps of the slope
+    slope_steps: int = 2_000  # optimizer steps for the slope
     process_steps: int = 16  # optimizer steps with one process and with two, of 32 rows
-    options: str = ""  # more words for train.py
+    options: str = ""  # more options for train.py
 
 
-def write_rows(file: Path, count: int) -> None:
-    """Texts of 5 to 20 words, all different, in blocks: a million within seconds."""
-    import random
-
-    rng = random.Random(speed.SEED)
+def write_rows(file: Path, num_rows: int) -> None:
+    """Write different texts of 5 to 20 words. A million takes seconds, since words are reused."""
+    rng = random.Random(SEED)
     texts = [" ".join(rng.choices(WORDS, k=rng.randint(5, 20))) for _ in range(10_000)]
-    with file.open("w") as out:
-        out.write("text,label\n")
-        for start in range(0, count, len(texts)):
-            block = enumerate(texts[: count - start], start)
-            out.writelines(f"{text} {number},{'even' if number % 2 == 0 else 'odd'}\n" for number, text in block)
+    with file.open("w") as stream:
+        stream.write("text,label\n")
+        for number in range(num_rows):
+            label = "even" if number % 2 == 0 else "odd"
+            stream.write(f"{texts[number % len(texts)]} {number},{label}\n")
 
 
-def start(job: Job, given: Options, processes: int = 1) -> dict[str, Any]:
-    """One start of ftloop: "ms", the median of the second half of its steps, and the memory."""
-    own = replace(job, words=given.options.split())
-    result = speed.run_child(speed.WORK_OFF, Path(job.folder), given, asdict(own), processes=processes)
+def run_training(training: Training, options: Options, num_processes: int = 1) -> dict[str, Any]:
+    """Train once. Returns "ms", the median of the second half of the steps, and the memory."""
+    own = replace(training, more_options=options.options.split())
+    result = speed.run_child(
+        speed.TRAIN_AND_TIME, Path(own.folder), options, asdict(own), num_processes=num_processes
+    )
     if "failed" not in result:
-        result["ms"] = 1000 * statistics.median(result["steps"][len(result["steps"]) // 2 :])
+        second_half = result["steps"][len(result["steps"]) // 2 :]
+        result["ms"] = 1000 * statistics.median(second_half)
         result["peak"], result["own"] = result["memory"]["peak"], result["memory"]["own"]
     return result
 
 
-def by_rows(given: Options, job: Job) -> tuple[str, dict[str, Any]]:
-    found: speed.Measured = {}
-    for count in given.rows:
-        folder = Path(job.folder, f"rows{count}")
+def measure_rows(options: Options, training: Training) -> tuple[str, speed.Measurements]:
+    """Train on files of different sizes, each twice."""
+    measurements: speed.Measurements = {}
+    for num_rows in options.rows:
+        folder = Path(training.folder, f"rows{num_rows}")
         folder.mkdir()
-        write_rows(folder / "train.csv", count)
+        write_rows(folder / "train.csv", num_rows)
         own = replace(
-            job,
+            training,
             kind="ftloop",
             options={"words": []},
             folder=str(folder),
             train=str(folder / "train.csv"),
-            rows=count,
+            rows=num_rows,
             text_columns=["text"],
-            max_steps=given.steps,
+            max_steps=options.steps,
         )
         for name in ("first", "second"):
-            found[f"{count} rows, {name} start"] = [start(own, given)]
-    few = f"{given.rows[0]} rows, first start"
-    lines = []
-    for name, results in found.items():
-        said = speed.failure(found, name)
-        cells = [f"{results[0][key]:.0f}" for key in ("peak", "own")] if not said else ["-", "-"]
-        of_few = speed.ratio(found, name, few, "ms")
-        step = f"failed: {said}" if said else f"{results[0]['ms']:.2f}"
-        lines.append([name, *cells, step, of_few.shown() if of_few else "-"])
-    peaks = [results[0]["peak"] for results in found.values() if "peak" in results[0]]
-    table = speed.markdown(("tiny BERT, batch 8", "peak, MB", "own, MB", "ms a step", "of the few rows'"), lines)
+            measurements[f"{num_rows} rows, {name} start"] = [run_training(own, options)]
+
+    fewest = f"{options.rows[0]} rows, first start"
+    lines, peaks = [], []
+    for name, (result,) in measurements.items():
+        if "failed" in result:
+            lines.append([name, "-", "-", f"failed: {result['failed']}", "-"])
+            continue
+        peaks.append(result["peak"])
+        ratio = speed.compute_ratio(measurements, name, fewest, "ms")
+        memory = [f"{result['peak']:.0f}", f"{result['own']:.0f}"]
+        lines.append([name, *memory, f"{result['ms']:.2f}", speed.format_spread(ratio)])
+    titles = ("tiny BERT, batch 8", "peak, MB", "own, MB", "ms per step", "time / few rows")
+    table = speed.format_markdown(titles, lines)
     if not peaks:
-        return table, found
-    apart = max(peaks) - min(peaks)
-    verdict = f"peaks are {apart:.0f} MB apart, at most {PEAKS} wanted{'' if apart <= PEAKS else ' - NOT REACHED'}"
-    return f"{table}\n\n{verdict}", found
+        return table, measurements
+    difference = max(peaks) - min(peaks)
+    failed = "" if difference <= MAX_PEAK_DIFFERENCE else " - NOT REACHED"
+    goal = f"the peaks differ by {difference:.0f} MB, at most {MAX_PEAK_DIFFERENCE} is the goal"
+    return f"{table}\n\n{goal}{failed}", measurements
 
 
-def by_steps(given: Options, job: Job) -> tuple[str, dict[str, Any]]:
-    every = max(1, given.slope_steps // 40)
+def measure_steps(options: Options, training: Training) -> tuple[str, speed.Measurements]:
+    """Train for many steps, and fit a line to the memory of their second half."""
     own = replace(
-        speed.variant(job, "ftloop"), folder=f"{job.folder}/steps", max_steps=given.slope_steps, rss_every=every
+        speed.for_rival(training, "ftloop"),
+        folder=f"{training.folder}/steps",
+        max_steps=options.slope_steps,
+        memory_every=max(1, options.slope_steps // 40),
     )
-    result = start(own, given)
+    result = run_training(own, options)
     if "failed" in result:
         return f"failed: {result['failed']}", {"ftloop": [result]}
-    late = [(step, seen) for step, seen in result["memory by step"] if step >= given.slope_steps / 2]
+    second_half = []
+    for step, memory in result["memory by step"]:
+        if step >= options.slope_steps / 2:
+            second_half.append((step, memory))
+    steps = [step for step, _ in second_half]
     lines = []
     for name in ("resident", "own"):
-        values = [seen[name] for _, seen in late]
-        slope = statistics.linear_regression([step for step, _ in late], values).slope
+        values = [memory[name] for _, memory in second_half]
+        slope = statistics.linear_regression(steps, values).slope
         lines.append([name, f"{values[0]:.1f}", f"{values[-1]:.1f}", f"{1000 * slope:+.2f}"])
-    heads = (f"memory, MB, {given.slope_steps} steps", "half way", "at the end", "per 1 000 steps")
-    return speed.markdown(heads, lines), {"ftloop": [result]}
+    titles = (f"memory, MB, {options.slope_steps} steps", "half way", "at the end")
+    table = speed.format_markdown((*titles, "per 1 000 steps"), lines)
+    return table, {"ftloop": [result]}
 
 
-def by_processes(given: Options, job: Job) -> tuple[str, dict[str, Any]]:
-    names = {"one process": 1, "two processes": 2}
+def measure_processes(options: Options, training: Training) -> tuple[str, speed.Measurements]:
+    """Train the same steps with one process and with two."""
+    num_processes = {"one process": 1, "two processes": 2}
 
     def measure(name: str) -> dict[str, Any]:
         own = replace(
-            speed.variant(job, "ftloop-random"), folder=f"{job.folder}/{names[name]}", max_steps=given.process_steps
+            training,
+            kind="ftloop",
+            options={"words": list(speed.RANDOM_ORDER)},
+            folder=f"{training.folder}/{num_processes[name]}",
+            max_steps=options.process_steps,
         )
-        return start(replace(own, options={"words": ["--batching", "random"]}), given, names[name])
+        return run_training(own, options, num_processes[name])
 
-    measured = speed.in_rounds(tuple(names), given.rounds, measure)
+    measurements = speed.measure_in_rounds(tuple(num_processes), options.rounds, measure)
     lines = []
-    for name in names:
-        said, against = speed.failure(measured, name), speed.ratio(measured, name, "one process", "ms")
-        value = speed.spread(speed.values_of(measured, name, "ms"))
-        lines.append([name, f"failed: {said}" if said else value.shown(1), against.shown() if against else "-"])
-    return speed.markdown(("processes", "ms a step", "time, of one"), lines), measured
+    for name in num_processes:
+        reason = speed.get_failure(measurements, name)
+        ms = speed.compute_spread(speed.get_values(measurements, name, "ms"))
+        ratio = speed.compute_ratio(measurements, name, "one process", "ms")
+        first = f"failed: {reason}" if reason else speed.format_spread(ms, 1)
+        lines.append([name, first, speed.format_spread(ratio)])
+    titles = ("processes", "ms per step", "time / one process")
+    return speed.format_markdown(titles, lines), measurements
 
 
-PARTS = {"rows": (by_rows, "tiny"), "steps": (by_steps, "tiny"), "processes": (by_processes, "pairs")}
+PARTS: dict[str, tuple[Callable[..., tuple[str, speed.Measurements]], str]] = {
+    "rows": (measure_rows, "tiny"),
+    "steps": (measure_steps, "tiny"),
+    "processes": (measure_processes, "pairs"),
+}
 
 
 def main() -> None:
-    given = tyro.cli(Options, prog="python -m benchmarks.scaling", description=__doc__)
-    seen, found = speed.begin(given), {}
-    with speed.workplace() as folder:
-        for part in given.parts:
-            function, name = PARTS[part]
-            job = speed.prepare(name, given, Path(folder, part), WORKS[name])
-            table, found[part] = function(given, job)
+    options = tyro.cli(Options, prog="python -m benchmarks.scaling", description=__doc__)
+    machine, results = speed.print_machine(options), {}
+    with speed.temporary_folder() as folder:
+        for part in options.parts:
+            measure, name = PARTS[part]
+            training = speed.prepare_training(name, options, Path(folder, part), WORKLOADS[name])
+            table, results[part] = measure(options, training)
             print(f"\n## {part}\n\n{table}", flush=True)
-            speed.report(given, {"parts": found}, seen)
+            speed.write_json(options, {"parts": results}, machine)
 
 
 if __name__ == "__main__":
