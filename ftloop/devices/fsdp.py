@@ -92,10 +92,14 @@ class FSDP2(Setup):
         """Wrap model and optimizer so that checkpoints hold full tensors, if they are sharded."""
         if not shards_are_requested():
             return objects
-        model, wrapped = objects["model"], {**objects, "model": FullModel(objects["model"])}
+        wrapped = {**objects, "model": FullModel(objects["model"])}
         if "optimizer" in objects:
-            wrapped["optimizer"] = FullOptimizer(model, objects["optimizer"].optimizer)
+            wrapped["optimizer"] = FullOptimizer(objects["optimizer"].optimizer)
         return wrapped
+
+    def environment(self) -> dict[str, Any]:
+        """Return whether the weights are sharded, which changes the order of sums."""
+        return {"is_sharded": shards_are_requested()}
 
     def undo(self) -> None:
         """Restore the environment variables."""
