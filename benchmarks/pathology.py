@@ -1,12 +1,13 @@
-"""Write a table that looks like pathology reports with their codes, of any size, for configs/pathology_codes.py.
+"""Write a table that looks like pathology reports with codes, for configs/pathology_codes.py.
 
     python -m benchmarks.pathology reports.pkl --rows 1000
     python -m benchmarks.pathology reports.pkl                      93 039 rows, 15 seconds
 
-One pickled dictionary: `total` -> `X` is a DataFrame with eleven columns of texts, half of whose cells are missing, and
-`y` one with 38 columns of 0/1, named by ICD-O topography codes. A report has one to three codes, some far more often
-than others, and each is named by its site in at least one section. Sites that a report merely mentions ("no metastasis
-in the liver") make the task less than a search for words. The same rows and seed give the same texts.
+The file is a pickled dictionary: `total` -> `X` is a DataFrame with eleven columns of texts, half
+of whose cells are missing, and `y` one with 38 columns of 0 and 1, named by ICD-O topography codes.
+A report has one to three codes, some far more often than others, and at least one section names the
+site of each. Reports also mention other sites ("no metastasis in the liver"), so that a search for
+words is not enough. The same rows and seed give the same texts.
 """
 
 import pickle
@@ -21,56 +22,47 @@ import pandas as pd
 import tyro
 
 SITES = {
-    **{
-        "C01.9": "base of tongue",
-        "C02.9": "tongue",
-        "C07.9": "parotid gland",
-        "C09.9": "tonsil",
-        "C11.9": "nasopharynx",
-    },
-    **{
-        "C15.9": "oesophagus",
-        "C16.9": "stomach",
-        "C17.0": "duodenum",
-        "C18.0": "caecum",
-        "C18.2": "ascending colon",
-    },
-    **{
-        "C18.4": "transverse colon",
-        "C18.7": "sigmoid colon",
-        "C20.9": "rectum",
-        "C21.0": "anus",
-        "C22.0": "liver",
-    },
-    **{
-        "C23.9": "gallbladder",
-        "C25.0": "head of pancreas",
-        "C25.9": "pancreas",
-        "C32.0": "glottis",
-    },
-    **{
-        "C34.1": "upper lobe of lung",
-        "C34.3": "lower lobe of lung",
-        "C38.4": "pleura",
-        "C42.1": "bone marrow",
-    },
-    **{
-        "C44.3": "skin of face",
-        "C44.5": "skin of trunk",
-        "C44.7": "skin of leg",
-        "C48.2": "peritoneum",
-    },
-    **{"C50.4": "upper outer quadrant of breast", "C50.9": "breast", "C53.9": "uterine cervix"},
-    **{
-        "C54.1": "endometrium",
-        "C56.9": "ovary",
-        "C61.9": "prostate gland",
-        "C62.9": "testis",
-        "C64.9": "kidney",
-    },
-    **{"C67.9": "urinary bladder", "C73.9": "thyroid gland", "C77.3": "axillary lymph node"},
+    "C01.9": "base of tongue",
+    "C02.9": "tongue",
+    "C07.9": "parotid gland",
+    "C09.9": "tonsil",
+    "C11.9": "nasopharynx",
+    "C15.9": "oesophagus",
+    "C16.9": "stomach",
+    "C17.0": "duodenum",
+    "C18.0": "caecum",
+    "C18.2": "ascending colon",
+    "C18.4": "transverse colon",
+    "C18.7": "sigmoid colon",
+    "C20.9": "rectum",
+    "C21.0": "anus",
+    "C22.0": "liver",
+    "C23.9": "gallbladder",
+    "C25.0": "head of pancreas",
+    "C25.9": "pancreas",
+    "C32.0": "glottis",
+    "C34.1": "upper lobe of lung",
+    "C34.3": "lower lobe of lung",
+    "C38.4": "pleura",
+    "C42.1": "bone marrow",
+    "C44.3": "skin of face",
+    "C44.5": "skin of trunk",
+    "C44.7": "skin of leg",
+    "C48.2": "peritoneum",
+    "C50.4": "upper outer quadrant of breast",
+    "C50.9": "breast",
+    "C53.9": "uterine cervix",
+    "C54.1": "endometrium",
+    "C56.9": "ovary",
+    "C61.9": "prostate gland",
+    "C62.9": "testis",
+    "C64.9": "kidney",
+    "C67.9": "urinary bladder",
+    "C73.9": "thyroid gland",
+    "C77.3": "axillary lymph node",
 }
-# How many reports have each section, and the sentences of it: {site} is of a code of the report, {other} of no code.
+# The share of reports that have each section, and its sentences. {site} belongs to a code of the
+# report, {other} to none.
 SECTIONS: dict[str, tuple[float, tuple[str, ...]]] = {
     "Clinical history": (
         0.8,
@@ -119,54 +111,57 @@ class Options:
     seed: int = 42  # of everything drawn
 
 
-def report(draw: random.Random, codes: list[str], others: list[str]) -> dict[str, str | None]:
-    """The sections of one report, each code named in at least one of them; a missing section is None."""
+def draw_report(
+    rng: random.Random, codes: list[str], other_codes: list[str]
+) -> dict[str, str | None]:
+    """Return the sections of a report; a missing section is None. One names each of its codes."""
     sections: dict[str, str | None] = dict.fromkeys(SECTIONS)
-    waiting = [SITES[code] for code in codes]  # those that no section has named yet
-    for name, (share, sentences) in SECTIONS.items():
-        if draw.random() < share:
-            said = []
-            for sentence in draw.sample(sentences, draw.randint(1, len(sentences))):
-                site = SITES[draw.choice(codes)]
-                if "{site}" in sentence and waiting:
-                    site = waiting.pop()
-                other = SITES[draw.choice(others)]
-                said.append(sentence.format(site=site, other=other, number=draw.randint(2, 40)))
-            sections[name] = " ".join(said)
-    if waiting:
-        named = " ".join(f"Malignant neoplasm of the {site}." for site in waiting)
-        sections["Diagnosis"] = f"{sections['Diagnosis'] or ''} {named}".strip()
+    unnamed_sites = [SITES[code] for code in codes]
+    for name, (share, templates) in SECTIONS.items():
+        if rng.random() < share:
+            sentences = []
+            for template in rng.sample(templates, rng.randint(1, len(templates))):
+                site = SITES[rng.choice(codes)]
+                if "{site}" in template and unnamed_sites:
+                    site = unnamed_sites.pop()
+                other, number = SITES[rng.choice(other_codes)], rng.randint(2, 40)
+                sentences.append(template.format(site=site, other=other, number=number))
+            sections[name] = " ".join(sentences)
+    if unnamed_sites:
+        sentences = [f"Malignant neoplasm of the {site}." for site in unnamed_sites]
+        sections["Diagnosis"] = " ".join([sections["Diagnosis"] or "", *sentences]).strip()
     return sections
 
 
-def tables(rows: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The texts, (rows, 11), and the codes, (rows, 38) of 0/1."""
-    draw, codes = random.Random(seed), list(SITES)
-    frequent = list(
-        accumulate(1 / rank for rank in range(1, len(codes) + 1))
-    )  # the n-th code is n times as rare
-    order = draw.sample(codes, len(codes))
+def draw_tables(num_rows: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the texts, (rows, 11), and the codes, (rows, 38) of 0 and 1."""
+    rng, codes = random.Random(seed), list(SITES)
+    # The n-th most frequent code is n times as rare as the first.
+    weights = list(accumulate(1 / rank for rank in range(1, len(codes) + 1)))
+    by_frequency = rng.sample(codes, len(codes))
     texts, labels = [], []
-    for _ in range(rows):
-        found = draw.choices(order, cum_weights=frequent, k=draw.choices((1, 2, 3), (80, 15, 5))[0])
-        present = list(dict.fromkeys(found))
-        texts.append(report(draw, present, [code for code in codes if code not in present]))
-        labels.append([int(code in present) for code in codes])
-    return pd.DataFrame(texts, columns=list(SECTIONS)), pd.DataFrame(
-        labels, columns=codes, dtype="int8"
-    )
+    for _ in range(num_rows):
+        num_codes = rng.choices((1, 2, 3), (80, 15, 5))[0]
+        drawn = rng.choices(by_frequency, cum_weights=weights, k=num_codes)
+        own_codes = list(dict.fromkeys(drawn))
+        other_codes = [code for code in codes if code not in own_codes]
+        texts.append(draw_report(rng, own_codes, other_codes))
+        labels.append([int(code in own_codes) for code in codes])
+    text_table = pd.DataFrame(texts, columns=list(SECTIONS))
+    return text_table, pd.DataFrame(labels, columns=codes, dtype="int8")
 
 
 def main() -> None:
-    options = tyro.cli(Options, prog="python -m benchmarks.pathology")
-    started = time.perf_counter()
-    texts, labels = tables(options.rows, options.seed)
+    options = tyro.cli(Options, prog="python -m benchmarks.pathology", description=__doc__)
+    began = time.perf_counter()
+    texts, labels = draw_tables(options.rows, options.seed)
     with Path(options.file).open("wb") as stream:
         pickle.dump({"total": {"X": texts}, "y": labels}, stream)
-    missing = texts.isna().to_numpy().mean()
+    missing, num_codes = texts.isna().to_numpy().mean(), labels.to_numpy().sum() / len(labels)
+    seconds = time.perf_counter() - began
     print(
         f"{options.file}: {len(texts)} reports, {missing:.0%} of the cells are missing, "
-        f"{labels.to_numpy().sum() / len(labels):.2f} codes a report ({time.perf_counter() - started:.0f} s)"
+        f"{num_codes:.2f} codes per report ({seconds:.0f} s)"
     )
 
 
