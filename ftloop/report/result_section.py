@@ -112,7 +112,7 @@ def describe_run(config: Config, task: Any) -> str:
 
 
 def describe_training(history: History) -> dict[str, str]:
-    """Return what a training cost: steps, epochs, time, speed and memory."""
+    """Return what a training cost: steps, epochs, time and speed."""
     values = {
         "optimizer steps": format_number(history.steps),
         "epochs": format_number(float(history.epochs), 2),
@@ -120,8 +120,6 @@ def describe_training(history: History) -> dict[str, str]:
     }
     if speeds := measured(history, "rows_per_second"):
         values["rows per second (median)"] = format_number(float(numpy.median(speeds)), 1)
-    if memory := measured(history, "peak_memory_mb"):
-        values["peak memory"] = f"{max(memory) / 1000:.1f} GB"
     return values
 
 
