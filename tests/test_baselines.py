@@ -66,8 +66,8 @@ def test_the_baselines_are_those_of_scikit_learn(tiny, files):
         for baseline in (majority, tfidf, frozen):
             outputs = baseline.scored[split]
             assert outputs.references.tolist() == labels[split].tolist()
-            found = intervals(outputs, task.metric_names, resamples=10)
-            assert 0 <= found["accuracy"].value <= 1
+            result = intervals(outputs, task.metric_names, resamples=10)
+            assert 0 <= result["accuracy"].value <= 1
     assert tfidf.description == "logistic regression, fitted on 60 rows of train"
 
 

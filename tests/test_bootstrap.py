@@ -37,14 +37,14 @@ def test_weighted_scores_are_those_of_repeated_rows(problem_type):
         ]
         weights = generator.integers(0, 4, (3, scored.rows)).astype(float)
         weights[0] = 1
-        found = compute_weighted_scores(scored, metric_names, weights)
+        result = compute_weighted_scores(scored, metric_names, weights)
         for index, weight in enumerate(weights):
             repeated = scored.take(numpy.repeat(numpy.arange(scored.rows), weight.astype(int)))
-            assert found["loss"][index] == pytest.approx(repeated.losses.mean())
+            assert result["loss"][index] == pytest.approx(repeated.losses.mean())
             for name in metric_names:
                 for score, expected in evaluate_metric(repeated, name).items():
                     approximately = pytest.approx(expected, nan_ok=True, abs=1e-9)
-                    assert found[score][index] == approximately, (score, index)
+                    assert result[score][index] == approximately, (score, index)
 
 
 def test_constants_have_no_correlation_and_the_r2_of_scikit_learn():
@@ -70,29 +70,29 @@ def test_a_metric_that_does_not_fit_is_an_error():
 def test_the_interval_of_accuracy_is_binomial_and_reproducible():
     scored = random_split(metrics.SINGLE, rows=500)
     metric_names = ("accuracy", "f1_per_class")
-    found = bootstrap.intervals(scored, metric_names, resamples=4000)
+    result = bootstrap.intervals(scored, metric_names, resamples=4000)
     num_correct = int((~scored.wrong).sum())
     expected = stats.binom.ppf([0.025, 0.975], 500, num_correct / 500) / 500
-    accuracy = found["accuracy"]
+    accuracy = result["accuracy"]
     assert accuracy.value == num_correct / 500
     assert [accuracy.low, accuracy.high] == pytest.approx(expected, abs=0.004)
 
-    loss = found["loss"]
+    loss = result["loss"]
     half_width = 1.96 * scored.losses.std() / numpy.sqrt(500)
     normal = [loss.value - half_width, loss.value + half_width]
     assert [loss.low, loss.high] == pytest.approx(normal, abs=0.1 * half_width)
 
-    absent = found["f1[d]"]
+    absent = result["f1[d]"]
     assert (absent.low, absent.high, absent.resamples) == (0, 0, 4000)
-    assert bootstrap.intervals(scored, metric_names, resamples=4000) == found
+    assert bootstrap.intervals(scored, metric_names, resamples=4000) == result
 
 
 def test_very_many_rows_are_resampled_less_often(monkeypatch):
     monkeypatch.setattr(bootstrap, "MAX_DRAWS", 1000)
     monkeypatch.setattr(bootstrap, "CHUNK_SIZE", 60 * 7)  # 200 resamples of 60 rows, 7 at a time
-    found = bootstrap.intervals(random_split(metrics.SINGLE), ("accuracy",))["accuracy"]
-    assert found.resamples == bootstrap.MIN_RESAMPLES
-    assert found.low < found.value < found.high
+    result = bootstrap.intervals(random_split(metrics.SINGLE), ("accuracy",))["accuracy"]
+    assert result.resamples == bootstrap.MIN_RESAMPLES
+    assert result.low < result.value < result.high
 
 
 def test_an_interval_is_shifted_if_resamples_are_biased():
@@ -112,17 +112,17 @@ def test_a_paired_difference_depends_on_the_rows_on_which_two_models_differ():
     # b is like a, but in every tenth row it is wrong where a is correct.
     becomes_wrong = (numpy.arange(400) % 10 == 0) & ~a.wrong
     b = replace(a, predictions=numpy.where(becomes_wrong, (a.predictions + 1) % 3, a.predictions))
-    found = bootstrap.paired_differences(a, b, ["accuracy"], resamples=4000)["accuracy"]
+    result = bootstrap.paired_differences(a, b, ["accuracy"], resamples=4000)["accuracy"]
     gains = (~a.wrong).astype(float) - (~b.wrong)
     half_width = 1.96 * gains.std() / numpy.sqrt(400)
-    assert found.value == pytest.approx(gains.mean()) == pytest.approx(found.a - found.b)
-    normal = [found.value - half_width, found.value + half_width]
-    assert [found.low, found.high] == pytest.approx(normal, abs=0.15 * half_width)
-    assert found.p_value == pytest.approx(2 / 4001)
+    assert result.value == pytest.approx(gains.mean()) == pytest.approx(result.a - result.b)
+    normal = [result.value - half_width, result.value + half_width]
+    assert [result.low, result.high] == pytest.approx(normal, abs=0.15 * half_width)
+    assert result.p_value == pytest.approx(2 / 4001)
 
-    found = bootstrap.paired_differences(b, a, ["recall_per_class"], resamples=100)
-    assert list(found) == ["loss", "recall[a]", "recall[b]", "recall[c]", "recall[d]"]
-    loss = found["loss"]  # it is the same for both
+    result = bootstrap.paired_differences(b, a, ["recall_per_class"], resamples=100)
+    assert list(result) == ["loss", "recall[a]", "recall[b]", "recall[c]", "recall[d]"]
+    loss = result["loss"]  # it is the same for both
     assert (loss.value, loss.low, loss.high, loss.p_value) == (0, 0, 0, 1)
 
 

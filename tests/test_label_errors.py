@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy
 import pytest
 from conftest import COLOURS, run_script, write_csv
+from scored_splits import random_split
 
 from ftloop.errors import UserError
 from ftloop.report.label_errors import (
@@ -100,8 +101,9 @@ def test_the_estimate_is_that_of_the_confident_joint():
 
 def test_errors_need_probabilities():
     scored, _, _ = plant_errors(False)
-    with pytest.raises(UserError, match="found by probabilities"):
-        rank_by_doubt(replace(scored, probabilities=None))
+    for without in (replace(scored, probabilities=None), random_split(metrics.REGRESSION)):
+        with pytest.raises(UserError, match="returns no probabilities for the rows of"):
+            rank_by_doubt(without)
 
 
 # ---- a run
@@ -144,9 +146,9 @@ def test_the_planted_rows_of_a_run_are_found(run):
     scored, errors, opinions = find_label_errors(run)
     assert scored.rows == len(TRUE_COLOURS)
     assert "in 5 folds" in opinions
-    found = scored.row_ids[errors.places[: len(PLANTED)]].tolist()
-    assert sorted(found) == list(PLANTED)
-    true_colours = [TRUE_COLOURS[row][1] for row in found]
+    first_rows = scored.row_ids[errors.places[: len(PLANTED)]].tolist()
+    assert sorted(first_rows) == list(PLANTED)
+    true_colours = [TRUE_COLOURS[row][1] for row in first_rows]
     assert errors.suggestions[: len(PLANTED)] == true_colours
     assert errors.estimate == len(PLANTED)
 

@@ -69,6 +69,7 @@ def test_outputs_are_computed_once_for_each_model(run, monkeypatch, tmp_path):
 def test_the_seed_chooses_some_rows_of_a_large_split(run):
     some, every = score_split(run, "train", max_rows=10), score_split(run, "train")
     assert (some.rows, some.total, every.rows) == (10, 43, 43)
+    assert_equal(ScoredSplit.load(run / "outputs" / "train-10.npz"), some)
     assert some.losses == pytest.approx(every.losses[some.row_ids], rel=1e-4)
     assert some.references.tolist() == every.references[some.row_ids].tolist()
 

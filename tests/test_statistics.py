@@ -39,18 +39,18 @@ def test_co_occurrences_count_rows_with_both_labels():
 @pytest.mark.parametrize("problem_type", [metrics.SINGLE, metrics.MULTI])
 def test_scores_per_class_are_those_of_scikit_learn(problem_type):
     scored = random_split(problem_type)
-    found = statistics.scores_per_class(scored)
+    result = statistics.scores_per_class(scored)
     labels = range(4)
     expected = f1_score(
         scored.references, scored.predictions, average=None, labels=labels, zero_division=0
     )
-    assert found.f1 == pytest.approx(expected)
+    assert result.f1 == pytest.approx(expected)
     counts = multilabel_confusion_matrix(scored.references, scored.predictions, labels=labels)
-    assert found.true_positives.tolist() == counts[:, 1, 1].tolist()
-    assert found.false_negatives.tolist() == counts[:, 1, 0].tolist()
-    assert found.false_positives.tolist() == counts[:, 0, 1].tolist()
-    assert found.support.tolist() == counts[:, 1].sum(axis=1).tolist()
-    assert found.support[-1] == found.precision[-1] == 0
+    assert result.true_positives.tolist() == counts[:, 1, 1].tolist()
+    assert result.false_negatives.tolist() == counts[:, 1, 0].tolist()
+    assert result.false_positives.tolist() == counts[:, 0, 1].tolist()
+    assert result.support.tolist() == counts[:, 1].sum(axis=1).tolist()
+    assert result.support[-1] == result.precision[-1] == 0
 
 
 # ---- probabilities
@@ -65,21 +65,21 @@ def test_calibration_is_that_of_a_plain_loop(problem_type):
         probabilities, is_right = scored.probabilities.ravel(), scored.references.ravel()
     else:
         probabilities, is_right = scored.probabilities.max(axis=1), ~scored.wrong
-    found = statistics.calibration(scored)
+    result = statistics.calibration(scored)
     ece = 0.0
     for index in range(15):
         in_bin = (probabilities > index / 15) & (probabilities <= (index + 1) / 15)
         if index == 0:
             in_bin |= probabilities == 0
-        assert found.counts[index] == in_bin.sum()
+        assert result.counts[index] == in_bin.sum()
         if in_bin.any():
             confidence, accuracy = probabilities[in_bin].mean(), is_right[in_bin].mean()
-            assert found.confidence[index] == pytest.approx(confidence)
-            assert found.accuracy[index] == pytest.approx(accuracy)
+            assert result.confidence[index] == pytest.approx(confidence)
+            assert result.accuracy[index] == pytest.approx(accuracy)
             ece += in_bin.mean() * abs(confidence - accuracy)
         else:
-            assert numpy.isnan([found.confidence[index], found.accuracy[index]]).all()
-    assert found.ece == pytest.approx(ece)
+            assert numpy.isnan([result.confidence[index], result.accuracy[index]]).all()
+    assert result.ece == pytest.approx(ece)
 
 
 def test_a_model_that_is_always_certain_is_as_far_off_as_it_is_wrong():

@@ -22,6 +22,7 @@ from ftloop.errors import UserError
 from ftloop.report.features import extract_features, initial_task
 from ftloop.report.linear import fit_linear, predict_probabilities
 from ftloop.report.scored import ScoredSplit, score_split
+from ftloop.report.statistics import require_probabilities
 from ftloop.runs.record import load_config
 
 Array = numpy.ndarray
@@ -50,13 +51,15 @@ def find_label_errors(
 ) -> tuple[ScoredSplit, LabelErrors, str]:
     """Score a split of a finished run and rank its rows by how doubtful their labels are.
 
-    The third result describes which opinions were used. Without the pretrained model (its folder is
-    gone, or training began with random weights), only the run's own. Of a split with more than
-    `max_rows` rows, so many are chosen at random. `task` is the task of the finished run, if the
-    caller has it. Raises UserError for regression, and for what `score_split` refuses.
+    The third result describes the opinions that were used. Without the pretrained model (its folder
+    is missing, or training began with random weights), it is that of the run alone. Of a split with
+    more than `max_rows` rows, so many are chosen at random. `task` is the task of the finished run,
+    if the caller has it. Raises UserError as `score_split` does, and if there are no probabilities,
+    as in regression.
     """
     config = load_config(run_dir)
     scored = score_split(run_dir, split, task, max_rows=max_rows)
+    require_probabilities(scored)
     own_opinion = "the probabilities of the run alone"
     if config.task.init == "random":
         reason = "training began with random weights"
@@ -81,14 +84,9 @@ def rank_by_doubt(scored: ScoredSplit, second_opinion: Array | None = None) -> L
     """Rank rows by the probability of their label, the lowest first.
 
     `second_opinion` is probabilities, float [rows, labels], of another model; NaN if it has none
-    for a row or label. Raises UserError for regression, and if the run has no probabilities.
+    for a row or label. Raises UserError if the run has no probabilities, as in regression.
     """
-    if scored.is_regression or scored.probabilities is None:
-        raise UserError(
-            "label errors are found by probabilities, but the task returns none for the rows of "
-            f"{scored.split}."
-        )
-    own_opinion = scored.probabilities.astype(float)
+    own_opinion = require_probabilities(scored).astype(float)
     if scored.is_multi_label:
         return rank_multi_label(scored, own_opinion, second_opinion)
     return rank_single_label(scored, own_opinion, second_opinion)

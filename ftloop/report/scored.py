@@ -150,9 +150,9 @@ def score_split(
 
     # Stored outputs: those of the whole split, or those of the same sample
     folder = run_dir / "outputs"
-    whole_file, sample_file = folder / f"{split}.npz", folder / f"{split}-{max_rows}.npz"
+    split_file, sample_file = folder / f"{split}.npz", folder / f"{split}-{max_rows}.npz"
     if use_stored:
-        stored = read_stored(whole_file, key)
+        stored = read_stored(split_file, key)
         if stored is not None:
             return stored.take(row_ids) if is_sample else stored
         stored = read_stored(sample_file, key) if is_sample else None
@@ -163,7 +163,7 @@ def score_split(
         logger.info("outputs: %s: %d of %d rows, chosen at random", split, len(row_ids), len(rows))
     scored = compute_outputs(run_dir, split, task, model, row_ids)
     try:
-        scored.save(sample_file if is_sample else whole_file, key)
+        scored.save(sample_file if is_sample else split_file, key)
     except OSError as error:  # the report of a run on a read-only disk is still possible
         logger.warning("outputs: those of %s cannot be stored: %s", split, error)
     return scored

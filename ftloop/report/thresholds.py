@@ -71,4 +71,6 @@ def f1_by_threshold(scored: ScoredSplit, thresholds: Array) -> dict[str, Array]:
     by_threshold = [
         compute_scores(apply_thresholds(scored, threshold), names) for threshold in thresholds
     ]
-    return {name: numpy.array([found[name] for found in by_threshold]) for name in names}
+    return {
+        name: numpy.array([of_threshold[name] for of_threshold in by_threshold]) for name in names
+    }
