@@ -245,7 +245,7 @@ def ftloop(*words: str) -> Rival:
 
 
 DEFAULT_KERNELS = ("--matmul", "default", "--no-keep-memory")
-RANDOM_ORDER = ("--group-by-length", "False")
+RANDOM_ORDER = ("--no-group-by-length",)
 GROUPED = {"train_sampling_strategy": "group_by_length"}
 RIVALS = {
     "limit": Rival("limit", {}),
