@@ -63,7 +63,8 @@ def build_accelerator(
             **options,
         )
     except (ValueError, RuntimeError) as error:  # the device lacks the precision, no address, ...
-        raise UserError(f"accelerate cannot start: {error}", field="precision") from error
+        field = "precision" if "precision" in str(error) else None
+        raise UserError(f"accelerate cannot start: {error}", field=field) from error
     name, device = accelerator.mixed_precision, accelerator.device.type
     if name not in PRECISIONS or (name == "fp16" and not accelerator.scaler):
         raise UserError(f"{name} is not available on this device ({device}).", field="precision")
