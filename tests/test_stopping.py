@@ -1,303 +1,297 @@
-"""Leaving in good order: signals, time limits, full disks, locks, gradients that are not finite, lost processes."""
+"""Stopping on purpose: signals and the time limit, in training, evaluation and saving, by one rank
+of several; and the lock of the run folder.
+
+A run that is stopped saves a checkpoint, says so, and resumes to the same bits.
+"""
 
 import json
 import os
+import re
 import signal
-import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import ROOT, quick, run_script
+from conftest import ranks, run_script
+from processes import TWO_RANKS, Background, wait_until
+from toy import Points, digest, import_name, toy_config, train_toy
 
-from ftloop import checkpoint
-from ftloop.logs import terminal as tracking
-from ftloop import run as run_module
-from ftloop.errors import TrainingError, UserError
+from ftloop import Stopped, checkpoint, loop
+from ftloop.checkpoint import find_checkpoints, load_state, step_of
+from ftloop.tasks import TextClassification
+
+TASK = {"sizes": [43, 11, 7], "noise": 0.3, "dropout": 0.2}
+OPTIONS = {"epochs": 4, "eval_every": 3, "save_every": 2, "log_every": 5, "keep_last": 2}
+"""12 steps. An evaluation on validation has 3 batches, or 2 with two ranks."""
+
+TRAIN_STEP = "ftloop.loop:train_step"
+EVALUATE = "ftloop.evaluation:predict_batch"
+CALLS = {
+    "the third step": (TRAIN_STEP, 3, signal.SIGTERM, 3),
+    "a step before an evaluation": (TRAIN_STEP, 6, signal.SIGINT, 6),
+    "the last step": (TRAIN_STEP, 12, signal.SIGUSR1, 12),
+    "the first evaluation": (EVALUATE, 2, signal.SIGTERM, 3),
+    "the last batch of an evaluation": (EVALUATE, 6, signal.SIGINT, 6),
+    "the evaluation after the last step": (EVALUATE, 11, signal.SIGTERM, 12),
+    "the evaluation on test": (EVALUATE, 14, signal.SIGTERM, 12),
+    "saving": ("ftloop.checkpoint:_fsync", 9, signal.SIGTERM, 3),
+}
+"""Where a signal arrives: in which call of a function, which signal, and the step of the stop."""
 
 
-@pytest.fixture
-def words(tiny, colours):
-    return [
-        *("configs/text.py", "--task.model", tiny("bert"), *colours, "--epochs", "3", "--save-every", "4"),
-        *("--log-every", "2", "--task.metrics", "accuracy", "--keep", "last=3,best=1"),
-    ]
+def send_signal_in_call(
+    name: str, count: int, number: int, replace: Callable[..., None] = setattr
+) -> None:
+    """Send a signal to this process in the count-th call of a function "module:name"."""
+    owner, attribute = import_name(name)
+    function, calls = getattr(owner, attribute), []
 
-
-def result_of(run: Path) -> tuple[bytes, list[dict], dict]:
-    """The kept weights, the log without its clock, and the scores."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    log = [
-        {name: value for name, value in line.items() if name not in ("time", "items_per_second", "speed")}
-        for line in lines
-    ]
-    return (run / "model" / "model.safetensors").read_bytes(), log, json.loads((run / "scores.json").read_text())
-
-
-def signal_at(monkeypatch, owner, name: str, count: int, number: signal.Signals) -> None:
-    """Send this process a signal in the count-th call of a function."""
-    original, calls = getattr(owner, name), []
-
-    def signalled(*arguments, **options):
+    def call(*arguments, **options):
         calls.append(1)
         if len(calls) == count:
             os.kill(os.getpid(), number)
-        return original(*arguments, **options)
+        return function(*arguments, **options)
 
-    monkeypatch.setattr(owner, name, signalled)
+    replace(owner, attribute, call)
+
+
+def train(run_dir: Path, **options: Any) -> None:
+    train_toy(Points(**TASK), run_dir, **{**OPTIONS, **options})
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """What a run leaves that was never interrupted."""
+    run = tmp_path_factory.mktemp("uninterrupted") / "run"
+    train(run)
+    return digest(run)
+
+
+def newest_step(run: Path) -> int:
+    return step_of(find_checkpoints(run / "checkpoints")[-1])
+
+
+# Signals and the time limit, in one process
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_signal_stops_the_run_which_resumes_to_the_same_bits(
+    uninterrupted, tmp_path, monkeypatch, name
+):
+    function, count, number, step = CALLS[name]
+    handler, run = signal.getsignal(number), tmp_path / "run"
+    with monkeypatch.context() as patches:
+        send_signal_in_call(function, count, number, patches.setattr)
+        with pytest.raises(Stopped) as stopped:
+            train(run)
+    message = f"{number.name}: stopped after step {step}; the checkpoint is saved. Run the same"
+    assert str(stopped.value).startswith(message)
+    assert stopped.value.exit_code == (130 if number == signal.SIGINT else 143)
+    assert newest_step(run) == step
+    assert not (run / "scores.json").exists()
+    assert signal.getsignal(number) == handler
+    train(run)
+    assert digest(run) == uninterrupted
+
+
+def test_a_run_that_is_stopped_at_every_step_resumes_to_the_same_bits(tmp_path):
+    train(tmp_path / "straight", save_every=1)
+    for step in range(1, 13):
+        with pytest.MonkeyPatch.context() as patches:
+            send_signal_in_call(TRAIN_STEP, 1, signal.SIGTERM, patches.setattr)
+            with pytest.raises(Stopped, match=f"stopped after step {step};"):
+                train(tmp_path / "run", save_every=1)
+    train(tmp_path / "run", save_every=1)
+    assert digest(tmp_path / "run") == digest(tmp_path / "straight")
+
+
+def test_a_time_limit_stops_the_run_likewise(uninterrupted, tmp_path, monkeypatch):
+    run, train_step = tmp_path / "run", loop.train_step
+
+    def take_an_hour(*arguments):
+        now = time.monotonic()
+        patches.setattr(time, "monotonic", lambda: now + 3600)
+        return train_step(*arguments)
+
+    with monkeypatch.context() as patches:
+        patches.setattr(loop, "train_step", take_an_hour)
+        with pytest.raises(Stopped) as stopped:
+            train(run, max_minutes=30)
+    assert str(stopped.value).startswith("max_minutes: stopped after step 1; the checkpoint is")
+    assert stopped.value.exit_code == 143
+    train(run)  # without a limit: it changes no result
+    assert digest(run) == uninterrupted
+
+
+# Several ranks
+
+
+def described(run_dir: Path, **options: Any) -> str:
+    """Describe a run for `main`, which other processes run."""
+    return json.dumps({**OPTIONS, "micro_batch_size": 4, "run_dir": str(run_dir), **options})
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_by_two_ranks(tmp_path_factory):
+    run = tmp_path_factory.mktemp("two_ranks") / "run"
+    result = ranks(2, "tests/test_stopping.py", described(run), PYTHONPATH="tests")
+    assert result.code == 0, result.err
+    return digest(run)
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "count", "number", "code", "step"),
+    ("function", "count", "number", "step"),
     [
-        (tracking.StepLog, "add", 3, signal.SIGTERM, 143, 3),
-        (tracking.StepLog, "add", 6, signal.SIGINT, 130, 6),  # where an evaluation is due
-        (tracking.StepLog, "add", 18, signal.SIGUSR1, 143, 18),  # the last step
-        (run_module, "evaluate_split", 2, signal.SIGTERM, 143, 12),  # within an evaluation
-        (run_module, "evaluate_split", 4, signal.SIGTERM, 143, 18),  # within that of test, after the last step
-        (checkpoint, "_sync", 9, signal.SIGTERM, 143, None),  # while a checkpoint is written
+        (TRAIN_STEP, 7, signal.SIGUSR1, 7),
+        (TRAIN_STEP, 12, signal.SIGINT, 12),
+        (EVALUATE, 3, signal.SIGTERM, 6),
     ],
 )
-def test_a_signal_ends_the_run_saved_and_it_goes_on_to_the_same_end(
-    words, tmp_path, monkeypatch, owner, name, count, number, code, step
+def test_a_signal_to_one_of_two_ranks_stops_both_at_the_same_step(
+    uninterrupted_by_two_ranks, tmp_path, function, count, number, step
 ):
-    before = signal.getsignal(number)
-    assert run_script("train.py", *words, "--run-dir", tmp_path / "whole").code == 0
-    with monkeypatch.context() as patched:
-        signal_at(patched, owner, name, count, number)
-        stopped = run_script("train.py", *words, "--run-dir", tmp_path / "cut")
-    assert stopped.code == code, stopped.err
-    assert f"{number.name}: stopped after step {step or ''}" in stopped.err
-    assert "run the same command again: python" in stopped.err
-    newest = checkpoint.find(tmp_path / "cut" / "checkpoints")[-1]
-    assert step is None or checkpoint.step_of(newest) == step
-    assert not (tmp_path / "cut" / "scores.json").exists()
-    assert signal.getsignal(number) == before
-    resumed = run_script("train.py", *words, "--run-dir", tmp_path / "cut")
+    run, script = tmp_path / "run", "tests/test_stopping.py"
+    options = described(run, signal_in=[function, count, number], rank=1)
+    stopped = ranks(2, script, options, PYTHONPATH="tests")
+    assert stopped.code == 0, stopped.err
+    exit_code = 130 if number == signal.SIGINT else 143
+    reasons = ("another rank", number.name)
+    for rank, reason in enumerate(reasons):
+        message = (tmp_path / f"run.rank{rank}").read_text()
+        assert message.startswith(f"{exit_code} {reason}: stopped after step {step}; ")
+    assert newest_step(run) == step
+    resumed = ranks(2, script, described(run), PYTHONPATH="tests")
     assert resumed.code == 0, resumed.err
-    assert result_of(tmp_path / "cut") == result_of(tmp_path / "whole")
+    assert digest(run) == uninterrupted_by_two_ranks
 
 
-def test_a_time_limit_stops_likewise(words, tmp_path):
-    stopped = run_script("train.py", *words, "--max-minutes", "0.0001")
+def test_a_signal_to_one_rank_of_torchrun_stops_the_run(command, tmp_path):
+    with Background([*command, "--epochs", "300"], tmp_path / "log", *TWO_RANKS) as run:
+        run.wait_until_it_trains(tmp_path / "run")
+        os.kill(run.rank_pids()["1"], signal.SIGUSR1)
+        assert run.wait() != 0
+        (step,) = re.findall(r"another rank: stopped after step (\d+); the checkpoint is", run.err)
+    assert newest_step(tmp_path / "run") == int(step)
+
+
+# Commands
+
+
+@pytest.fixture
+def command(tiny, colours):
+    """Options for train.py. An epoch has 6 steps."""
+    options = ["--metrics", "accuracy", "--save-every", "4", "--log-every", "2"]
+    return ["configs/text.py", "--model", tiny("bert"), *colours, *options]
+
+
+@pytest.mark.parametrize(
+    ("function", "count", "number", "code", "step"),
+    [
+        (TRAIN_STEP, 3, signal.SIGTERM, 143, 3),
+        (TRAIN_STEP, 12, signal.SIGUSR1, 143, 12),
+        (EVALUATE, 1, signal.SIGINT, 130, 6),
+    ],
+)
+def test_a_command_says_how_to_resume_it(
+    command, tmp_path, monkeypatch, function, count, number, code, step
+):
+    with monkeypatch.context() as patches:
+        send_signal_in_call(function, count, number, patches.setattr)
+        stopped = run_script("train.py", *command)
+    assert stopped.code == code, stopped.err
+    assert f"{number.name}: stopped after step {step}; the checkpoint is saved." in stopped.err
+    assert "Run the same command again to resume: python" in stopped.err
+    assert "Traceback" not in stopped.err
+    resumed = run_script("train.py", *command)
+    assert resumed.code == 0, resumed.err
+    assert run_script("train.py", *command, "--run-dir", tmp_path / "straight").code == 0
+    assert digest(tmp_path / "run") == digest(tmp_path / "straight")
+
+
+def test_the_time_limit_of_a_command_may_change(command):
+    stopped = run_script("train.py", *command, "--max-minutes", "0.0001")
     assert stopped.code == 143
-    assert "--max-minutes: stopped after step 1, and saved" in stopped.err
-    assert run_script("train.py", *words).code == 0  # the limit is free to change
-    assert run_script("train.py", *words, "--run-dir", tmp_path / "whole").code == 0
-    assert result_of(tmp_path / "run") == result_of(tmp_path / "whole")
+    assert re.search(r"max_minutes: stopped after step \d+; the checkpoint is saved", stopped.err)
+    assert run_script("train.py", *command).code == 0
 
 
-def start(words: list[str], *launcher: str, **environment: str) -> subprocess.Popen:
-    command = [sys.executable, *launcher, *quick(("train.py", *words))]
-    return subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-
-
-def has_logged(run: Path) -> bool:
-    """Whether the training has come so far that it hears signals."""
-    log = run / "metrics.jsonl"
-    return log.exists() and log.stat().st_size > 0
-
-
-def wait_for(condition, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
-
-
-def test_a_second_run_in_the_folder_is_refused_and_a_killed_one_leaves_no_lock(words, tmp_path):
-    words = [*words, "--epochs", "300", "--workers", "2"]
-    first = start(words)
-    wait_for(lambda: has_logged(tmp_path / "run"))
-    second = start(words)
-    assert second.wait(60) == 2
-    assert "another process is training in this folder" in second.stderr.read()
-    first.kill()
-    first.wait()
-    third = start([*words, "--max-minutes", "0.0001"])  # at once, though the workers of the first may still be there
-    assert third.wait(60) == 143, third.stderr.read()
-    for process in (first, second, third):
-        process.stderr.close()
-
-
-def test_two_signals_leave_at_once(words, tmp_path):
-    process = start([*words, "--epochs", "3000"])
-    wait_for(lambda: has_logged(tmp_path / "run"))
-    os.kill(process.pid, signal.SIGTERM)
-    os.kill(process.pid, signal.SIGTERM)
-    assert process.wait(20) == 143
-    process.stderr.close()
-    checkpoints = checkpoint.find(tmp_path / "run" / "checkpoints")
-    assert all(checkpoint.damage(found) is None for found in checkpoints)
-
-
-def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(words, tmp_path):
-    long = [*words, "--epochs", "300"]
-    process = start(long, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    wait_for(lambda: has_logged(tmp_path / "run"))
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(children[-1]), signal.SIGUSR1)
-    assert process.wait(60) != 0
-    assert "stopped after step" in process.stderr.read()
-    process.stderr.close()
-    state = checkpoint.load_state(checkpoint.find(tmp_path / "run" / "checkpoints")[-1])
-    assert state.step > 0
-
-
-def test_a_full_disk_is_one_error_or_is_passed_over(words, tmp_path, monkeypatch):
-    full = type("Usage", (), {"free": 1000})
-
-    def usage(folder):
-        return full
-
-    with monkeypatch.context() as patched:
-        patched.setattr(checkpoint.shutil, "disk_usage", usage)
-        stopped = run_script("train.py", *words)
-        assert stopped.code == 1
-        assert "cannot save the checkpoint" in stopped.err
-        assert "0.0 MB are free" in stopped.err
-        assert "step-000004: [Errno 28] No space left on device. It needs" in stopped.err
-        assert not list((tmp_path / "run" / "checkpoints").iterdir())
-    assert run_script("train.py", *words).code == 0
-    calls = []
-
-    def full_once(folder):
-        calls.append(1)
-        return full if len(calls) < 3 else os.statvfs and type("Usage", (), {"free": 1 << 40})
-
-    with monkeypatch.context() as patched:
-        patched.setattr(checkpoint.shutil, "disk_usage", full_once)
-        goes_on = run_script("train.py", *words, "--on-save-error", "continue", "--run-dir", tmp_path / "goes_on")
-    assert goes_on.code == 0, goes_on.err
-    assert "training goes on" in goes_on.err
-    assert result_of(tmp_path / "goes_on") == result_of(tmp_path / "run")
-
-
-def test_steps_without_finite_gradients_are_skipped_and_counted(words, tmp_path, monkeypatch):
-    from ftloop.tasks.text import TextClassification
-
-    original, calls = TextClassification.losses, []
-
-    def losses(self, outputs, targets):
-        calls.append(1)
-        found = original(self, outputs, targets)
-        return found * float("nan") if len(calls) == 5 else found
-
-    with monkeypatch.context() as patched:
-        patched.setattr(TextClassification, "losses", losses)
-        stopped = run_script("train.py", *words)
-        assert stopped.code == 1
-        assert "step 5: the loss is nan" in stopped.err
-        calls.clear()
-        skipped = run_script("train.py", *words, "--on-nan", "skip", "--run-dir", tmp_path / "skips")
-    assert skipped.code == 0, skipped.err
-    assert "step 5 is skipped: its gradient norm is nan (1 step(s) skipped so far)" in skipped.err
-    last = checkpoint.find(tmp_path / "skips" / "checkpoints")[-1]
-    assert checkpoint.load_state(last).skipped_steps == 1
-    assert json.loads((tmp_path / "skips" / "scores.json").read_text())["validation"]["loss"] < 2
-
-
-def test_changes_are_refused_unless_they_are_allowed(words, tmp_path):
-    assert run_script("train.py", *words, "--max-steps", "8").code == 0
-    kept = checkpoint.find(tmp_path / "run" / "checkpoints")[0]
-    other = [*words, "--run-dir", str(tmp_path / "other"), "--resume", str(kept), "--learning-rate", "1e-4"]
-    refused = run_script("train.py", *other)
-    assert refused.code == 2
-    assert "--learning-rate 0.005 -> 0.0001" in refused.err
-    allowed = run_script("train.py", *other, "--allow-changes")
-    assert allowed.code == 0, allowed.err
-    assert "with other options than before: --learning-rate 0.005 -> 0.0001" in allowed.err
-    needs = run_script("train.py", *words, "--allow-changes", "--run-dir", str(tmp_path / "third"))
-    assert needs.code == 2
-    assert "--allow-changes needs --resume PATH" in needs.err
-
-
-def test_a_lost_worker_and_a_lost_process_are_named(words, tmp_path):
-    from ftloop.errors import what_was_lost
-
-    assert "--workers 0" in what_was_lost(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."))
-    assert what_was_lost(RuntimeError("shapes do not fit")) is None
-    process = start([*words, "--epochs", "300"], "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    wait_for(lambda: has_logged(tmp_path / "run"))
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(children[-1]), signal.SIGKILL)
-    began = time.monotonic()
-    assert process.wait(60) != 0
-    assert time.monotonic() - began < 60
-    process.stderr.close()
-
-
-@pytest.mark.parametrize("name", ["weights.pt", "training.pt", "state.json", "manifest.json"])
-def test_every_file_of_a_checkpoint_is_watched(tmp_path, name):
-    import torch
-
-    state = checkpoint.TrainState(step=3)
-    tensors = {"weight": torch.arange(1000.0)}
-    for kind in ("flipped", "cut", "missing"):
-        saved = checkpoint.save(tmp_path / kind, state, tensors, {"optimizer": tensors}, {"threads": 1})
-        assert checkpoint.damage(saved) is None
-        content = (saved / name).read_bytes()
-        if kind == "missing":
-            (saved / name).unlink()
-        elif kind == "cut":
-            (saved / name).write_bytes(content[: len(content) // 2])
-        else:
-            middle = content.index(b'"') + 1 if name.endswith("json") else len(content) // 2
-            (saved / name).write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
-        assert checkpoint.damage(saved) is not None, kind
-        assert checkpoint.newest_intact(tmp_path / kind) is None
-
-
-def test_a_malicious_checkpoint_runs_no_code(tmp_path):
-    import torch
-
-    class Malicious:
-        def __reduce__(self):
-            return (Path(tmp_path / "ran").touch, ())
-
-    saved = checkpoint.save(tmp_path, checkpoint.TrainState(step=1), {}, {}, {})
-    torch.save({"weight": Malicious()}, saved / "weights.pt")
-    with pytest.raises(UserError, match="holds more than tensors"):
-        checkpoint.load_weights(saved)
-    assert not (tmp_path / "ran").exists()
-
-
-def test_an_error_of_saving_names_what_it_needs(tmp_path):
-    import torch
-
-    (tmp_path / "checkpoints").write_text("a file in the way")
-    with pytest.raises(TrainingError, match=r"cannot save the checkpoint .*It needs 0\.4 MB"):
-        checkpoint.save(
-            tmp_path / "checkpoints", checkpoint.TrainState(step=1), {"weight": torch.ones(100_000)}, {}, {}
-        )
-
-
-def test_a_run_killed_while_it_opened_its_folder_begins_there(words, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "lock").touch()
-    (tmp_path / "run" / "config.json.tmp").write_text("{")
-    assert run_script("train.py", *words, "--max-steps", "2").code == 0
+def test_a_second_signal_ends_the_process_at_once(command, tmp_path):
+    with Background([*command, "--epochs", "3000"], tmp_path / "log") as run:
+        run.wait_until_it_trains(tmp_path / "run")
+        os.kill(run.pid, signal.SIGTERM)
+        os.kill(run.pid, signal.SIGTERM)
+        assert run.wait(20) == 143
+    checkpoints = find_checkpoints(tmp_path / "run" / "checkpoints")
+    assert all(checkpoint.damage(path) is None for path in checkpoints)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_while_rows_are_prepared_ends_the_run_in_words(words, tmp_path, monkeypatch, number):
-    from ftloop import TextClassification
+def test_a_signal_while_rows_are_prepared_ends_the_command_without_a_traceback(
+    command, monkeypatch, number
+):
+    prepare, handler = TextClassification.prepare, signal.getsignal(number)
 
-    prepare = TextClassification.prepare
-    before = signal.getsignal(number)
-
-    def prepare_and_hear(task, rows):
+    def prepare_and_receive(task, rows):
         signal.raise_signal(number)
         return prepare(task, rows)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(TextClassification, "prepare", prepare_and_hear)
-        result = run_script("train.py", *words)
+    with monkeypatch.context() as patches:
+        patches.setattr(TextClassification, "prepare", prepare_and_receive)
+        result = run_script("train.py", *command)
     assert result.code == 143
-    assert f"{number.name}: stopped outside of training" in result.err
+    assert f"{number.name}: stopped outside of the training loop" in result.err
     assert "Traceback" not in result.err
-    assert signal.getsignal(number) == before
-    assert run_script("train.py", *words).code == 0
+    assert signal.getsignal(number) == handler
+    assert run_script("train.py", *command).code == 0
+
+
+# The lock of the run folder
+
+
+def test_a_folder_is_locked_until_its_process_ends_however_it_ends(command, tmp_path):
+    command = [*command, "--epochs", "300", "--workers", "2"]
+    with Background(command, tmp_path / "first") as first:
+        first.wait_until_it_trains(tmp_path / "run")
+        with Background(command, tmp_path / "second") as second:
+            assert second.wait() == 2
+            message = f"error: --run-dir: another process is training in '{tmp_path / 'run'}'."
+            assert message in second.err
+        workers = first.children()
+        first.process.kill()
+        first.wait()
+        # At once, although the data workers of the first process may still be there.
+        limit = ("--max-minutes", "0.0001")
+        with Background([*command, *limit], tmp_path / "third") as third:
+            assert third.wait() == 143, third.err
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+
+
+def test_a_run_that_was_killed_while_it_opened_its_folder_starts_there(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "lock").touch()
+    (run / "config.json.tmp").write_text("{")
+    train(run, max_steps=2)
+    assert load_state(find_checkpoints(run / "checkpoints")[-1]).step == 2
+
+
+def main() -> None:
+    """Train the run of `described` as one rank, and write how it was stopped to RUN_DIR.rankN."""
+    options, rank = json.loads(sys.argv[1]), int(os.environ["RANK"])
+    call, signalled_rank = options.pop("signal_in", None), options.pop("rank", None)
+    if rank == signalled_rank:
+        send_signal_in_call(*call)
+    from ftloop import train
+
+    try:
+        train(toy_config(Points(**TASK), **options))
+    except Stopped as stopped:
+        text = f"{stopped.exit_code} {stopped}"
+        Path(f"{options['run_dir']}.rank{rank}").write_text(text)
+
+
+if __name__ == "__main__":
+    main()
