@@ -174,8 +174,11 @@ def load_state_dicts(checkpoint: Path) -> dict[str, Any]:
     return {"model": load_weights(checkpoint), **_load_tensors(checkpoint / "training.pt")}
 
 
-def load_objects(objects: dict[str, Any], checkpoint: Path, without: tuple[str, ...] = ()) -> None:
-    """Load the state_dicts of a checkpoint into the registered objects, strictly."""
+def load_objects(objects: Values, checkpoint: Path, without: tuple[str, ...] = ()) -> None:
+    """Load the state_dicts of an intact checkpoint into the registered objects, strictly."""
+    problem = damage(checkpoint)
+    if problem is not None:
+        raise TrainingError(f"the checkpoint {checkpoint} is damaged ({problem}): start a new run.")
     state_dicts = load_state_dicts(checkpoint)
     for name, value in objects.items():
         if name not in without:
@@ -215,14 +218,12 @@ def check_run_folder(folder: Path) -> None:
     """Raise UserError for a folder that holds something other than a run."""
     own_files = {"lock", "config.json.tmp"}  # of a run that was killed while it opened the folder
     try:
-        is_free = (folder / "config.json").is_file() or not folder.exists()
-        if not is_free and (
-            not folder.is_dir() or {path.name for path in folder.iterdir()} - own_files
-        ):
-            message = f"{str(folder)!r} is not empty and holds no run; choose another."
-            raise UserError(message, field="run_dir")
+        names = {path.name for path in folder.iterdir()} if folder.exists() else set()
     except (OSError, ValueError) as error:
         raise UserError(f"{str(folder)!r} cannot be used: {error}.", field="run_dir") from error
+    if "config.json" not in names and names - own_files:
+        message = f"{str(folder)!r} is not empty and holds no run; choose another."
+        raise UserError(message, field="run_dir")
 
 
 def lock_run_folder(folder: Path) -> int:

@@ -1,13 +1,12 @@
 """Config: everything that decides a run. Its validation, and its record in config.json."""
 
-import dataclasses
 import functools
 import json
 import math
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -146,13 +145,12 @@ def validate_with_datasets(config: Config, datasets: Mapping[str, Any]) -> None:
     """Raise UserError for what does not fit the data, before training."""
     train, limit = datasets["train"], config.max_tokens
     lengths: Any = getattr(train, "lengths", None)
-    is_finite = len(train) < sys.maxsize
     message = "is needed for a stream, whose length is not known."
-    require(is_finite or config.max_steps is not None, "max_steps", message)
+    require(len(train) < sys.maxsize or config.max_steps is not None, "max_steps", message)
     message = "counts evaluations on validation, but the data has no such split."
     require(config.patience is None or "validation" in datasets, "patience", message)
-    message = "the training rows have no lengths."
-    require(not config.group_by_length or lengths is not None, "group_by_length", message)
+    has_lengths = lengths is not None or not config.group_by_length
+    require(has_lengths, "group_by_length", "the training rows have no lengths.")
     if limit is not None:
         is_random = config.row_order is None
         is_grouped = is_random if config.group_by_length is None else config.group_by_length
@@ -183,10 +181,9 @@ def encode(value: Any) -> Any:
     dictionary with one of these keys becomes {"pairs": [[key, value], ...]}. Any other object
     becomes the name of its class. Raises UserError for a function without a name, such as a lambda.
     """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = [item.name for item in dataclasses.fields(value)]
-        fields = {name: encode(getattr(value, name)) for name in names}
-        return {"class": qualified_name(type(value)), **fields}
+    if is_dataclass(value) and not isinstance(value, type):
+        values = {item.name: encode(getattr(value, item.name)) for item in fields(value)}
+        return {"class": qualified_name(type(value)), **values}
     if isinstance(value, functools.partial):
         values = {"arguments": encode(value.args), "options": encode(value.keywords)}
         return {"function": qualified_name(value.func), **values}

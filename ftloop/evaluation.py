@@ -14,7 +14,6 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
 
-from ftloop.config import Config
 from ftloop.errors import UserError
 from ftloop.loader import build_dataloader
 from ftloop.metric_log import weighted
@@ -39,12 +38,11 @@ def build_eval_loader(
 
 
 def build_eval_loaders(
-    datasets: dict[str, Any], task: Task, accelerator: Accelerator, config: Config, workers: int
+    datasets: dict[str, Any], task: Task, accelerator: Accelerator, batch_size: int, workers: int
 ) -> dict[str, DataLoader]:
     """Build the loaders of "validation" and "test", as far as the data has these splits."""
-    size = config.eval_batch_size
     return {
-        split: build_eval_loader(datasets[split], task, accelerator, size, workers)
+        split: build_eval_loader(datasets[split], task, accelerator, batch_size, workers)
         for split in ("validation", "test")
         if split in datasets
     }

@@ -17,11 +17,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from ftloop.errors import TrainingError, UserError
 from ftloop.metric_log import MetricLog
-from ftloop.sampler import EvalSampler, TrainSampler
+from ftloop.sampler import TrainSampler
 from ftloop.state import fold_in, temporary_seed
 from ftloop.task import Batch
 
 MAX_WORKERS = 8  # per process, for workers="auto": more rarely help, and hold batches in memory
+CollateFunction = Callable[[Any], Batch]
 Keys = list[tuple[int, int]]  # (epoch, row id) of the rows of a micro-batch
 
 
@@ -56,7 +57,7 @@ class KeyedDataset(Dataset):
 class Collate:
     """Calls the collate method of a task and adds "row_ids", "weights" and "weight_sum"."""
 
-    def __init__(self, collate: Callable[[Any], Batch]):
+    def __init__(self, collate: CollateFunction):
         self.collate = collate
 
     def __call__(self, keys_and_examples: Any) -> Batch:
@@ -73,12 +74,12 @@ class Collate:
         return batch
 
 
-def make_batch(dataset: Any, keys: Keys, collate: Callable[[Any], Batch], seed: int) -> Batch:
+def make_batch(dataset: Any, keys: Keys, collate: CollateFunction, seed: int) -> Batch:
     """Make one batch of the rows with these keys, as the DataLoader would."""
     return Collate(collate)(KeyedDataset(dataset, seed).__getitems__(keys))
 
 
-def check_collate(dataset: Any, collate: Callable[[Any], Batch], seed: int) -> None:
+def check_collate(dataset: Any, collate: CollateFunction, seed: int) -> None:
     """Raise UserError if the collate method of a task draws at random."""
     keys_and_examples = KeyedDataset(dataset, seed).__getitems__([(0, 0)])
     before = random_states()
@@ -108,20 +109,18 @@ def count_workers(workers: int | str, dataset: Any, device: torch.device) -> int
         return int(workers)
     is_needed = device.type != "cpu" and not getattr(dataset, "is_deterministic", False)
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    has_affinity = hasattr(os, "sched_getaffinity")  # the cores that a job scheduler gave us
-    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    # Not all cores of the machine, but those that a job scheduler gave to this process.
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     free_cores = cores // processes - 1
     return max(0, min(MAX_WORKERS, free_cores)) if is_needed else 0
 
 
 def build_dataloader(
-    dataset: Any,
-    sampler: TrainSampler | EvalSampler,
-    collate: Callable[[Any], Batch],
-    seed: int = 0,
-    workers: int = 0,
+    dataset: Any, sampler: Any, collate: CollateFunction, seed: int = 0, workers: int = 0
 ) -> DataLoader:
-    """Build the DataLoader of a sampler, to be prepared by accelerate."""
+    """Build the DataLoader of a TrainSampler or an EvalSampler, to be prepared by accelerate."""
     if workers:  # the threads of the tokenizers do not survive a fork; each worker would warn
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return DataLoader(
@@ -136,21 +135,17 @@ def build_dataloader(
 
 
 def optimizer_steps(
-    loader: DataLoader,
-    sampler: TrainSampler,
-    start_step: int,
-    accelerator: Accelerator,
-    log: MetricLog,
+    loader: DataLoader, sampler: TrainSampler, start: int, accelerator: Accelerator, log: MetricLog
 ) -> Iterator[tuple[list[Batch], float | torch.Tensor]]:
-    """Yield (micro_batches, total_weight) for each optimizer step from `start_step` on.
+    """Yield (micro_batches, total_weight) for each optimizer step from `start` on.
 
     micro_batches: those of this rank. total_weight: the sum of the weights of the whole step over
     all ranks, in float64; on several GPUs a tensor, so that nothing waits for it. One reduction per
     step computes it. Raises TrainingError if it is 0.
     """
-    sampler.start_step = start_step
+    sampler.start_step = start
     batches = iter(loader)
-    for step in range(start_step, sampler.total_steps):
+    for step in range(start, sampler.total_steps):
         count = len(sampler.micro_batches(sampler.plan(step))) // sampler.num_processes
         began = time.perf_counter()
         micro_batches = list(islice(batches, count))

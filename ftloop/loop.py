@@ -9,7 +9,6 @@ The laws of the loop, each of which is a test (docs/exactness.md):
 - The position of a run is its optimizer step. Wherever it was killed, it resumes to the same bits.
 """
 
-import math
 from contextlib import ExitStack, closing, nullcontext
 
 import torch
@@ -100,14 +99,15 @@ def train(config: Config) -> Scores:
         model, optimizer, train_loader, scheduler = accelerator.prepare(
             model, optimizer, train_loader, scheduler
         )
-        eval_loaders = build_eval_loaders(datasets, task, accelerator, config, workers)
+        eval_batch_size = config.eval_batch_size
+        eval_loaders = build_eval_loaders(datasets, task, accelerator, eval_batch_size, workers)
         warm_up_ddp_buckets(model, task, sampler, accelerator)
 
         # Resume
         run.register_for_checkpointing(model=model, optimizer=optimizer, scheduler=scheduler)
         state = run.start(sampler, eval_loaders)  # step 0 in a new run
 
-        max_grad_norm = config.max_grad_norm or math.inf  # 0: no clipping
+        max_grad_norm = config.max_grad_norm or float("inf")  # 0: no clipping
         model.train()
         steps = optimizer_steps(train_loader, sampler, state.step, accelerator, run.log)
         while True:

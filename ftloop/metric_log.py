@@ -119,8 +119,8 @@ class MetricLog:
             record.grad_norm = grad_norms[index]
             self._check_finite(record)
         rate = round(sum(record.rows for record in records) / self.seconds(), 2)
-        data_wait = round(self.data_wait_seconds / self.seconds(), 4)
-        speed = {"rows_per_second": rate, "data_wait": data_wait}
+        share = round(self.data_wait_seconds / self.seconds(), 4)
+        speed = {"rows_per_second": rate, "data_wait": share}
         for record in records:
             scores = {"loss": record.loss, "learning_rate": record.learning_rate}
             scores |= {"grad_norm": record.grad_norm, **record.scalars}
@@ -230,9 +230,7 @@ def find_cause(record: StepRecord) -> str:
     rows = sorted(gather_object(rows))
     if rows:
         return f"rows {', '.join(map(str, rows[:20]))} of train (counted from 0)"
-    if float(record.total_weight) == 0:
-        return "weights that sum to 0"
-    return "the gradient, not the loss of a row"
+    return "the gradient (or weights that sum to 0), not the loss of a row"
 
 
 def json_scores(scores: dict[str, float]) -> dict[str, float | None]:

@@ -21,7 +21,7 @@ from accelerate.utils import gather_object
 
 from ftloop import checkpoint as checkpoints, distributed
 from ftloop.config import Config, record_text
-from ftloop.errors import TrainingError, UserError
+from ftloop.errors import UserError
 from ftloop.evaluation import evaluate
 from ftloop.extensions import Setup, wrap_objects
 from ftloop.metric_log import MetricLog, json_scores
@@ -204,9 +204,8 @@ class Run:
         # All ranks take part: a sharded model gathers its weights.
         state_dicts = {name: value.state_dict() for name, value in self.registered.items()}
         if self.is_main_process:
-            environment: dict[str, Any] = {}
-            for setup in self.setups:
-                environment |= setup.environment()
+            recorded = (setup.environment() for setup in self.setups)
+            environment = dict(item for values in recorded for item in values.items())
             folder = self.checkpoint_folder
             path = checkpoints.save_checkpoint(folder, state, state_dicts, environment)
             checkpoints.prune(folder, self.config)
@@ -235,10 +234,6 @@ class Run:
         state = self.state
         if state.best_step not in (None, state.step):
             best = self.checkpoint_folder / checkpoints.checkpoint_name(state.best_step)
-            problem = checkpoints.damage(best)
-            if problem is not None:
-                message = f"the best checkpoint {best} is damaged ({problem}): start a new run."
-                raise TrainingError(message)
             not_needed = ("optimizer", "scheduler", "scaler")
             checkpoints.load_objects(self.registered, best, without=not_needed)
         scores: Scores = {"validation": state.best_scores} if state.best_scores else {}

@@ -61,11 +61,7 @@ def shard(row_ids: list[int], num_processes: int) -> list[list[int]]:
 
 
 def split_rows(
-    row_ids: list[int],
-    size: int,
-    num_processes: int,
-    lengths: Sequence[int] | numpy.ndarray | None = None,
-    max_tokens: int | None = None,
+    row_ids: list[int], size: int, num_processes: int, lengths: Any = None, max_tokens: Any = None
 ) -> list[list[int]]:
     """Split rows into pieces of at most `size` rows per rank.
 
