@@ -77,7 +77,7 @@ TARGETS = {"training": 6, "save": 3, "export": 1, "opening": 1, "startup": 1}
 # together, and the run ends early.
 VARIATIONS = {"bf16": ["--precision", "bf16"], "patience": ["--patience", "2", "--eval-every", "4"]}
 SAVE_SECONDS = 0.01  # about as long as saving takes: a kill falls somewhere into it
-MAX_SECONDS = 300  # of one start; one that takes longer hangs
+MAX_SECONDS = 600  # of one start; one that takes longer hangs
 # Seconds in which the other rank may notice that one was killed; torchrun waits for 30 seconds.
 GRACE_SECONDS = {"forked": 2, "launched": 40}
 # How log lines of a run begin, as regular expressions
