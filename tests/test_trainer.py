@@ -1,4 +1,6 @@
-"""The Trainer as an oracle: on the same order, model and settings, at accumulation 1, its losses are ours."""
+"""The Trainer as an oracle: without accumulation, with the same rows in the same order, its losses
+and weights are those of the loop.
+"""
 
 import json
 
@@ -6,56 +8,73 @@ import pytest
 import torch
 from conftest import sentences
 from torch.utils.data import DataLoader
+from toy import read_values
 from transformers import Trainer, TrainingArguments
 
-from ftloop import Config, Data, TextClassification, train
-from ftloop.sampler import mix, rows_served, seed_all
+from ftloop import Config, train
+from ftloop.checkpoint import load_weights, newest_intact
+from ftloop.data import Data
+from ftloop.sampler import random_order
+from ftloop.state import fold_in, set_seed
+from ftloop.tasks import TextClassification
 
+NUM_ROWS, BATCH_SIZE, EPOCHS, STEPS = 43, 8, 3, 18
 SETTINGS = {"learning_rate": 1e-3, "weight_decay": 0.01, "max_grad_norm": 0.5, "seed": 7}
-# The same products for both: with others, Adam makes steps of the noise in gradients that are truly 0 (of key biases).
-OURS = {"batch_size": 8, "batching": "random", "warmup": 0.2, "matmul": "default"}
+# Both multiply matrices with torch's default. With another library, Adam makes steps of the noise
+# in gradients that are truly 0, those of key biases.
 
 
-class Recorder(Trainer):
-    """The Trainer with our order of rows; it keeps the loss of each step."""
+class RecordingTrainer(Trainer):
+    """The Trainer with the order of rows of the loop. It records the loss of each step."""
 
     def get_train_dataloader(self):
-        rows = [row for epoch in range(3) for row in rows_served(43, SETTINGS["seed"], epoch, 0, 43)]
-        batches = [rows[epoch * 43 :][:43][start : start + 8] for epoch in range(3) for start in range(0, 43, 8)]
-        one_epoch = len(batches) // 3
-        served = iter(range(3))
+        epochs = iter(range(EPOCHS))
 
-        class Epoch(list):
+        class Batches:
+            def __len__(self):
+                return STEPS // EPOCHS
+
             def __iter__(self):
-                epoch = next(served)
-                return iter(batches[epoch * one_epoch : (epoch + 1) * one_epoch])
+                order = random_order(range(NUM_ROWS), SETTINGS["seed"], next(epochs)).tolist()
+                for start in range(0, NUM_ROWS, BATCH_SIZE):
+                    yield order[start : start + BATCH_SIZE]
 
-        return DataLoader(self.train_dataset, batch_sampler=Epoch(batches[:one_epoch]), collate_fn=self.data_collator)
+        collate = self.data_collator
+        return DataLoader(self.train_dataset, batch_sampler=Batches(), collate_fn=collate)
 
     def compute_loss(self, *arguments, **options):
         loss = super().compute_loss(*arguments, **options)
-        self.seen.append(loss.item())
+        self.losses.append(loss.item())
         return loss
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_the_loss_curve_and_the_weights_equal_the_trainers(tiny, tmp_path, schedule):
-    file = tmp_path / "train.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in sentences(43)))
-    data = Data(files={"train": str(file)}, validation=0)
-    task = TextClassification(model=tiny("bert"), data=data, label_column="colour", max_length=32, dropout=0.0)
-    config = Config(task=task, run_dir=str(tmp_path / "run"), report=False, schedule=schedule, **OURS, **SETTINGS)
+def test_losses_and_weights_equal_those_of_the_trainer(tiny, tmp_path, schedule):
+    file, run = tmp_path / "train.jsonl", tmp_path / "run"
+    file.write_text("".join(json.dumps(row) + "\n" for row in sentences(NUM_ROWS)))
+    task = TextClassification(
+        model=tiny("bert"),
+        data=Data(files={"train": str(file)}, validation=0),
+        label_column=("colour",),
+        max_length=32,
+        dropout=0.0,
+    )
+    config = Config(
+        task=task,
+        run_dir=str(run),
+        epochs=EPOCHS,
+        batch_size=BATCH_SIZE,
+        group_by_length=False,
+        warmup=0.2,
+        schedule=schedule,
+        **SETTINGS,
+    )
     train(config)
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    ours = [line["value"] for line in lines if line["name"] == "loss"]
-    weights = torch.load(next((tmp_path / "run" / "checkpoints").glob("step-*")) / "weights.pt", weights_only=True)
 
-    seed_all(mix(SETTINGS["seed"], "model"))
-    model = task.build_model()
     arguments = TrainingArguments(
         output_dir=str(tmp_path / "trainer"),
-        per_device_train_batch_size=8,
-        num_train_epochs=3,
+        per_device_train_batch_size=BATCH_SIZE,
+        num_train_epochs=EPOCHS,
         warmup_steps=4,  # a fifth of 18, rounded up
         lr_scheduler_type=schedule,
         optim="adamw_torch_fused",
@@ -66,12 +85,15 @@ def test_the_loss_curve_and_the_weights_equal_the_trainers(tiny, tmp_path, sched
         logging_strategy="no",
         **SETTINGS,
     )
-    rows = task.load()["train"].remove_columns("length")
-    trainer = Recorder(model, arguments, data_collator=task.collate, train_dataset=rows)
-    trainer.seen = []
+    set_seed(fold_in(SETTINGS["seed"], "init"))
+    model, rows = task.build_model(), task.load_datasets()["train"]
+    trainer = RecordingTrainer(model, arguments, data_collator=task.collate, train_dataset=rows)
+    trainer.losses = []
     trainer.train()
-    assert len(ours) == 18
-    assert ours == pytest.approx(trainer.seen, rel=1e-6)
-    assert sum(ours[-6:]) < sum(ours[:6])
+
+    losses, weights = read_values(run, "loss"), load_weights(newest_intact(run / "checkpoints"))
+    assert len(losses) == STEPS
+    assert losses == pytest.approx(trainer.losses, rel=1e-6)
+    assert sum(losses[-6:]) < sum(losses[:6])
     for name, value in trainer.model.state_dict().items():
         assert torch.allclose(weights[name], value.cpu(), rtol=0, atol=1e-6), name
