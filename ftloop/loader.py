@@ -109,12 +109,9 @@ def count_workers(workers: int | str, dataset: Any, device: torch.device) -> int
         return int(workers)
     is_needed = device.type != "cpu" and not getattr(dataset, "is_deterministic", False)
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    # Not all cores of the machine, but those that a job scheduler gave to this process.
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    free_cores = cores // processes - 1
-    return max(0, min(MAX_WORKERS, free_cores)) if is_needed else 0
+    has_affinity = hasattr(os, "sched_getaffinity")  # the cores that a job scheduler gave us
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return max(0, min(MAX_WORKERS, cores // processes - 1)) if is_needed else 0
 
 
 def build_dataloader(
