@@ -1,12 +1,16 @@
-"""The training loop. Read `train_step` and `train` from top to bottom; what they call is one file
-away.
+"""The training loop. Read `train_step` and `train` from top to bottom.
+
+`Run` (ftloop/run.py) keeps the folder of the run: lock, resume, logs, checkpoints. `TrainSampler`
+(ftloop/sampler.py) decides the rows of each step, and a `Task` (ftloop/task.py) the loss.
 
 The laws of the loop, each of which is a test (docs/exactness.md):
 
-- The gradient of an optimizer step is a weighted sum over its items, divided once by the sum of
-  their weights. It does not depend on how the step is divided into micro-batches and over ranks.
+- The gradient of an optimizer step is a weighted sum over its items (rows or tokens), divided once
+  by the sum of their weights. Apart from rounding and dropout masks, it does not depend on how the
+  step is divided into micro-batches and over ranks.
 - The order of rows, random changes of rows, and dropout are functions of the seed and of counters.
-- The position of a run is its optimizer step. Wherever it was killed, it resumes to the same bits.
+- Progress is counted in optimizer steps only. A run that is killed at any point resumes and ends
+  with the same bits.
 """
 
 from contextlib import ExitStack, closing, nullcontext
@@ -34,8 +38,7 @@ def train_step(
     state: TrainState,
     accelerator: Accelerator,
 ) -> list[Losses]:
-    """Accumulate the gradient of one optimizer step. Change this function for FGM, SAM and the
-    like.
+    """Accumulate the gradient of one optimizer step. Change this function for FGM or SAM.
 
     micro_batches: those of this rank. total_weight: the sum of the weights of all items of the
     step, over all micro-batches and ranks. Returns the losses of each micro-batch, without their
@@ -43,6 +46,7 @@ def train_step(
     """
     outputs = []
     for index, batch in enumerate(micro_batches):
+        # Dropout masks are a function of (seed, step, micro-batch, rank), so that a run can resume.
         set_seed(fold_in(state.seed, "dropout", state.step, index, accelerator.process_index))
         is_last = index == len(micro_batches) - 1
         with nullcontext() if is_last else accelerator.no_sync(model):  # one all-reduce per step
@@ -56,22 +60,22 @@ def train_step(
 
 
 def train(config: Config) -> Scores:
-    """Train what `config` describes, and return the scores of the best weights by split.
+    """Train the model that `config` describes; return the scores of its best weights by split.
 
     Writes config.json, metrics.jsonl, checkpoints/, model/ and scores.json to `config.run_dir`. An
     unfinished run of the same config resumes; a finished one is left as it is. Run it in one
     process, or in several by `accelerate launch`, torchrun or `notebook_launcher`. Raises
-    UserError, before training, for what cannot work, and Stopped after a signal.
+    UserError, before training, if the config or the data is invalid, and Stopped after a signal.
     """
     validate(config)
-    setups = config.setups()  # compile, matrix backend, ...; an empty list in the core
-    with ExitStack() as at_end:  # of the run, however it ends
+    setups = config.setups()  # compile, matrix backend, ...: applied below, undone at the end
+    with ExitStack() as at_end:  # cleans up on return and on exceptions
         for setup in setups:
             at_end.callback(setup.undo)
         accelerator = build_accelerator(
             config.precision, config.timeout, setups, config.find_unused_parameters
         )
-        # The run takes the lock of its folder before it looks at anything.
+        # Locks the run folder first, so that two runs cannot write to it at the same time.
         run = at_end.enter_context(closing(Run(config, accelerator, setups)))
         if run.is_finished:
             return run.load_scores()
