@@ -67,6 +67,13 @@ class RecordingObserver(Observer):
         assert (checkpoint / "manifest.json").is_file()
         self.calls.append(f"on_save {checkpoint.name}")
 
+    def on_export(self, run, scores):
+        assert set(scores) == {"validation", "test"}
+        names = {path.name for path in run.folder.iterdir()}
+        assert "model" in names
+        assert "scores.json" not in names
+        self.calls.append("on_export")
+
     def on_finish(self, run, scores):
         assert set(scores) == {"validation", "test"}
         assert {path.name for path in run.folder.iterdir()} >= {"model", "scores.json"}
@@ -110,6 +117,7 @@ def test_setups_and_observers_are_called_in_order(calls, tmp_path):
         "on_scores validation 1",
         *("sync", "on_save step-000003"),
         "on_scores test 1",
+        "on_export",
         "on_finish",
         *UNDONE,
     ]

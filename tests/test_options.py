@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import run_script, sentences, write_csv
-from test_train import values
+from toy import read_steps
 
 from ftloop import Task, UserError, checkpoint, train as train_job
 from ftloop.cli import Job
@@ -33,7 +33,7 @@ def train(words: list[str], *more: str, run_dir: Path | None = None) -> Path:
 
 def train_losses(words: list[str], *more: str, run_dir: Path | None = None) -> dict[int, float]:
     """Run `configs/text.py` and return the training loss of each step."""
-    return dict(values(train(words, *more, run_dir=run_dir), "train", "loss"))
+    return dict(read_steps(train(words, *more, run_dir=run_dir), "loss"))
 
 
 @pytest.fixture
@@ -65,14 +65,14 @@ def test_bf16_is_near_fp32_and_not_equal(words, tmp_path):
 
 
 def test_evaluations_come_when_asked_and_at_the_end(words):
-    losses = values(train(words, "--eval-every", "5"), "validation", "loss")
+    losses = read_steps(train(words, "--eval-every", "5"), "loss", "validation")
     assert [step for step, _ in losses] == [5, 10, 12]
 
 
 def test_max_steps_decides_instead_of_epochs(words):
     run = train(words, "--max-steps", "15")
-    assert len(values(run, "train", "loss")) == 15
-    rates = [value for _, value in values(run, "train", "learning_rate")]
+    assert len(read_steps(run, "loss")) == 15
+    rates = [value for _, value in read_steps(run, "learning_rate")]
     # The schedule ends at the last step.
     assert rates[1:] == pytest.approx([5e-3 * (15 - step) / 14 for step in range(1, 15)])
 
@@ -80,7 +80,7 @@ def test_max_steps_decides_instead_of_epochs(words):
 def test_warmup_and_schedule_options_reach_the_schedule(words):
     options = "--warmup 3 --schedule cosine_with_min_lr --schedule-options min_lr=0.001"
     run = train(words, *options.split())
-    rates = [value for _, value in values(run, "train", "learning_rate")]
+    rates = [value for _, value in read_steps(run, "learning_rate")]
     assert rates[:4] == pytest.approx([0, 5e-3 / 3, 5e-3 * 2 / 3, 5e-3])
     assert rates[-1] >= 1e-3
     assert sorted(rates[3:], reverse=True) == rates[3:]
@@ -95,7 +95,7 @@ def test_clipping_scales_the_gradient_and_zero_means_no_clipping(words, limit):
     before, after = map(checkpoint.load_weights, checkpoint.find_checkpoints(run / "checkpoints"))
     squares = [((after[name] - before[name]).double() ** 2).sum() for name in before]
     norm_of_step = sum(squares).sqrt().item() / 5e-3
-    logged_norm = values(run, "train", "grad_norm")[1][1]
+    logged_norm = read_steps(run, "grad_norm")[1][1]
     if limit == "0":
         assert norm_of_step == pytest.approx(logged_norm, rel=1e-3)
     else:
@@ -121,7 +121,7 @@ def test_the_seed_decides_and_nothing_else_does(words, tmp_path):
 
 def test_the_best_direction_can_be_turned(words):
     run = train(words, "--best-metric", "loss", "--best-direction", "max", "--eval-every", "2")
-    losses = [value for _, value in values(run, "validation", "loss")]
+    losses = [value for _, value in read_steps(run, "loss", "validation")]
     assert json.loads((run / "scores.json").read_text())["validation"]["loss"] == max(losses)
     assert max(losses) > min(losses)
 

@@ -5,8 +5,12 @@
 
 import hashlib
 import importlib
+import itertools
 import json
+import multiprocessing
+import os
 import random
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +22,7 @@ from conftest import ranks
 from torch import nn
 
 from ftloop import Config, Task, TrainingError, UserError
+from ftloop.checkpoint import find_checkpoints
 from ftloop.loader import make_batch
 from ftloop.sampler import TrainSampler
 from ftloop.state import fold_in, set_seed
@@ -163,29 +168,69 @@ def read_lines(run: Path) -> list[dict[str, Any]]:
     return [{name: line[name] for name in line if name not in clock} for line in lines]
 
 
+def read_steps(run: Path, name: str, split: str = "train") -> list[tuple[int, float]]:
+    """Return the logged values of one name with their steps, in order."""
+    return [
+        (line["step"], line["value"])
+        for line in read_lines(run)
+        if (line["name"], line["split"]) == (name, split)
+    ]
+
+
 def read_values(run: Path, name: str, split: str = "train") -> list[float]:
     """Return the logged values of one name, in order."""
-    lines = read_lines(run)
-    return [line["value"] for line in lines if (line["name"], line["split"]) == (name, split)]
+    return [value for _, value in read_steps(run, name, split)]
 
 
-# Several processes
+def digest(run: Path) -> dict[str, Any]:
+    """Return all that a finished run leaves and that must be the same, to the bit.
+
+    These are the files of the newest checkpoint, the exported model, the log and the scores.
+    """
+    newest = find_checkpoints(run / "checkpoints")[-1]
+    files = [newest / "weights.pt", newest / "training.pt", run / "model" / "model.safetensors"]
+    digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    checkpoints = [path.name for path in find_checkpoints(run / "checkpoints")]
+    scores = (run / "scores.json").read_text()
+    return {**digests, "checkpoints": checkpoints, "scores": scores, "log": read_lines(run)}
 
 
-def train_toys_in_ranks(processes: int, *runs: dict[str, Any]) -> None:
-    """Train runs one after the other in a group of processes.
+# Other processes
+
+
+def train_toys_in_ranks(processes: int, *runs: dict[str, Any], is_killed: bool = False) -> None:
+    """Train runs one after the other in a new group of processes, perhaps of one process.
 
     A run is described by its options. Functions and classes are written "module:name", and the
-    fields of the task are "task_options". An error that is expected (UserError, TrainingError) is
-    written to RUN_DIR.error; the others end the processes.
+    fields of the task are "task_options". An expected error (UserError, TrainingError) is written
+    to RUN_DIR.error. "kill_in": [name, count] kills the process, by SIGKILL, in that call of a
+    function or method. With one process, the others runs follow; with several, it is the last.
     """
     result = ranks(processes, "tests/toy.py", json.dumps(runs), PYTHONPATH="tests")
-    assert result.code == 0, result.err
+    assert (result.code != 0) == is_killed, result.err
 
 
-def import_name(name: str) -> Any:
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+def import_name(name: str) -> tuple[Any, str]:
+    """Return the owner of a function or method "module:name", and its name there."""
+    module, _, path = name.partition(":")
+    *owners, attribute = path.split(".")
+    owner = importlib.import_module(module)
+    for name in owners:
+        owner = getattr(owner, name)
+    return owner, attribute
+
+
+def kill_in_call(name: str, count: int) -> None:
+    """Kill this process, as if by the system, in the count-th call of a function."""
+    owner, attribute = import_name(name)
+    function, calls = getattr(owner, attribute), itertools.count(1)
+
+    def call_or_die(*arguments, **options):
+        if next(calls) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+
+    setattr(owner, attribute, call_or_die)
 
 
 def train_described_run(options: dict[str, Any]) -> None:
@@ -193,17 +238,36 @@ def train_described_run(options: dict[str, Any]) -> None:
 
     from ftloop import train
 
-    functions = ("row_order", "schedule", "optimizer")
-    found = {name: import_name(options.pop(name)) for name in functions if name in options}
-    task = import_name(options.pop("task"))(**options.pop("task_options", {}))
+    for name in {"task", "row_order", "schedule", "optimizer"} & set(options):
+        if ":" in options[name]:
+            options[name] = getattr(*import_name(options[name]))
+    task = options.pop("task")(**options.pop("task_options", {}))
     try:
-        train(toy_config(task, **options, **found))
+        train(toy_config(task, **options))
     except (UserError, TrainingError) as error:
         if PartialState().is_main_process:
             text = f"{type(error).__name__}: {error}"
             Path(options["run_dir"] + ".error").write_text(text)
 
 
+def main() -> None:
+    # `ranks` starts this process from a server. Data workers are forked, as in python train.py.
+    multiprocessing.set_start_method("fork", force=True)
+    if os.environ["WORLD_SIZE"] == "1":  # one process is no group
+        for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+            del os.environ[name]
+    for options in json.loads(sys.argv[1]):
+        call = options.pop("kill_in", None)
+        if call is not None and "WORLD_SIZE" not in os.environ and os.fork() > 0:
+            _, status = os.wait()
+            assert os.WTERMSIG(status) == signal.SIGKILL, f"{call}: was not called so often"
+            continue
+        if call is not None:
+            kill_in_call(*call)
+        train_described_run(options)
+        if call is not None:
+            os._exit(1)
+
+
 if __name__ == "__main__":
-    for described_run in json.loads(sys.argv[1]):
-        train_described_run(described_run)
+    main()
