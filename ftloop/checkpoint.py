@@ -227,9 +227,10 @@ def check_run_folder(folder: Path) -> None:
 
 
 def lock_run_folder(folder: Path) -> int:
-    """Lock a run folder for this process. The kernel releases the lock when the process ends.
+    """Lock a run folder until this process ends or closes the descriptor that is returned.
 
-    Not by `flock`, which data workers would inherit. Raises UserError if another process holds it.
+    Uses lockf: data workers would inherit a flock and hold it after this process has ended. Raises
+    UserError if another process holds the lock.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

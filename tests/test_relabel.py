@@ -203,7 +203,11 @@ def test_lists_of_class_labels_keep_their_order():
 @pytest.mark.parametrize(
     ("data", "options", "message"),
     [
-        (table([0.5, 1.5]), {"min_rows": 2}, "need one column of names, but 'label' holds 0.5"),
+        (
+            table([0.5, 1.5]),
+            {"min_rows": 2},
+            "need class names, but column 'label' holds the number 0.5",
+        ),
         (
             table(["a", "b"]),
             {"min_rows": 2},

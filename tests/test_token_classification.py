@@ -109,7 +109,7 @@ def test_the_first_token_of_a_word_has_its_label(tokenizer_with_pieces, tmp_path
     batch = task.collate(dataset.__getitems__([0, 1]))
     assert batch["labels"].shape == batch["weights"].shape == batch["input_ids"].shape
     assert torch.equal(batch["weights"], (batch["labels"] != -100).float())
-    assert "word_starts" not in batch
+    assert "starting_words" not in batch
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "modernbert"])

@@ -17,8 +17,7 @@ ROWS_PER_TAKE = 10_000  # rows of a shuffled table that are gathered at a time
 class PreparedDataset:
     """A `datasets.Dataset` whose rows `Task.collate` takes.
 
-    Without a transform, rows are the same in every epoch and are read a micro-batch at a time. A
-    random transform draws from the global generators, which the loader seeds for each row.
+    A random transform draws from the global generators, which the loader seeds for each row.
     """
 
     def __init__(
@@ -28,7 +27,16 @@ class PreparedDataset:
         transform: Callable[[Example], Example] | None = None,
         is_deterministic: bool = True,
     ):
-        """`lengths`: the cost of each row, in tokens. `transform` is applied to each row read."""
+        """Wrap a table.
+
+        table: a `datasets.Dataset`. Reading rows needs only its `__len__`, `__getitem__` and
+        `__getitems__`; the fingerprint needs its Arrow columns.
+        lengths: number of tokens in each row, for batching by length. Without it, the attribute
+        `lengths` is absent, as in any dataset whose rows are not to be grouped by length.
+        transform: is applied to each row that is read.
+        is_deterministic: whether the loader reads a micro-batch at once. If not, it reads one row
+        at a time, each with a seed of its own, as a random transform needs.
+        """
         self.table = table
         if lengths is not None:
             self.lengths = numpy.asarray(lengths, dtype=numpy.int64)

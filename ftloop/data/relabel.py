@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ftloop")
 
-OPTIONS = "--label-lower, --label-merge and --label-min-rows"
+RELABEL_OPTIONS = "--label-lower, --label-merge and --label-min-rows"  # in messages
 
 
 def relabel_rows(
@@ -36,7 +36,7 @@ def relabel_rows(
         return data
     if len(columns) > 1:
         raise UserError(
-            f"{OPTIONS} need one column of names, but --label-column has {len(columns)}."
+            f"{RELABEL_OPTIONS} need one column of names, but --label-column has {len(columns)}."
         )
     renaming = Renaming(data, columns[0], separator)
 
@@ -160,15 +160,17 @@ class Renaming:
 
 
 def _read_names(rows: "Dataset", column: str, separator: str | None) -> list[list[str]]:
-    """Return the label names of each row, an empty list where they are missing."""
+    """Return the label names of each row, an empty list for a row without a label."""
     names = []
     for cell in read_label_cells(rows, (column,), separator):
         values = cell if isinstance(cell, list) else [cell]
         values = [] if is_missing(cell) else values
         for value in values:
+            # 3.0 may be class 3: readers store integers as floats if some are missing.
             if isinstance(value, float) and not value.is_integer():
                 raise UserError(
-                    f"{OPTIONS} need one column of names, but {column!r} holds {value}."
+                    f"{RELABEL_OPTIONS} need class names, but column {column!r} holds the number "
+                    f"{value}."
                 )
         names.append([label_name(value) for value in values])
     return names

@@ -46,7 +46,7 @@ def describe_source(data: Any) -> tuple[str | None, str]:
     if data is None:
         return None, "rows that the task reads"
     if getattr(data, "sources", ()):
-        names = [describe_source(source)[1] for source in data.sources]
+        names = [name for _, name in map(describe_source, data.sources)]
         return None, ", ".join(dict.fromkeys(names))
     is_remote = not data.files and "://" not in str(data.path)
     dataset_id = hub_id(data.path) if is_remote else None

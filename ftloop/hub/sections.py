@@ -128,12 +128,15 @@ def describe_long_text(task: Any) -> str:
 
 
 def describe_data(data: Any, task: Any) -> str:
-    """Return the source, the rows of each split, the options of the data, and rows by label."""
-    source = describe_source(data)[1]
+    """Return the model card's text on the data: its source, rows by split, options, and labels.
+
+    Rows and options are there only if the task has `rows`, labels only if it also has `labels`.
+    """
+    _, source_name = describe_source(data)
     paragraphs = [
-        f"Source: {source}. [to be filled: where the rows come from, who labelled them, how]"
+        f"Source: {source_name}. [to be filled: where the rows come from, who labelled them, how]"
     ]
-    if not hasattr(type(task), "rows"):  # the class is asked, because the property reads the data
+    if not hasattr(type(task), "rows"):  # ask the class: hasattr(task, ...) would read the data
         return paragraphs[0]
     try:
         splits, original_splits = task.rows, task.source
@@ -296,10 +299,13 @@ def results_table(scores: Scores, intervals: Intervals) -> str:
     )
 
 
-def library_versions(environment: dict[str, Any]) -> dict[str, str]:
-    """Return the versions that the newest checkpoint records, else those installed."""
+def library_versions(recorded: dict[str, Any]) -> dict[str, str]:
+    """Return the version of each library: that in `recorded` or, without one, the installed one.
+
+    `recorded` is the environment that the newest checkpoint records.
+    """
     versions = {"ftloop": __version__, "python": platform.python_version()}
     for name in ("transformers", "torch", "datasets", "tokenizers", "accelerate"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    return versions | {name: environment[name] for name in versions if name in environment}
+    return versions | {name: recorded[name] for name in versions if name in recorded}

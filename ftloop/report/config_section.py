@@ -60,19 +60,20 @@ def option_table(options: dict[str, str]) -> Html:
 
 
 def split_options(config: Any, prefix: str = "") -> tuple[dict[str, str], dict[str, str]]:
-    """Return the options of a config that differ from their defaults, and the others.
+    """Return two dicts of option name to formatted value.
 
-    Both are values by the name of the option on the command line.
+    First the options that differ from their defaults, then those that do not.
     """
     changed: dict[str, str] = {}
     defaults: dict[str, str] = {}
     for field in dataclasses.fields(config):
         value, option = getattr(config, field.name), option_name(prefix + field.name)
-        if dataclasses.is_dataclass(value):  # the task and its data, whose fields are options
+        if dataclasses.is_dataclass(value):
+            # A nested config, such as the task: record its class, then its fields.
             changed[field.name] = type(value).__name__
-            changed_below, defaults_below = split_options(value, f"{prefix}{field.name}.")
-            changed |= changed_below
-            defaults |= defaults_below
+            nested_changed, nested_defaults = split_options(value, f"{prefix}{field.name}.")
+            changed |= nested_changed
+            defaults |= nested_defaults
         elif value == default_of(field):
             defaults[option] = format_option(value)
         else:

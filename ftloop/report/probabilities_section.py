@@ -1,4 +1,4 @@
-"""The probabilities of a classifier: calibration, precision over recall, and thresholds."""
+"""The probabilities of a classifier: calibration, precision against recall, and thresholds."""
 
 import numpy
 
@@ -13,6 +13,7 @@ from ftloop.report.weighted_scores import compute_scores
 
 MAX_CURVE_POINTS = 100  # of a precision-recall curve
 MAX_TOTAL_POINTS = 4000  # of all curves of a figure
+COLORED_PER_END = 3  # best and worst classes to color if there are more classes than colors
 THRESHOLDS = numpy.linspace(0.01, 0.99, 99)  # those of the figure of F1 by threshold
 
 
@@ -61,16 +62,23 @@ def empty_for_nan(values: numpy.ndarray) -> list[float | str]:
 
 
 def precision_recall_figure(page: Page, scored: ScoredSplit) -> Html:
-    """Draw precision over recall for each class; of many, the best and the worst are colored."""
+    """Draw precision against recall for each class.
+
+    If there are more classes than colors, only the `COLORED_PER_END` best and worst are colored.
+    """
     points = MAX_TOTAL_POINTS // max(len(scored.names), 1)
     points = max(10, min(MAX_CURVE_POINTS, points))
     curves = statistics.precision_recall_curves(scored, points)
-    by_precision = sorted(curves, key=lambda curve: curve.average_precision)
-    if len(by_precision) <= len(COLORS):
-        colored, grey, note = by_precision, [], ""
+    by_average_precision = sorted(curves, key=lambda curve: curve.average_precision)
+    if len(by_average_precision) <= len(COLORS):
+        colored, grey, note = by_average_precision, [], ""
     else:
-        colored, grey = [*by_precision[:3], *by_precision[-3:]], by_precision[3:-3]
-        note = " The three worst and the three best are colored, with their average precision."
+        worst, best = by_average_precision[:COLORED_PER_END], by_average_precision[-COLORED_PER_END:]
+        colored, grey = worst + best, by_average_precision[COLORED_PER_END:-COLORED_PER_END]
+        note = (
+            f" The {COLORED_PER_END} worst and the {COLORED_PER_END} best are colored, with their "
+            "average precision."
+        )
     drawn = [Curve("", curve.recall, curve.precision, GREY, faint=True) for curve in grey]
     for curve, color in zip(colored, COLORS, strict=False):
         name = f"{curve.name} {curve.average_precision:.2f}"
@@ -83,7 +91,9 @@ def precision_recall_figure(page: Page, scored: ScoredSplit) -> Html:
         "probability from": [float(value) for curve in curves for value in curve.thresholds],
     }
     mean = numpy.mean([curve.average_precision for curve in curves])
-    caption = f"Precision over recall on {scored.split}. Mean average precision: {mean:.4f}.{note}"
+    caption = (
+        f"Precision against recall on {scored.split}. Mean average precision: {mean:.4f}.{note}"
+    )
     svg = figures.unit_lines(drawn, "recall", "precision")
     return page.figure("precision-recall", svg, caption, data)
 

@@ -57,7 +57,7 @@ def validate_packing(config: "PretrainedConfig", padding_side: str) -> None:
 
 
 def locate_tokens(mask: "torch.Tensor") -> "torch.Tensor":
-    """Return the places of the tokens in a flattened attention mask (rows, longest).
+    """Return the flat indices of the real tokens in an attention mask (rows, longest).
 
     int64, (tokens,). Call it where the mask is on the CPU: a GPU would have to be waited for.
     """
@@ -120,9 +120,10 @@ class Packing:
     def pack_inputs(
         self, base: "PreTrainedModel", args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]]:
-        """Replace the arguments of the base model by packed ones and their "layout".
+        """Remove the padding: join the real tokens of all rows into one sequence.
 
-        A batch without padding is left as it is.
+        A forward pre-hook of the base model. It adds the "layout" needed to undo this, and returns
+        all arguments as keywords. Without padding, or without ids or a mask, it packs nothing.
         """
         inputs = dict(zip(("input_ids", "attention_mask"), args, strict=False)) | kwargs
         places = inputs.pop("places", None)
@@ -133,7 +134,7 @@ class Packing:
             places = locate_tokens(mask)
         if len(places) == ids.numel():
             return (), inputs
-        flash = uses_flash_attention(base)
+        flash = uses_flash_attention(base)  # it takes row boundaries instead of a mask
         rows, longest = ids.shape
         layout = Layout(places, rows, longest, row_boundaries(mask) if flash else None)
         packed = {
@@ -145,17 +146,17 @@ class Packing:
             packed["token_type_ids"] = layout.pack(inputs["token_type_ids"])
         embeddings = base.embeddings
         if hasattr(embeddings, "create_position_ids_from_input_ids"):
-            # RoBERTa and its kind count positions from the padding id on.
+            # RoBERTa-like models number positions from padding_idx + 1.
             positions = embeddings.create_position_ids_from_input_ids(ids, embeddings.padding_idx)
             packed["position_ids"] = layout.pack(positions)
-        else:
+        else:  # a token's position is its column in the padded batch
             packed["position_ids"] = (layout.places % layout.longest).unsqueeze(0)
         return (), inputs | packed
 
     def pad_outputs(
         self, encoder: "torch.nn.Module", args: tuple, kwargs: dict[str, Any], outputs: Any
     ) -> None:
-        """Pad the last hidden states of the encoder."""
+        """Pad the last hidden states of the encoder. A forward hook of it."""
         if layout := kwargs.get("layout"):
             outputs.last_hidden_state = layout.pad(outputs.last_hidden_state)
 

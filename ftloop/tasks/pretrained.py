@@ -71,7 +71,10 @@ class PretrainedTask(DataTask):
         return is_type and not Path(self.model).is_dir()
 
     def read_config(self) -> "PretrainedConfig":
-        """Return the configuration of `model`, changed by `model_options`. Raises UserError."""
+        """Return the configuration of `self.model`, a checkpoint or a model type such as "bert".
+
+        It is changed by `model_options`. Raises UserError.
+        """
         from transformers import AutoConfig
 
         try:
@@ -81,14 +84,14 @@ class PretrainedTask(DataTask):
                 config = AutoConfig.from_pretrained(self.model, trust_remote_code=False)
             self.apply_model_options(config)
             if self.is_model_type:
-                # Built again with the options, because a configuration derives some values from
-                # others (Swin's hidden_size). DeiT, which has several classes, needs
-                # `architectures`.
+                # Some values are derived in __init__ (Swin's hidden_size), so the options are
+                # passed there. AutoModel reads config.architectures to choose among the model
+                # classes of DeiT; None would fail.
                 config = AutoConfig.for_model(self.model, **self.model_options, architectures=[])
             return config
         except UserError:
             raise
-        except Exception as error:  # of the Hub, files, JSON, and values that a config refuses
+        except Exception as error:  # from the Hub, files, JSON parsing or checks of the config
             raise self.loading_error(error) from error
 
     def apply_model_options(self, config: "PretrainedConfig") -> None:
@@ -132,7 +135,7 @@ class PretrainedTask(DataTask):
             return self.load_pretrained(model_class, config)
         except UserError:
             raise
-        except Exception as error:  # of the Hub, files, JSON, safetensors and torch
+        except Exception as error:  # from the Hub, files, JSON, safetensors or torch
             raise self.loading_error(error) from error
         finally:
             transformers.logging.set_verbosity(verbosity)

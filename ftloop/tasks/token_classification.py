@@ -174,21 +174,22 @@ class TokenClassification(TextTask):
     def build_dataset(
         self, prepared: "Dataset", labels: list[Any] | None, split: str
     ) -> "PreparedDataset":
-        """Give the first token of each word its label, and -100 to the others.
+        """Label the first token of each word with the word's label, all other tokens with -100.
 
-        New rows have no tags. Theirs are 0, so that `predict` knows where words begin.
+        Rows to predict have no labels: each word gets the placeholder 0, so that `predict` finds
+        word starts where the label is not -100.
         """
-        word_starts = prepared["word_starts"][:]
+        starting_words = prepared["starting_words"][:]
         if labels is None:
-            labels = [[0] * (max(starts) + 1) for starts in word_starts]
-        token_labels = list(map(align_labels, word_starts, labels))
-        prepared = prepared.remove_columns("word_starts")
+            labels = [[0] * (max(words) + 1) for words in starting_words]
+        token_labels = list(map(align_labels, starting_words, labels))
+        prepared = prepared.remove_columns("starting_words")
         return super().build_dataset(prepared, token_labels, split)
 
     def prepare_block(self, rows: "Dataset") -> Sequence[dict[str, Any]]:
         examples = super().prepare_block(rows)
         for example in examples:
-            example["labels"] = align_labels(example.pop("word_starts"), example["labels"])
+            example["labels"] = align_labels(example.pop("starting_words"), example["labels"])
         return examples
 
     # Model, losses and scores
@@ -226,12 +227,12 @@ class TokenClassification(TextTask):
         return [metrics.TokenMetric(name, self.tag_names) for name in self.metrics]
 
 
-def align_labels(word_starts: list[int], labels: list[int]) -> list[int]:
-    """Return a label per token: that of the word that begins there, or -100.
+def align_labels(starting_words: list[int], labels: list[int]) -> list[int]:
+    """Return a label for each token: that of the word that starts there, or -100.
 
-    `word_starts` has the number of that word, and -1 for other tokens.
+    `starting_words` has for each token the number of the word that starts there, or -1.
     """
-    return [IGNORED if word < 0 else labels[word] for word in word_starts]
+    return [IGNORED if word < 0 else labels[word] for word in starting_words]
 
 
 def is_known(tag: Any) -> bool:

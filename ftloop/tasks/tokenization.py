@@ -95,7 +95,7 @@ def tokenize_words(
 ) -> Columns:
     """Tokenize lists of words and truncate them to `max_length` tokens.
 
-    A column "word_starts" holds the number of the word at its first token, and -1 at other tokens.
+    A column "starting_words" holds for each token the number of the word that starts there, or -1.
     A word that the tokenizer drops, such as a space, becomes its unknown token, so that each word
     has a first token.
     """
@@ -111,16 +111,16 @@ def tokenize_words(
         dropped = {word for word, ids in zip(unique, alone["input_ids"], strict=True) if not ids}
         texts = [[unknown if word in dropped else word for word in words] for words in texts]
     encoded = tokenizer(texts, **options)
-    word_starts = []
+    starting_words = []
     for encoding in encoded.encodings:
         starts, previous = [], None
         for word in encoding.word_ids:
             starts.append(-1 if word is None or word == previous else word)
             previous = word
-        word_starts.append(starts)
+        starting_words.append(starts)
     return {
         **encoded,
-        "word_starts": word_starts,
+        "starting_words": starting_words,
         "length": list(map(len, encoded["input_ids"])),
         "truncated": [bool(encoding.overflowing) for encoding in encoded.encodings],
     }
