@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 README, CONFIG_PAGE = ROOT / "README.md", ROOT / "docs" / "config.md"
+COLUMNS = 118  # of the code in README.md
 
 INTRODUCTION = """\
 # Every option
@@ -269,14 +270,22 @@ def read_functions(file: Path = ROOT / "ftloop" / "loop.py") -> str:
 
 
 def shorten(code: str) -> str:
-    """Format code with the long lines that README.md has room for, and without blank lines."""
-    command = [sys.executable, "-m", "ruff", "format", "--line-length", "118", "-"]
+    """Format functions with the long lines that README.md has room for, without blank lines."""
+    command = [sys.executable, "-m", "ruff", "format", "--line-length", str(COLUMNS), "-"]
     options = ["--config", "format.skip-magic-trailing-comma=true"]
     formatted = subprocess.run(
         [*command, *options], input=code, capture_output=True, text=True, check=True
     ).stdout
     lines = [line for line in formatted.splitlines() if line.strip()]
-    return "\n".join(lines).replace("\ndef ", "\n\ndef ") + "\n"
+    text = "\n".join(lines).replace("\ndef ", "\n\ndef ") + "\n"
+    return re.sub(r"(?<=\($)(\n    [^\n]+,)+$", fill_parameters, text, count=1, flags=re.M)
+
+
+def fill_parameters(found: re.Match[str]) -> str:
+    """Write the parameters of a function on as few lines as possible instead of one on each."""
+    parameters = ", ".join(line.strip(" ,").replace(" ", "~") for line in found[0].split("\n")[1:])
+    filled = textwrap.fill(parameters + ",", COLUMNS - 4).replace("~", " ")
+    return "\n" + textwrap.indent(filled, "    ")
 
 
 def update_readme(text: str) -> str:

@@ -305,6 +305,13 @@ def check_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         from_command_line([words[1], *calls[0]["job_options"]])
 
 
+def test_the_list_of_files_names_every_file_of_the_core_and_every_part():
+    names = set(re.findall(r"^      (\w+\.py|\w+/) ", PAGES["forking.md"], flags=re.MULTILINE))
+    files = {file.name for file in (ROOT / "ftloop").glob("*.py")} - {"__init__.py"}
+    parts = {f"{file.parent.name}/" for file in (ROOT / "ftloop").glob("*/__init__.py")}
+    assert names == files | parts
+
+
 # Whole configs
 
 
@@ -460,6 +467,25 @@ def test_the_task_with_its_own_batches_predicts(trained):
     predictions = [json.loads(line) for line in result.out.splitlines()]
     assert len(predictions) == 30
     assert {row["predictions"] for row in predictions} <= {0, 1}
+
+
+def test_a_copy_of_a_run_continues(trained):
+    """As docs/runs.md says: without scores.json, and with more epochs."""
+    run, command = trained("weighted", "--epochs", "1")
+    copy = Path(f"{run}_more")
+    shutil.copytree(run, copy)
+    (copy / "scores.json").unlink()
+    options = ["--run-dir", str(copy), "--epochs", "2", "--allow-changes"]
+    result = run_script("train.py", *command, *options)
+    assert result.code == 0, result.err
+    assert "with other options than before: epochs: 1 -> 2" in result.err
+    before, after = (read_results(folder)["train loss"] for folder in (run, copy))
+    assert after[: len(before)] == before
+    assert len(after) == 2 * len(before)
+    result = run_script(
+        "train.py", *command, "--run-dir", f"{run}_again", "--model", f"{run}/model"
+    )
+    assert result.code == 0, result.err
 
 
 # Changes of the loop
