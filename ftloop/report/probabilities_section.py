@@ -73,7 +73,8 @@ def precision_recall_figure(page: Page, scored: ScoredSplit) -> Html:
     if len(by_average_precision) <= len(COLORS):
         colored, grey, note = by_average_precision, [], ""
     else:
-        worst, best = by_average_precision[:COLORED_PER_END], by_average_precision[-COLORED_PER_END:]
+        worst = by_average_precision[:COLORED_PER_END]
+        best = by_average_precision[-COLORED_PER_END:]
         colored, grey = worst + best, by_average_precision[COLORED_PER_END:-COLORED_PER_END]
         note = (
             f" The {COLORED_PER_END} worst and the {COLORED_PER_END} best are colored, with their "
