@@ -96,9 +96,10 @@ def calls(monkeypatch):
     return calls
 
 
-BEFORE = [
-    *("first.accelerator_options", "second.accelerator_options"),
+ACCELERATOR = ["first.accelerator_options", "second.accelerator_options"]
+MODEL = [
     *("first.prepare_model", "second.prepare_model"),
+    *("first.choose_micro_batch_size", "second.choose_micro_batch_size"),
 ]
 UNDONE = ["close", "second.undo", "first.undo"]
 
@@ -108,7 +109,7 @@ def test_setups_and_observers_are_called_in_order(calls, tmp_path):
     options = {"epochs": 1, "eval_every": 2, "log_every": 10}
     train_toy(Points(sizes=(43, 11, 7)), tmp_path / "run", **options)
     assert calls == [
-        *BEFORE,
+        *(*ACCELERATOR, *MODEL),
         "on_start 0",
         "on_log [1, 2]",
         f"on_scores validation {32 / 43:g}",
@@ -123,14 +124,13 @@ def test_setups_and_observers_are_called_in_order(calls, tmp_path):
     ]
 
 
-def test_a_size_that_fits_is_chosen_once_and_kept_by_a_resumed_run(calls, tmp_path, monkeypatch):
-    options = {"micro_batch_size": "auto", "max_minutes": 1e-9}
+def test_a_resumed_run_tells_its_setups_the_environment_of_the_checkpoint(
+    calls, tmp_path, monkeypatch
+):
     task = Points(sizes=(43, 11, 7))
     with pytest.raises(Stopped):
-        train_toy(task, tmp_path / "run", **options)
-    chosen = ["first.choose_micro_batch_size", "second.choose_micro_batch_size"]
-    assert calls[:6] == [*BEFORE, *chosen]
-    assert calls[-3:] == UNDONE
+        train_toy(task, tmp_path / "run", max_minutes=1e-9)
+    assert calls == [*ACCELERATOR, *MODEL, "on_start 0", "sync", "on_save step-000000", *UNDONE]
     (saved,) = find_checkpoints(tmp_path / "run" / "checkpoints")
     environment = load_environment(saved)
     assert environment == {"first": "recorded", "second": "recorded"}
@@ -138,11 +138,39 @@ def test_a_size_that_fits_is_chosen_once_and_kept_by_a_resumed_run(calls, tmp_pa
     calls.clear()
     setup = RecordingSetup("third", calls)
     monkeypatch.setattr(Config, "setups", lambda config: [setup])
-    train_toy(task, tmp_path / "run", micro_batch_size="auto")
+    train_toy(task, tmp_path / "run")
     assert calls[:3] == ["third.accelerator_options", "third.resume", "third.prepare_model"]
-    assert calls[3] == "on_start 0"  # it chose no size
     assert setup.environments == [environment]
     assert calls[-2:] == ["close", "third.undo"]
+
+
+class RecordSizes(Observer):
+    """Records the rows of each micro-batch."""
+
+    def __init__(self):
+        self.sizes: list[int] = []
+
+    def on_log(self, run, steps, speed):
+        self.sizes += [len(rows) for record in steps for rows in record.row_ids]
+
+
+@pytest.mark.parametrize(
+    ("configured", "chosen", "sizes"),
+    [
+        ("auto", (None, 4), [4, 4, 4, 4]),
+        ("auto", (9, 6), [6, 6, 4]),
+        (5, (None, None), [5, 5, 5, 1]),
+        (5, (8, None), [5, 5, 5, 1]),  # never more than configured
+        (None, (8, None), [8, 8]),
+    ],
+)
+def test_the_smallest_micro_batch_size_is_used(tmp_path, monkeypatch, configured, chosen, sizes):
+    recorder = RecordSizes()
+    setups = [RecordingSetup(f"setup {size}", [], size) for size in chosen]
+    monkeypatch.setattr(Config, "setups", lambda config: setups)
+    monkeypatch.setattr(Config, "observers", lambda config: [recorder])
+    train_toy(Points(), tmp_path / "run", micro_batch_size=configured, max_steps=1)
+    assert recorder.sizes == sizes
 
 
 def test_a_size_that_nobody_measures_is_refused(tmp_path):
@@ -197,7 +225,7 @@ def test_setups_are_undone_when_the_run_folder_is_refused(calls, tmp_path):
 def test_setups_are_undone_when_the_accelerator_is_refused(calls, tmp_path):
     with pytest.raises(UserError, match="fp16 is not available on this device"):
         train_toy(Points(), tmp_path / "run", precision="fp16")
-    assert calls == [*BEFORE[:2], "second.undo", "first.undo"]
+    assert calls == [*ACCELERATOR, "second.undo", "first.undo"]
     assert not (tmp_path / "run").exists()
 
 
@@ -215,13 +243,7 @@ def test_a_stopped_run_closes_its_observers_and_restores_the_signals(calls, tmp_
     with pytest.raises(Stopped) as stopped:
         train_toy(Points(), tmp_path / "run")
     assert stopped.value.exit_code == 143
-    assert calls[len(BEFORE) :] == [
-        "on_start 0",
-        "on_log [1]",
-        "sync",
-        "on_save step-000001",
-        *UNDONE,
-    ]
+    assert calls[6:] == ["on_start 0", "on_log [1]", "sync", "on_save step-000001", *UNDONE]
     assert signal.getsignal(signal.SIGTERM) == before
 
 
@@ -244,7 +266,7 @@ def test_a_finished_run_tells_its_observers_nothing(calls, tmp_path):
     scores = train_toy(task, tmp_path / "run")
     calls.clear()
     assert train_toy(task, tmp_path / "run") == scores
-    assert calls == [*BEFORE[:2], *UNDONE]
+    assert calls == [*ACCELERATOR, *UNDONE]
 
 
 class Peeking(Observer):

@@ -363,7 +363,7 @@ DIVIDED = "a batch must not be divided, since "
 @pytest.mark.parametrize(
     ("task", "reason"),
     [
-        (InBatchNegatives(), "the loss of InBatchNegatives compares its rows"),
+        (InBatchNegatives(), "the loss compares its rows"),
         (Normalized(), "1 keeps running statistics of it (BatchNorm)"),
     ],
 )
@@ -482,9 +482,9 @@ def negative(dataset, seed, epoch):
 @pytest.mark.parametrize(
     ("row_order", "message"),
     [
-        (shrinking, "row_order: returned 20 rows for epoch 0 but 19 for epoch 1"),
-        (out_of_range, "row_order: returned row 43 for epoch 0, but the rows are 0 to 42"),
-        (negative, "row_order: returned row -1 for epoch 0, but the rows are 0 to 42"),
+        (shrinking, "row_order: returned 20 rows for epoch 0, but 19 for 1"),
+        (out_of_range, "row_order: returned rows below 0 or above 42 for epoch 0"),
+        (negative, "row_order: returned rows below 0 or above 42 for epoch 0"),
     ],
 )
 def test_an_impossible_order_of_rows_is_refused(tmp_path, row_order, message):
@@ -625,7 +625,7 @@ def test_the_cause_is_a_row_that_counts():
     record.total_weight = 1.0
     assert find_cause(record) == "rows 4 of train (counted from 0)"
     record.outputs = [Losses(torch.tensor([math.nan, 1.0, 1.0]))]
-    assert find_cause(record) == "the gradient, not the loss of a row"
+    assert "not the loss of a row" in find_cause(record)
 
 
 def test_scalars_of_other_names_than_before_are_an_error():
