@@ -152,12 +152,13 @@ VALUES = {
     "no model": case("--model=", "--model is missing"),
     # Schedules and functions
     "unknown schedule": case(
-        "--schedule cosin", "--schedule: 'cosin' is unknown (did you mean 'cosine'?)", "linear"
+        "--schedule cosin",
+        "--schedule: 'cosin' is not supported (did you mean 'cosine'?)",
+        "linear",
     ),
     "schedule that needs scores": case(
         "--schedule reduce_lr_on_plateau",
-        "--schedule: reduce_lr_on_plateau",
-        "scores",
+        "--schedule: 'reduce_lr_on_plateau' is not supported",
         "Choose one of",
     ),
     "schedule without its options": case(
@@ -168,7 +169,7 @@ VALUES = {
     ),
     "option that the schedule lacks": case(
         "--schedule-options num_cycles=2",
-        "--schedule-options: {'num_cycles': 2} has no effect: linear takes no options",
+        "--schedule-options: {'num_cycles': 2} has no effect on linear.",
     ),
     "schedule that cannot be imported": case(
         "--schedule nowhere:f", "'nowhere:f' cannot be imported"
