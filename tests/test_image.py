@@ -183,8 +183,7 @@ def test_paths_in_a_table_start_at_its_folder(finished, photos, tmp_path):
 
 def test_images_within_a_table(finished, tmp_path):
     """As `datasets` writes them to Parquet: bytes, which are neither decoded nor printed."""
-    from datasets import Dataset, Features, Value
-    from datasets import Image as ImageFeature
+    from datasets import Dataset, Features, Image as ImageFeature, Value
 
     images = [draw(tmp_path / f"{row}.png", list(COLOURS)[row % 3], row) for row in range(18)]
     cells = [{"bytes": Path(image).read_bytes(), "path": Path(image).name} for image in images]

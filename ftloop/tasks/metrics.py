@@ -181,8 +181,7 @@ def score_names(names: Sequence[str], labels: Sequence[str]) -> tuple[str, ...] 
 def _local_metric_class() -> type:
     """Return the class of all local metrics. Importing its base class takes 2 to 3 seconds."""
     import evaluate
-    from datasets import Features, Value
-    from datasets import Sequence as Row
+    from datasets import Features, Sequence as Row, Value
 
     class LocalMetric(evaluate.Metric):
         def __init__(self, name: str, problem_type: str, labels: Sequence[str]):
