@@ -105,7 +105,8 @@ def options_of(cls: type, prefix: str = "") -> Iterator[Option]:
 def capitalize(text: str) -> str:
     """Begin a description with a capital letter, unless its first word is a value: "auto: ..."."""
     is_value = text.partition(" ")[0].endswith(":")
-    return (text if is_value else text[0].upper() + text[1:]).removesuffix(".")
+    text = text if is_value else text[0].upper() + text[1:]
+    return text if text.endswith("...") else text.removesuffix(".")
 
 
 def read_comments(source: str) -> dict[int, str]:
