@@ -4,11 +4,13 @@ model, rows that depend on each other, orders of rows, and schedules per paramet
 The tasks and models are those of tests/toy.py, in float64: equal means equal to nine digits.
 """
 
+import itertools
 import logging
 import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -28,9 +30,16 @@ from toy import (
 
 from ftloop import Config, Losses, Observer, Task, TrainingError, UserError, model_inputs
 from ftloop.loader import make_batch
-from ftloop.metric_log import find_cause, sum_losses, weighted_sum
+from ftloop.metric_log import (
+    MAX_SKIPPED_STEPS,
+    MetricLog,
+    StepRecord,
+    find_cause,
+    sum_losses,
+    weighted_sum,
+)
 from ftloop.optim import adamw
-from ftloop.sampler import TrainSampler
+from ftloop.sampler import StepPlan, TrainSampler
 from ftloop.state import fold_in, set_seed
 
 EXACT = {"rel": 1e-9, "abs": 1e-12}
@@ -83,6 +92,15 @@ class RDrop(Points):
         losses = self.losses(first, batch) + self.losses(second, batch)
         difference = (first.log_softmax(-1) - second.log_softmax(-1)).square().sum(-1)
         return Losses(losses + 0.3 * difference, {"difference": difference})
+
+
+@dataclass(frozen=True)
+class Draws(Points):
+    """Logs a number that is drawn where dropout would be."""
+
+    def compute_losses(self, model, batch):
+        draw = torch.rand((), dtype=torch.float64)
+        return Losses(self.losses(model(**model_inputs(batch)), batch), {"draw": draw})
 
 
 @dataclass(frozen=True)
@@ -181,6 +199,7 @@ IN_TWO_RANKS = {
         "task_options": {"is_mirrored": True},
         "micro_batch_size": 4,
     },
+    "draws": {"task": "test_tasks_protocol:Draws", "micro_batch_size": 4, "max_steps": 2},
     "unused": {"task": "test_tasks_protocol:Unused", "find_unused_parameters": True},
     "balanced": {
         "task": "toy:Points",
@@ -347,6 +366,21 @@ def test_both_passes_of_r_drop_have_a_dropout_of_their_own(tmp_path):
     assert read_values(tmp_path / "with", "difference")[0] > 0.01
     train_toy(RDrop(), tmp_path / "without", max_steps=1)
     assert read_values(tmp_path / "without", "difference") == [0]
+
+
+def test_dropout_is_a_function_of_seed_step_micro_batch_and_rank(tmp_path, two_ranks):
+    """Each step has 4 micro-batches of 4 rows: four on one rank, or two on each of two ranks."""
+    train_toy(Draws(), tmp_path / "run", micro_batch_size=4, max_steps=2)
+    for run, num_processes in {tmp_path / "run": 1, two_ranks / "draws": 2}.items():
+        expected = []
+        for step in range(2):
+            draws = []
+            for index, rank in itertools.product(range(4 // num_processes), range(num_processes)):
+                set_seed(fold_in(7, "dropout", step, index, rank))
+                draws.append(torch.rand((), dtype=torch.float64).item())
+            assert len(set(draws)) == 4
+            expected.append(sum(draws) / 4)
+        assert read_values(run, "draw") == pytest.approx(expected, **EXACT)
 
 
 def test_unused_parameters_are_found_if_wanted(two_ranks, tmp_path):
@@ -618,7 +652,7 @@ def test_a_loss_that_is_not_finite_names_its_row_and_is_never_saved(tmp_path):
 
 def test_the_cause_is_a_row_that_counts():
     """A row, or a token, of weight 0 may have any loss."""
-    record = type("Record", (), {})()
+    record = SimpleNamespace()
     record.row_ids = [torch.tensor([3, 4, ~4])]
     record.weights = [torch.tensor([0.0, 1.0, 0.0])]
     record.outputs = [Losses(torch.tensor([math.nan, math.inf, math.inf]))]
@@ -628,8 +662,25 @@ def test_the_cause_is_a_row_that_counts():
     assert "not the loss of a row" in find_cause(record)
 
 
+def test_steps_that_the_scaler_of_fp16_skips_are_logged_and_limited(caplog):
+    """The scale is too large at first: some steps in a row may overflow, but not all."""
+    log = MetricLog(SimpleNamespace(scaler="a scaler"))
+    fields = {"epoch": 0.1, "plan": StepPlan(0, 0, [1]), "learning_rate": 0.1, "loss": 0.5}
+    skipped = StepRecord(step=3, grad_norm=math.inf, **fields)
+    for _ in range(MAX_SKIPPED_STEPS):
+        log._check_finite(skipped)
+    assert "step 3 was skipped: its gradient overflows in fp16 (20 in a row)" in caplog.text
+    log._check_finite(StepRecord(step=4, grad_norm=0.5, **fields))
+    for _ in range(MAX_SKIPPED_STEPS):
+        log._check_finite(skipped)
+    with pytest.raises(TrainingError, match=r"step 3: .* gradient norm is inf"):
+        log._check_finite(skipped)
+    with pytest.raises(TrainingError, match=r"step 3: .* gradient norm is inf"):
+        MetricLog(SimpleNamespace(scaler=None))._check_finite(skipped)
+
+
 def test_scalars_of_other_names_than_before_are_an_error():
-    record = type("Record", (), {})()
+    record = SimpleNamespace()
     record.weights = [torch.ones(2)]
     record.outputs = [Losses(torch.ones(2), {"agreement": torch.tensor(1.0)})]
     assert sum_losses(record, ["agreement"]).tolist() == [2, 2]
