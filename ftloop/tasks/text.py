@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ftloop.errors import UserError, root_cause
@@ -162,6 +163,10 @@ class TextTask(PretrainedTask):
             Packing(model)
         return model
 
+    def export(self, model: Any, state_dict: dict[str, Any], folder: Path) -> None:
+        forget_last_call(self.processor)
+        super().export(model, state_dict, folder)
+
     # Rows to token ids
 
     @property
@@ -215,16 +220,15 @@ class TextTask(PretrainedTask):
         next run, and the evaluation of a finished run; and it does not see changes of the code.
         """
         tokenizer = self.processor
-        backend = tokenizer.backend_tokenizer
-        backend.no_truncation()  # the last call left its settings
-        backend.no_padding()
+        forget_last_call(tokenizer)
         settings = (
             tokenizer.model_input_names,
             tokenizer.truncation_side,
             tokenizer.split_special_tokens,
         )
         code = inspect.getsource(self.tokenize_function)
-        parts = (rows._fingerprint, backend.to_str(), settings, self.tokenize_options, code)
+        content = tokenizer.backend_tokenizer.to_str()
+        parts = (rows._fingerprint, content, settings, self.tokenize_options, code)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def count_truncation(self, tokenized: "Dataset") -> TruncationCounts:
@@ -296,3 +300,12 @@ class TextTask(PretrainedTask):
         if self.packing:
             batch["places"] = locate_tokens(batch["attention_mask"])  # no GPU waits for it here
         return batch
+
+
+def forget_last_call(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Reset truncation and padding, which a call leaves in a tokenizer and in its tokenizer.json.
+
+    A run that reads its tokens from the cache makes no such call.
+    """
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
