@@ -292,3 +292,9 @@ def torchrun(processes: int, *words: str, **environment: str) -> Result:
     """Run `torchrun --nproc_per_node PROCESSES WORDS` with one thread per process."""
     torchrun = ("python", "-m", "torch.distributed.run", "--standalone")
     return run_command(*torchrun, "--nproc_per_node", str(processes), *words, **environment)
+
+
+def is_untouched(run: Path) -> bool:
+    """Tell whether a run folder is missing, or holds only the empty lock that a run takes first."""
+    files = [(file.name, file.stat().st_size) for file in run.iterdir()] if run.exists() else []
+    return files in ([], [("lock", 0)])

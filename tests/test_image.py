@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from conftest import ranks, run_script
+from conftest import is_untouched, ranks, run_script
 from interrupt import Interrupted, interrupt_at_step, read_log, read_results
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
@@ -386,7 +386,7 @@ def test_bad_input_is_one_clear_error(words, message, photos, tiny_image, tmp_pa
     assert result.code == 2, result.err
     assert message in result.err
     assert result.err.count("error:") == 1
-    assert not (tmp_path / "run").exists()
+    assert is_untouched(tmp_path / "run")
 
 
 def test_streams_are_for_texts():
@@ -395,6 +395,11 @@ def test_streams_are_for_texts():
 
 
 # Folders of classes, and the quickstart
+
+
+def rows_in_ledger(run):
+    """Return the number of training rows, from the plan in the first line of the ledger."""
+    return json.loads((run / "ledger.jsonl").read_text().splitlines()[0])["num_rows"]
 
 
 def test_class_folders(tmp_path):
@@ -406,7 +411,8 @@ def test_class_folders(tmp_path):
     words = [*from_scratch("vit"), "--image-size", "16"]
     result = train(tmp_path / "photos", tmp_path / "run", *words)
     assert result.code == 0, result.err
-    assert "18 rows, 9 optimizer steps" in result.err
+    assert "9 optimizer steps of" in result.err
+    assert rows_in_ledger(tmp_path / "run") == 18
     config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
     assert set(config["label2id"]) == set(COLOURS)
 
@@ -415,7 +421,8 @@ def test_the_quickstart_trains_and_is_evaluated(tmp_path):
     words = ["--run-dir", tmp_path / "run", "--max-steps", "20", "--eval-every", "20"]
     result = run_script("train.py", "configs/quickstart_image.py", *words)
     assert result.code == 0, result.err
-    assert "1293 rows, 20 optimizer steps" in result.err
+    assert "20 optimizer steps of" in result.err
+    assert rows_in_ledger(tmp_path / "run") == 1293
     evaluated = run_script("evaluate.py", tmp_path / "run", "--json")
     assert json.loads(evaluated.out) == pytest.approx(
         json.loads((tmp_path / "run" / "scores.json").read_text())["test"]

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy
 import pytest
 import torch
-from conftest import run_script
+from conftest import is_untouched, run_script
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
@@ -237,7 +237,7 @@ def test_unreadable_images_are_named_and_stop_the_run(table, tmp_path):
     expected = ("2 unreadable image(s)", "cut.png", "text.jpg", "rows 3, 7")
     for part in (*expected, "--data.drop-unreadable"):
         assert part in result.err
-    assert not (tmp_path / "run").exists()
+    assert is_untouched(tmp_path / "run")
 
 
 def test_unreadable_images_are_dropped_on_request_and_named(table, tmp_path):
@@ -245,7 +245,9 @@ def test_unreadable_images_are_dropped_on_request_and_named(table, tmp_path):
     assert result.code == 0, result.err
     assert "data: train: dropped 2 unreadable image(s)" in result.err
     assert "cut.png" in result.err
-    assert "8 rows, 1 optimizer steps" in result.err  # 12 - 2 dropped - 2 for validation
+    assert "1 optimizer steps of" in result.err
+    plan = json.loads((tmp_path / "run" / "ledger.jsonl").read_text().splitlines()[0])
+    assert plan["num_rows"] == 8  # 12 - 2 dropped - 2 for validation
     # The cache key has the times of the files, so a file that changed is checked again.
     (tmp_path / "scans" / "0.PNG").write_bytes(b"changed")
     words = ["configs/image.py", *table, "--data.drop-unreadable"]
