@@ -580,10 +580,10 @@ def write_tagged(file: Path, last_tag: str | None = None) -> None:
 
 def test_a_run_on_tokens_does_not_resume_on_other_labels(tiny, tmp_path):
     """The labels of a row are a list, and lists have different lengths: their content counts."""
-    (tmp_path / "tags.py").write_text(TAGS)
+    (tmp_path / "resumed_tags.py").write_text(TAGS)
     file = tmp_path / "train.jsonl"
     write_tagged(file)
-    command = [str(tmp_path / "tags.py"), "--model", tiny("bert"), "--data", str(file)]
+    command = [str(tmp_path / "resumed_tags.py"), "--model", tiny("bert"), "--data", str(file)]
     command += ["--save-every", "2", "--run-dir", str(tmp_path / "run")]
     train_until_step(3, *command)
     write_tagged(file, last_tag="RED")

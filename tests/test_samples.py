@@ -202,8 +202,8 @@ def test_the_quickstart_trains_its_pretrained_model_and_prints_all_paths(folder,
     assert "3/3" in result.err  # the progress bar
     before, _, after = result.err.rpartition("weights     of step 3 of 3")
     first_words = [line.split()[0] for line in before.splitlines() if line.strip()]
-    scored = [word for word in first_words if word in ("validation:", "test:")]
-    assert scored == ["validation:", "test:"]
+    scored = [word for word in first_words if word in ("validation", "test")]
+    assert scored == ["validation", "test"]
     first_words = [line.split()[0] for line in after.splitlines()[1:] if line.strip()]
     assert first_words[:4] == ["model", "card", "record", "next"]
     assert str(tmp_path / "run" / "model") in after
