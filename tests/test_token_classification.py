@@ -370,14 +370,14 @@ config = Job(task=task, run_dir="runs/tags", best_metric="f1_macro")
 
 
 def test_from_the_command_line_in_one_process_and_in_two(tiny, tmp_path):
-    (tmp_path / "tagged_sentences.py").write_text(CONFIG)
+    (tmp_path / "tagged.py").write_text(CONFIG)
     files = {
         split: write_rows(tmp_path / f"{split}.jsonl", tagged_sentences(count, seed))
         for seed, (split, count) in enumerate({"train": 26, "validation": 7, "test": 7}.items())
     }
     data = ("--data.files", *(word for pair in files.items() for word in pair))
     sizes = ("--batch-size", "8", "--max-steps", "3", "--dropout", "0", "--log-every", "1")
-    words = (str(tmp_path / "tagged_sentences.py"), "--model", tiny("bert"), *data, *sizes, "--run-dir")
+    words = (str(tmp_path / "tagged.py"), "--model", tiny("bert"), *data, *sizes, "--run-dir")
     one = run_script("train.py", *words, str(tmp_path / "one"))
     assert one.code == 0, one.err
     two = ranks(2, "train.py", *words, str(tmp_path / "two"))
