@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
+from ftloop.config import Config, require
 from ftloop.errors import UserError
 from ftloop.state import fold_in
 
 if TYPE_CHECKING:
-    from ftloop.config import Config
     from ftloop.task import Task
 
 UNBOUNDED = sys.maxsize  # the length of a dataset without end (a stream)
@@ -101,7 +101,7 @@ class TrainSampler:
     the micro-batches to the ranks as they are. With that attribute it would divide them anew.
     """
 
-    def __init__(self, dataset: Any, config: "Config", num_processes: int = 1, device: str = ""):
+    def __init__(self, dataset: Any, config: Config, num_processes: int = 1, device: str = ""):
         self.dataset, self.seed, self.num_processes = dataset, config.seed, num_processes
         self.rows_per_step = config.batch_size
         lengths = getattr(dataset, "lengths", None)
@@ -111,6 +111,7 @@ class TrainSampler:
         default_order = own_order if hasattr(dataset, "row_order") else random_order
         self.row_order = config.row_order or default_order
         self.num_rows = len(self.row_order(dataset, self.seed, 0))  # in an epoch
+        require(self.num_rows > 0, "row_order", "returned no rows for epoch 0.")
         self.steps_per_epoch = ceil_div(self.num_rows, self.rows_per_step)
         self.total_steps = config.max_steps or config.epochs * self.steps_per_epoch
         has_default_order = lengths is not None and self.row_order is random_order
@@ -120,9 +121,8 @@ class TrainSampler:
         # Limits of one forward pass on each rank
         size, share = config.micro_batch_size, ceil_div(self.rows_per_step, num_processes)
         self.micro_batch_size = min(size, share) if isinstance(size, int) else share
-        is_limited_by_default = device == "cpu" and size is None and config.task.independent_rows
-        default_limit = MAX_TOKENS_ON_CPU if is_limited_by_default else None
-        self.max_tokens = config.max_tokens or default_limit
+        has_limit = device == "cpu" and size is None and config.task.independent_rows
+        self.max_tokens = config.max_tokens or (MAX_TOKENS_ON_CPU if has_limit else None)
 
         self.start_step = 0  # read once, when iteration begins: data workers run ahead of the loop
         # Two of each are cached, since data workers may be one group or epoch ahead of the loop.
@@ -216,16 +216,13 @@ def check_division(task: "Task", model: Any, sampler: TrainSampler) -> None:
     That are tasks whose rows depend on each other (in-batch negatives), and models with running
     statistics (BatchNorm), which each rank and micro-batch would compute from its own rows.
     """
-    share = ceil_div(sampler.rows_per_step, sampler.num_processes)
-    is_divided = sampler.num_processes > 1 or sampler.micro_batch_size < share
+    is_divided = sampler.num_processes > 1 or sampler.micro_batch_size < sampler.rows_per_step
     is_divided = is_divided or (sampler.group_by_length and sampler.max_tokens is not None)
     reason = None if task.independent_rows else "the loss compares its rows"
     for name, module in model.named_modules():
         if getattr(module, "running_mean", None) is not None:
             reason = f"{name} keeps running statistics of it (BatchNorm)"
     if is_divided and reason is not None:
-        raise UserError(
-            f"a batch must not be divided, since {reason}. Use one process, and neither "
-            "micro_batch_size nor max_tokens below the whole batch.",
-            field="micro_batch_size",
-        )
+        message = f"a batch must not be divided, since {reason}. Use one process, and neither "
+        message += "micro_batch_size nor max_tokens below the whole batch."
+        raise UserError(message, field="micro_batch_size")

@@ -75,7 +75,7 @@ KILLED_IN = {
     "the third evaluation": ("ftloop.evaluation:predict_batch", 8),
     "recording the scores": ("ftloop.state:TrainState.update_best", 3),
     "opening the run folder": ("ftloop.config:encode", 1),
-    "writing config.json": ("ftloop.checkpoint:_fsync", 1),
+    "writing config.json": ("os:fsync", 1),
     "opening the log": ("ftloop.metric_log:MetricLog.open", 1),
     # Of a checkpoint, 3 files and 2 folders are synced, and its manifest once more.
     **{f"call {call} of fsync": ("ftloop.checkpoint:_fsync", call) for call in range(2, 15)},
@@ -411,8 +411,8 @@ def test_a_run_does_not_resume_on_changed_rows(tmp_path, changes):
     train_until_killed(run, step=5)
     before = files_of(run)
     task = Points(**{**TASK, **changes})
-    with pytest.raises(UserError, match="the training rows are not those on which"):
-        train(run, task, allow_changes=True)
+    with pytest.raises(UserError, match="the rows of train and validation and test are not those"):
+        train(run, task)
     assert files_of(run) == before
 
 
@@ -554,7 +554,7 @@ def test_a_run_on_texts_does_not_resume_on_other_rows(command, tmp_path, change)
     before = files_of(tmp_path / "run")
     resumed = run_script("train.py", *command)
     assert resumed.code == 2
-    assert "the training rows are not those" in resumed.err
+    assert "the rows of train are not those with which the run began" in resumed.err
     assert files_of(tmp_path / "run") == before
 
 
@@ -589,7 +589,7 @@ def test_a_run_on_tokens_does_not_resume_on_other_labels(tiny, tmp_path):
     write_tagged(file, last_tag="RED")
     refused = run_script("train.py", *command)
     assert refused.code == 2, refused.err
-    assert "the training rows are not those" in refused.err
+    assert "are not those with which the run began" in refused.err
     write_tagged(file)
     resumed = run_script("train.py", *command)
     assert resumed.code == 0, resumed.err
