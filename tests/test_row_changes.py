@@ -144,6 +144,15 @@ def test_allow_changes_accepts_other_rows_and_says_so(texts):
     assert run_script_of_ftloop("verify", texts.folder / "run").code == 0
 
 
+def test_a_comparison_of_two_runs_names_the_splits_with_other_rows(texts):
+    assert texts.resume().code == 0
+    rewrite(texts.folder / "data" / "validation.csv", change_a_word)
+    assert texts.resume("--run-dir", texts.folder / "other").code == 0
+    compared = run_script_of_ftloop("verify", texts.folder / "run", texts.folder / "other")
+    assert "rows      validation has other rows" in compared.out
+    assert "rows      train" not in compared.out
+
+
 def test_files_with_equal_content_may_be_new(texts):
     for file in (texts.folder / "data").iterdir():
         file.touch()

@@ -141,12 +141,17 @@ def warn_about_changed_rows(run_dir: str | Path, split: str, dataset: Any) -> No
     with contextlib.suppress(*INVALID, IndexError):
         newest = find_checkpoints(Path(run_dir) / "checkpoints")[-1]
         recorded = load_state(newest).fingerprints.get(split)
-    if recorded not in (None, getattr(dataset, "fingerprint", recorded)):
+    if recorded not in (None, fingerprint_of(dataset)):
         logger.warning(
             "the rows of %s are not those with which the run was trained: its scores are of other "
             "rows",
             split,
         )
+
+
+def fingerprint_of(dataset: Any) -> str:
+    """Return the digest of the rows of a split as it is recorded in the checkpoints of a run."""
+    return getattr(dataset, "fingerprint", None) or f"{len(dataset)} rows"
 
 
 def check_split(split: str, datasets: dict[str, Any]) -> None:
