@@ -84,7 +84,7 @@ def train(config: Config) -> Scores:
         task = config.task
         with accelerator.local_main_process_first():
             datasets = task.load_datasets()
-        check_rows(datasets, run.state, config.allow_changes)  # on all ranks, and since the start
+        check_rows(datasets, run.state, config.allow_changes)  # the same on all ranks and as before
         train_dataset = datasets["train"]
         validate_with_datasets(config, datasets)
         check_collate(train_dataset, task.collate, config.seed)

@@ -406,14 +406,18 @@ def files_of(run: Path) -> dict[Path, bytes]:
 
 
 @pytest.mark.parametrize("changes", [{"data_seed": 1}, {"sizes": [42, 11, 7]}])
-def test_a_run_does_not_resume_on_changed_rows(tmp_path, changes):
+def test_changed_rows_are_refused_unless_they_are_allowed(tmp_path, changes, monkeypatch, caplog):
     run = tmp_path / "run"
     train_until_killed(run, step=5)
     before = files_of(run)
-    task = Points(**{**TASK, **changes})
-    with pytest.raises(UserError, match="the rows of train and validation and test are not those"):
-        train(run, task)
+    changed = Points(**{**TASK, **changes}).load_datasets()
+    monkeypatch.setattr(Points, "load_datasets", lambda task: changed)
+    message = "the rows of train and validation and test are not those with which the run began"
+    with pytest.raises(UserError, match=message):
+        train(run)
     assert files_of(run) == before
+    train(run, allow_changes=True)
+    assert f"resume: {message}" in caplog.text
 
 
 def test_changed_options_are_refused_unless_they_are_allowed(tmp_path, caplog):

@@ -144,10 +144,31 @@ def test_allow_changes_accepts_other_rows_and_says_so(texts):
     assert run_script_of_ftloop("verify", texts.folder / "run").code == 0
 
 
+def test_a_comparison_of_two_runs_names_the_splits_with_other_rows(texts):
+    assert texts.resume().code == 0
+    rewrite(texts.folder / "data" / "validation.csv", change_a_word)
+    assert texts.resume("--run-dir", texts.folder / "other").code == 0
+    compared = run_script_of_ftloop("verify", texts.folder / "run", texts.folder / "other")
+    assert "rows      validation has other rows" in compared.out
+    assert "rows      train" not in compared.out
+
+
 def test_files_with_equal_content_may_be_new(texts):
     for file in (texts.folder / "data").iterdir():
         file.touch()
     assert texts.resume().code == 0
+    check_evaluation(texts, texts.folder / "data" / "test.csv", change_a_word)
+
+
+def check_evaluation(finished: Killed, file: Path, change: Callable[[bytes], bytes]) -> None:
+    """Check that evaluate.py notices changed rows, and only those."""
+    message = "the rows of test are not those with which the run was trained"
+    for is_changed in (False, True):
+        if is_changed:
+            rewrite(file, change)
+        evaluated = run_script("evaluate.py", finished.folder / "run")
+        assert evaluated.code == 0, evaluated.err
+        assert (message in evaluated.err) == is_changed
 
 
 # Images in files of their own
@@ -157,7 +178,7 @@ def test_files_with_equal_content_may_be_new(texts):
 def killed_on_images(tmp_path_factory) -> Killed:
     folder = tmp_path_factory.mktemp("images")
     draw = numpy.random.default_rng(0)
-    for split, count in (("train", 4), ("validation", 2)):
+    for split, count in (("train", 4), ("validation", 2), ("test", 2)):
         for label in ("cats", "dogs"):
             (folder / "data" / split / label).mkdir(parents=True)
             for row in range(count):
@@ -186,6 +207,11 @@ def change_a_pixel(content: bytes) -> bytes:
 def test_a_run_does_not_resume_on_changed_images(photos, split, keeps_time):
     rewrite(photos.folder / "data" / split / "dogs" / "1.bmp", change_a_pixel, keeps_time)
     photos.check_that_it_is_refused(split)
+
+
+def test_a_run_on_images_is_evaluated_on_its_rows(photos):
+    assert photos.resume().code == 0
+    check_evaluation(photos, photos.folder / "data" / "test" / "cats" / "0.bmp", change_a_pixel)
 
 
 def test_files_of_images_are_not_read_again_before_they_change(photos, monkeypatch):

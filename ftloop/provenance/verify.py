@@ -24,6 +24,7 @@ from ftloop.provenance.reading import (
     read_ledger,
 )
 from ftloop.provenance.row_digest import digest_rows, format_digest
+from ftloop.runs.finished import fingerprint_of
 from ftloop.runs.record import load_config
 from ftloop.sampler import UNBOUNDED, StepPlan, TrainSampler
 from ftloop.task import Task
@@ -156,8 +157,7 @@ def load_lengths(run_dir: Path, num_rows: int) -> numpy.ndarray:
 
 def check_fingerprint(run_dir: Path, plan: Entry, dataset: Any) -> None:
     """Raise UserError if the training rows are no longer those of the run."""
-    fingerprint = getattr(dataset, "fingerprint", None) or f"{len(dataset)} rows"
-    if plan["fingerprints"]["train"] != fingerprint:
+    if plan["fingerprints"]["train"] != fingerprint_of(dataset):
         raise UserError(
             f"the training rows have changed since the run {str(run_dir)!r}, and its row order "
             "depends on them. Restore the data to verify the run."

@@ -166,7 +166,7 @@ class ImageClassification(Classification):
             )
         datasets = super().load_datasets()
         for dataset in datasets.values():  # other processes find the digests of the files cached
-            _ = dataset.fingerprint
+            _ = getattr(dataset, "fingerprint", None)
         logger.info(
             "data: images of %d x %d pixels: the shorter side is resized to %d and the center is "
             "cropped%s",
