@@ -12,7 +12,7 @@ import yaml
 from conftest import run_command, run_script, run_script_of_ftloop, sentences, write_csv
 from PIL import Image
 
-from ftloop.hub import card, sections
+from ftloop.hub import card, sections, usage
 from ftloop.hub.markdown import table
 from ftloop.hub.metadata import hub_id, pipeline_task
 from ftloop.runs.finished import load_run
@@ -273,7 +273,7 @@ def test_an_image(tmp_path, monkeypatch):
 def test_a_class_that_transformers_lacks_has_no_pipeline():
     model_config = {"architectures": ["MeanPooled"], "problem_type": "regression"}
     assert pipeline_task(model_config) is None
-    assert "`MeanPooled.from_pretrained`" in sections.usage_example(None, model_config)
+    assert "`MeanPooled.from_pretrained`" in usage.usage_example(None, model_config)
     bert = {"architectures": ["BertForSequenceClassification"]}
     assert pipeline_task(bert) == "text-classification"
 
@@ -294,7 +294,7 @@ def test_only_names_of_the_hub_are_shown_as_such(name, expected):
 
 
 def test_the_text_of_a_cell_does_not_end_the_table():
-    markdown = "| a\\|b | - |\n| --- | --- |\n| x y&lt;z> | 0.2500 |"
+    markdown = "| `a\\|b` | - |\n| --- | --- |\n| `x\\ny<z>` | 0.2500 |"
     assert table([["a|b", None], ["x\ny<z>", 0.25]]) == markdown
 
 

@@ -71,6 +71,10 @@ def validate_options(options: PredictOptions) -> None:
             raise UserError(f"must be at least 1, but is {getattr(options, name)}.", field=name)
     if options.file == "-":
         validate_stdin_options(options)
+    elif options.file is None:
+        for option, value in {"--format": options.format, **reader_options(options)}.items():
+            if value and option != "--trust-pickle":
+                raise UserError(f"{option} has no effect without --file.")
 
 
 def validate_file_name(option: str, name: str | None, endings: tuple[str, ...]) -> None:
@@ -92,13 +96,19 @@ def validate_stdin_options(options: PredictOptions) -> None:
         raise UserError(
             f"--format {format!r}: standard input must be one of {', '.join(STDIN_FORMATS)}."
         )
-    file_options = {
+    file_options = reader_options(options)
+    if format in ("csv", "tsv"):
+        del file_options["--options"]
+    for option, value in file_options.items():
+        if value:
+            raise UserError(f"{option} has no effect on standard input in the format {format}.")
+
+
+def reader_options(options: PredictOptions) -> dict[str, Any]:
+    """Return the options that only reading a file uses, as they are spelled."""
+    return {
+        "--options": options.options,
         "--field": options.field,
         "--query": options.query,
         "--trust-pickle": options.trust_pickle,
     }
-    if format not in ("csv", "tsv"):
-        file_options["--options"] = options.options
-    for option, value in file_options.items():
-        if value:
-            raise UserError(f"{option} has no effect on standard input in the format {format}.")

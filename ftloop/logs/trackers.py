@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TextIO
 
+from ftloop.checkpoint import refuse_links
 from ftloop.config import Config, encode
 from ftloop.errors import UserError, did_you_mean, root_cause
 from ftloop.extensions import Observer
@@ -68,6 +69,7 @@ class Trackers(Observer):
             return
         folder = run.folder / "trackers"
         folder.mkdir(exist_ok=True)
+        refuse_links(folder)
         for name in self.names:
             tracker = TRACKERS.get(name, Tracker)(name, folder, run.folder.absolute().name)
             try:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy
 import torch
 
+from ftloop.checkpoint import replace_file
 from ftloop.config import encode
 from ftloop.errors import UserError
 from ftloop.extensions import Observer
@@ -49,7 +50,8 @@ class Ledger(Observer):
         self.stream.truncate(sum(map(len, lines)))
         plan = describe_plan(run.sampler)
         if run.sampler.group_by_length:  # `verify` computes the order of the rows from them
-            numpy.save(run.folder / "lengths.npy", run.sampler.lengths)
+            with replace_file(run.folder / "lengths.npy") as stream:
+                numpy.save(stream, run.sampler.lengths)
         plans = [line for line in map(json.loads, lines) if "num_rows" in line]
         if not plans or any(plans[-1].get(name) != value for name, value in plan.items()):
             self._append({"step": run.state.step, **plan, "weights": digest})

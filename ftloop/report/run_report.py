@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ftloop.checkpoint import refuse_links
 from ftloop.config import Config
 from ftloop.errors import UserError
 from ftloop.report import (
@@ -45,6 +46,7 @@ def write_report(
         raise UserError(f"--search must be at least 1, but is {search_rows}.")
     run_dir = Path(run_dir)
     config = load_config(run_dir)
+    refuse_links(run_dir)
     out = out or run_dir / "report.html"
     import sklearn.linear_model  # noqa: F401 - loads the libraries whose threads are limited here
     from threadpoolctl import threadpool_limits

@@ -8,7 +8,6 @@ from there the next time.
 import hashlib
 import json
 import logging
-import os
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
+from ftloop.checkpoint import refuse_links, replace_file
 from ftloop.config import read_record
 from ftloop.errors import UserError, did_you_mean
 from ftloop.report.subset import Subset, sample_rows
@@ -98,10 +98,8 @@ class ScoredSplit:
             "key": key,
         }
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-        with temporary.open("wb") as stream:
+        with replace_file(file) as stream:
             numpy.savez_compressed(stream, about=numpy.array(json.dumps(header)), **arrays)
-        temporary.replace(file)
 
     @classmethod
     def load(cls, file: Path, key: str | None = None) -> "ScoredSplit":
@@ -149,6 +147,7 @@ def score_split(
     is_sample = len(row_ids) < len(rows)
 
     # Stored outputs: those of the whole split, or those of the same sample
+    refuse_links(run_dir)
     folder = run_dir / "outputs"
     split_file, sample_file = folder / f"{split}.npz", folder / f"{split}-{max_rows}.npz"
     if use_stored:
