@@ -15,7 +15,7 @@ import pytest
 from conftest import run_script, run_script_of_ftloop, sentences
 from markdown_it import MarkdownIt
 
-from ftloop import checkpoint
+from ftloop import files
 from ftloop.data.special_images import count_special_images
 from ftloop.escape import FORMULA, code_span, for_csv, for_markdown, for_terminal, printable
 from ftloop.hub import card, markdown, metadata
@@ -223,10 +223,10 @@ def test_a_file_of_the_user_with_a_name_like_ours_is_kept(run, tmp_path):
 
 
 def test_a_planted_temporary_file_is_not_written(tmp_path, outside, monkeypatch):
-    monkeypatch.setattr(checkpoint.secrets, "token_hex", lambda size: "0" * 2 * size)
+    monkeypatch.setattr(files.secrets, "token_hex", lambda size: "0" * 2 * size)
     (tmp_path / f"a.txt.{'0' * 16}.tmp").symlink_to(outside / "mine")
     with pytest.raises(FileExistsError):
-        checkpoint.write_text(tmp_path / "a.txt", "ours")
+        files.write_text(tmp_path / "a.txt", "ours")
     assert is_untouched(outside)
     assert not (tmp_path / "a.txt").exists()
 
@@ -238,10 +238,10 @@ def test_what_a_killed_process_left_is_removed_a_day_later(tmp_path):
         file.write_text("")
         if file != new:
             os.utime(file, (time.time() - 90_000,) * 2)
-    with contextlib.suppress(ZeroDivisionError), checkpoint.replace_file(tmp_path / "a.txt"):
+    with contextlib.suppress(ZeroDivisionError), files.replace_file(tmp_path / "a.txt"):
         raise ZeroDivisionError
     assert {*tmp_path.iterdir()} == {new, *others}
-    checkpoint.write_text(tmp_path / "a.txt", "ours")
+    files.write_text(tmp_path / "a.txt", "ours")
     assert {*tmp_path.iterdir()} == {new, *others, tmp_path / "a.txt"}
 
 

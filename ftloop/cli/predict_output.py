@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from ftloop.checkpoint import replace_file
 from ftloop.errors import UserError, root_cause
 from ftloop.escape import for_csv
+from ftloop.files import replace_file
 
 Row = dict[str, Any]
 Writer = Callable[[list[Row]], None]

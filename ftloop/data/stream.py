@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import get_worker_info
 
-from ftloop.checkpoint import write_text
 from ftloop.errors import UserError, root_cause
+from ftloop.files import write_text
 from ftloop.sampler import UNBOUNDED, random_permutation
 from ftloop.state import fold_in, temporary_seed
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
-from ftloop.checkpoint import write_text
 from ftloop.devices.matmul_settings import Backend, MatmulSettings, set_matmul_backend
+from ftloop.files import write_text
 
 logger = logging.getLogger("ftloop")
 

@@ -13,11 +13,11 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftloop.checkpoint import refuse_links, write_text
 from ftloop.config import Config
 from ftloop.errors import UserError, root_cause
 from ftloop.escape import for_markdown
 from ftloop.extensions import Observer
+from ftloop.files import refuse_links, write_text
 from ftloop.hub import sections
 from ftloop.hub.confusion_matrix import draw_confusion_matrix
 from ftloop.hub.markdown import table

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftloop.checkpoint import replace_file
 from ftloop.escape import printable
+from ftloop.files import replace_file
 
 if TYPE_CHECKING:
     from ftloop.report.scored import ScoredSplit

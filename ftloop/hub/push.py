@@ -13,9 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ftloop.checkpoint import load_weights, refuse_links, write_text
+from ftloop.checkpoint import load_weights
 from ftloop.errors import UserError, root_cause
 from ftloop.extensions import Observer
+from ftloop.files import refuse_links, write_text
 from ftloop.hub.card import CARD, build_card
 from ftloop.hub.repository import (
     REPORT,

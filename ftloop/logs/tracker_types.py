@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ftloop.checkpoint import write_text
 from ftloop.errors import root_cause
+from ftloop.files import write_text
 
 logger = logging.getLogger("ftloop")
 

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ftloop.checkpoint import refuse_links
 from ftloop.config import Config, encode
 from ftloop.errors import UserError, did_you_mean, root_cause
 from ftloop.extensions import Observer
+from ftloop.files import refuse_links
 from ftloop.logs.tracker_types import TRACKERS, Tracker
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ from typing import Any
 import numpy
 import torch
 
-from ftloop.checkpoint import replace_file
 from ftloop.config import encode
 from ftloop.errors import UserError
 from ftloop.extensions import Observer
+from ftloop.files import replace_file
 from ftloop.metric_log import StepRecord, raise_write_errors
 from ftloop.provenance.row_digest import format_digest, hash_rows
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy
 
-from ftloop.checkpoint import replace_file
 from ftloop.errors import UserError
+from ftloop.files import replace_file
 
 
 class FeatureWriter:

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ftloop.checkpoint import replace_file
 from ftloop.escape import for_csv
+from ftloop.files import replace_file
 from ftloop.report.page_assets import SCRIPT, STYLE
 
 Columns = Mapping[str, Iterable[Any]]

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ftloop.checkpoint import refuse_links
 from ftloop.config import Config
 from ftloop.errors import UserError
+from ftloop.files import refuse_links
 from ftloop.report import (
     classes_section,
     config_section,

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from ftloop.checkpoint import refuse_links, replace_file
 from ftloop.config import read_record
 from ftloop.errors import UserError, did_you_mean
+from ftloop.files import refuse_links, replace_file
 from ftloop.report.subset import Subset, sample_rows
 from ftloop.runs.finished import load_model, load_task, model_folder, prepare_for_inference
 from ftloop.runs.record import load_config
