@@ -41,8 +41,8 @@ class PredictOptions:
     trust_pickle: bool = False
     """Read a pickled file. This runs code that the author of the file chose."""
     out: str | None = None
-    """File to write: .csv or .jsonl, either with .gz, or .parquet. Default: JSON lines on the
-    terminal."""
+    """File to write: .csv or .jsonl, either with .gz, or .parquet. In CSV, texts that a spreadsheet
+    takes for a formula get an apostrophe. Default: JSON lines on the terminal."""
     plot: str | None = None
     """File for a plot of the probabilities of the first rows: .png, .svg or .pdf. Default: none."""
     batch_size: int = 64  # Rows per forward pass (texts on a CPU: at most 4096 tokens).

@@ -118,7 +118,8 @@ def upload_folder(
         files[str(file.relative_to(folder))] = file
     if report is not None:
         files[REPORT] = report
-        lines.append(f"{REPORT} is included and shows rows of the data (--no-report leaves it out)")
+        note = "shows rows of the data and the command with its paths (--no-report leaves it out)"
+        lines.append(f"{REPORT} is included and {note}")
     if (folder / CARD).is_file():
         card = card_for_repository((folder / CARD).read_text(encoding="utf-8"), repository)
         card_on_hub = _download_card(api, repository, revision)
