@@ -245,6 +245,16 @@ def test_what_a_killed_process_left_is_removed_a_day_later(tmp_path):
     assert {*tmp_path.iterdir()} == {new, *others, tmp_path / "a.txt"}
 
 
+def test_a_folder_that_a_killed_process_left_is_removed_a_day_later(tmp_path):
+    old, new = tmp_path / "rows-aaaaaaaa.tmp", tmp_path / "rows-bbbbbbbb.tmp"
+    for folder in (old, new):
+        (folder / "rows").mkdir(parents=True)
+    os.utime(old, (time.time() - 90_000,) * 2)
+    with files.temporary_folder(tmp_path, "rows") as folder:
+        assert folder.is_dir()
+    assert [*tmp_path.iterdir()] == [new]
+
+
 # Images that a pipeline decodes differently
 
 

@@ -9,6 +9,8 @@ import contextlib
 import glob
 import os
 import secrets
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,8 +29,8 @@ def replace_file(file: Path) -> Iterator[BinaryIO]:
     after an error; one that a killed process left is deleted when NAME is written a day later.
     """
     for leftover in file.parent.glob(f"{glob.escape(file.name)}.{'[0-9a-f]' * 16}.tmp"):
-        with contextlib.suppress(OSError):  # of another user, or deleted meanwhile
-            if time.time() - leftover.lstat().st_mtime > LEFTOVER_SECONDS:
+        if is_leftover(leftover):
+            with contextlib.suppress(OSError):  # it may belong to another user
                 leftover.unlink()
     temporary = file.with_name(f"{file.name}.{secrets.token_hex(8)}.tmp")
     with temporary.open("xb") as stream:  # fails if the name exists, also as a dangling link
@@ -40,6 +42,28 @@ def replace_file(file: Path) -> Iterator[BinaryIO]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+@contextlib.contextmanager
+def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
+    """Yield a new folder NAME-RANDOM.tmp in `parent`, which is deleted after the block.
+
+    What is built in it can be renamed. The folder of a killed process is deleted a day later.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    for leftover in parent.glob(f"{glob.escape(name)}-????????.tmp"):
+        if is_leftover(leftover):
+            shutil.rmtree(leftover, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=f"{name}-", suffix=".tmp") as folder:
+        yield Path(folder)
+
+
+def is_leftover(path: Path) -> bool:
+    """Return whether a temporary file or folder is so old that its process must have died."""
+    try:
+        return time.time() - path.lstat().st_mtime > LEFTOVER_SECONDS
+    except OSError:  # deleted meanwhile
+        return False
 
 
 def write_text(file: Path, text: str) -> None:
