@@ -13,6 +13,7 @@ import yaml
 from conftest import run_command, run_script, run_script_of_ftloop, sentences, write_csv
 from PIL import Image
 
+from ftloop.data import Data
 from ftloop.hub import card, sections, usage
 from ftloop.hub.markdown import table
 from ftloop.hub.metadata import hub_id, pipeline_task
@@ -311,6 +312,8 @@ def test_a_card_says_where_a_pipeline_differs_from_training():
     task = MaskedInputs(model="bert")
     assert "`MaskedInputs` has methods of its own (`collate`)" in usage.usage_example(task, bert)
     assert "of its own" not in usage.usage_example(TextClassification(model="bert"), bert)
+    joined = TextClassification(model="bert", data=Data(join={"text": ("title", "body")}))
+    assert "options of the data (`join`) changed the rows" in usage.usage_example(joined, bert)
     tags = {"architectures": ["BertForTokenClassification"]}
     text = usage.usage_example(TextClassification(model="bert"), tags)
     assert 'pipeline("token-classification", model=model, aggregation_strategy="first")' in text

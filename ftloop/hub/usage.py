@@ -91,6 +91,17 @@ def pipeline_differences(task: Any, model_config: dict[str, Any]) -> list[str]:
         paragraphs.append(SPECIAL_IMAGES)
     if pipeline_task(model_config) == "token-classification":
         paragraphs.append(TOKENS_OF_WORDS)
+    data = getattr(task, "data", None)
+    sources = [data, *getattr(data, "sources", ())]
+    changing = [
+        name for name in ("map", "join") if any(getattr(one, name, None) for one in sources)
+    ]
+    if changing:
+        options = " and ".join(f"`{name}`" for name in changing)
+        paragraphs.append(
+            f"In training, options of the data ({options}) changed the rows. A pipeline does not "
+            "apply them: give it rows that are changed already. `predict.py --file` applies them."
+        )
     own_classes = [cls for cls in type(task).__mro__ if not is_known(cls)]
     changed = [name for name in OWN_METHODS if any(name in vars(cls) for cls in own_classes)]
     if changed:
