@@ -5,23 +5,28 @@ Tiny random models are built as a run builds them, and exported. Their predictio
 a fresh process.
 """
 
-import json
-import sys
 from functools import cache
 
-import numpy
 import pytest
-from architectures import IMAGE, REFUSED, TEXT, make_image_model, make_model, words
-from conftest import ROOT, run_command, write_csv
+from conftest import write_csv
 
+from benchmarks.architectures import (
+    IMAGE,
+    REFUSED,
+    TEXT,
+    TEXTS,
+    difference,
+    draw_images,
+    make_image_model,
+    make_model,
+    predict_by_pipelines,
+)
 from ftloop.data import Data
 from ftloop.errors import UserError
 from ftloop.tasks import ImageClassification, TextClassification, build_predictor
 
-TEXTS = [words(count, seed=count) for count in (1, 9, 2, 14, 5, 1, 20, 3)]
 
-
-def predict(task, rows, batch_size):
+def predict(task, model, rows, batch_size):
     """Return the probabilities of new rows by name, as predict.py computes them."""
     from accelerate import Accelerator
 
@@ -31,7 +36,7 @@ def predict(task, rows, batch_size):
     predictor = build_predictor(task)
     loader = build_eval_loader(predictor.prepare(rows), task, accelerator, batch_size)
     predictions = [None] * len(rows)
-    for values in iterate_predictions(task.build_model(), loader, task, accelerator):
+    for values in iterate_predictions(model, loader, task, accelerator):
         row_ids = values.pop("row_ids").tolist()
         formatted = predictor.format_predictions(values)
         for row, prediction in zip(row_ids, formatted, strict=True):
@@ -65,7 +70,8 @@ def text_predictions(home):
         task = TextClassification(model=folder, data=data, max_length=32)
         exported = export(task, home / f"{architecture}-exported")
         new = Dataset.from_dict({"text": TEXTS})
-        return [predict(exported, new, batch_size) for batch_size in (1, 64)]
+        model = exported.build_model()
+        return [predict(exported, model, new, batch_size) for batch_size in (1, 64)]
 
     return of
 
@@ -73,12 +79,8 @@ def text_predictions(home):
 @pytest.fixture(scope="module")
 def image_predictions(home):
     from datasets import Dataset
-    from PIL import Image
 
-    draw = numpy.random.default_rng(0)
-    files = [str(home / f"{number}.png") for number in range(6)]
-    for file in files:
-        Image.fromarray(draw.integers(0, 255, (40, 50, 3), numpy.uint8)).save(file)
+    files = draw_images(home)
     rows = [{"image": file, "label": "abc"[row % 3]} for row, file in enumerate(files)]
     data = Data(path=write_csv(home / "images.csv", rows), validation=0)
 
@@ -88,7 +90,8 @@ def image_predictions(home):
         task = ImageClassification(model=folder, data=data)
         exported = export(task, home / f"{architecture}-exported")
         new = Dataset.from_dict({"image": files})
-        return [predict(exported, new, batch_size) for batch_size in (1, 4)]
+        model = exported.build_model()
+        return [predict(exported, model, new, batch_size) for batch_size in (1, 4)]
 
     of.files = files
     return of
@@ -108,17 +111,8 @@ def by_pipeline(home, text_predictions, image_predictions):
             ("image-classification", image_predictions.files, IMAGE),
         )
     ]
-    file = home / "jobs.json"
-    file.write_text(json.dumps(jobs))
-    result = run_command(sys.executable, str(ROOT / "tests" / "pipelines.py"), str(file))
-    assert result.code == 0, result.err
-    texts, images = json.loads(result.out.splitlines()[-1])
+    texts, images = predict_by_pipelines(home, jobs)
     return texts | images
-
-
-def assert_equal(predictions, expected):
-    for row, scores in zip(predictions, expected, strict=True):
-        assert row == pytest.approx(scores, abs=1e-4)
 
 
 @pytest.mark.parametrize("architecture", TEXT)
@@ -126,9 +120,8 @@ def test_a_text_has_the_same_result_in_any_batch_and_in_a_pipeline(
     architecture, text_predictions, by_pipeline
 ):
     alone, padded = text_predictions(architecture)
-    assert_equal(padded, alone)
-    for predictions in by_pipeline[architecture]:
-        assert_equal(predictions, alone)
+    for predictions in (padded, *by_pipeline[architecture]):
+        assert difference(predictions, alone) < 1e-5
 
 
 @pytest.mark.parametrize("architecture", IMAGE)
@@ -136,13 +129,12 @@ def test_an_image_has_the_same_result_in_any_batch_and_in_a_pipeline(
     architecture, image_predictions, by_pipeline
 ):
     alone, together = image_predictions(architecture)
-    assert_equal(together, alone)
-    for predictions in by_pipeline[architecture]:
-        assert_equal(predictions, alone)
+    for predictions in (together, *by_pipeline[architecture]):
+        assert difference(predictions, alone) < 1e-5
 
 
 def test_at_least_25_architectures_are_tested():
-    assert len(TEXT) >= 35
+    assert len(TEXT) >= 25
     assert len(IMAGE) >= 6
 
 

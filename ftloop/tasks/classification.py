@@ -136,8 +136,8 @@ class Classification(PretrainedTask):
         labels = infer_labels(
             train, self.label_columns, self.label_separator, self.problem_type, names
         )
-        found = self.checkpoint_outputs
-        if found is not None and found.fits(self.describe_outputs(labels)) and not names:
+        found = None if names else self.checkpoint_outputs
+        if found is not None and found.fits(self.describe_outputs(labels)):
             labels = replace(labels, names=found.names)
         if not labels.is_multi_label and self.threshold != type(self).threshold:
             logger.warning("--threshold %g has no effect: a row has one label", self.threshold)

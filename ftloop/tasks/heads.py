@@ -42,7 +42,7 @@ class Outputs:
 
 def head_kind(model_class: Any) -> str:
     """Return "ForTokenClassification" for a class, or the name of a class, of transformers."""
-    name = model_class if isinstance(model_class, str) else model_class.__name__
+    name = model_class if isinstance(model_class, str) else getattr(model_class, "__name__", "")
     return name[name.index("For") :] if "For" in name else name
 
 

@@ -96,8 +96,8 @@ class TokenClassification(TextTask):
             names = tuple(sorted(tags, key=int) if is_number else sorted(tags))
         if len(names) < 2:
             raise UserError(f"--label-column {column!r}: train has fewer than two tags: {names}.")
-        found = self.checkpoint_outputs
-        if found is not None and found.fits(self.describe_outputs(names)) and not self.label_names:
+        found = None if self.label_names else self.checkpoint_outputs
+        if found is not None and found.fits(self.describe_outputs(names)):
             return found.names
         return names
 

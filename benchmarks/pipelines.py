@@ -1,6 +1,7 @@
 """Predict rows by pipelines of transformers: python pipelines.py FILE reads and prints JSON.
 
-FILE holds {"kind": the kind of pipeline, "models": {name: folder}, "rows": inputs of a pipeline}.
+FILE holds a list of {"kind": the kind of pipeline, "models": {name: folder}, "rows": inputs of a
+pipeline}. Printed are, for each of them, {name: [predictions in batches of 1, and of 64 rows]}.
 """
 
 import json
