@@ -257,6 +257,8 @@ def require_independence_of_padding(
     If it has them only with padding on the other side, the tokenizer is changed to pad there. The
     model computes in float32, without dropout, and is left as it was.
     """
+    import torch
+
     short, long = tokenize_short_and_long(tokenizer, pair, max_length)
     if len(short["input_ids"]) == len(long["input_ids"]):
         return
@@ -265,10 +267,10 @@ def require_independence_of_padding(
     for side in (configured, "left" if configured == "right" else "right"):
         tokenizer.padding_side = side
         alone, padded = compute_with_and_without(model, tokenizer, [short, long])
-        difference = (alone - padded).abs()
-        place = int(difference.argmax())
+        place = int((alone - padded).abs().argmax())
         numbers[side] = f"{alone[place]:.6g} alone and {padded[place]:.6g} beside a longer one"
-        if difference.max() <= MAX_DIFFERENCE * alone.abs().max().clamp(min=1):
+        limit = MAX_DIFFERENCE * max(1.0, float(alone.abs().max()))
+        if torch.allclose(padded, alone, rtol=0, atol=limit, equal_nan=True):
             break
     else:
         tokenizer.padding_side = configured
@@ -295,7 +297,7 @@ def tokenize_short_and_long(
 ) -> list[dict[str, list[int]]]:
     """Return the tokens of a short and of a long text, or pair of texts, of known words."""
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    ids = sorted({*tokenizer.get_vocab().values()} - special)
+    ids = [number for number in range(len(tokenizer)) if number not in special]
     words = [tokenizer.decode(ids[len(ids) * place // 48]).strip() for place in range(48)]
     words = [word for word in words if word.isalnum()] or ["a"]
     texts = [words[0], " ".join((words * 16)[:16])]
