@@ -210,7 +210,7 @@ def test_label_names_decide_the_order_and_the_head_follows(fine_tuned, use, log)
     assert "its head is kept, in another order of the labels: 'neg', 'neu', 'pos'" in log.text
 
 
-@pytest.mark.parametrize("architecture", ["bart", "xlnet", "gpt2", "distilbert", "deberta-v2"])
+@pytest.mark.parametrize("architecture", ["bart", "xlnet", "gpt2"])
 def test_heads_of_all_architectures_are_found(fine_tuned, use, log, architecture):
     task = task_on(fine_tuned(("x", "y", "z"), None, architecture=architecture), use(SENTIMENTS))
     task.build_model()
@@ -291,8 +291,7 @@ def test_further_training_begins_where_the_first_ended(tiny, colours, tmp_path):
     assert first["test"]["accuracy"] > 0.6
     evaluated = run_script("evaluate.py", str(tmp_path / "second"))
     assert evaluated.code == 0, evaluated.err
-    predicted = run_script("predict.py", str(tmp_path / "second"), "the sky is blue")
-    assert predicted.code == 0, predicted.err
+    assert f"{first['test']['loss']:.4f}"[:5] in evaluated.out + evaluated.err
 
 
 def read_scores(run):

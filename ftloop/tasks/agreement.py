@@ -252,21 +252,19 @@ def fit_padding_token(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerB
 def require_independence_of_padding(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", pair: bool, max_length: int
 ) -> None:
-    """Raise UserError unless a text has the same logits alone and beside a longer text.
+    """Raise UserError unless two texts have the same logits alone and beside a longer text.
 
-    If it has them only with padding on the other side, the tokenizer is changed to pad there. The
-    model computes in float32, without dropout, and is left as it was.
+    If they have them only with padding on the other side, the tokenizer is changed to pad there.
+    The model computes in float32, without dropout, and is left as it was.
     """
     import torch
 
-    short, long = tokenize_short_and_long(tokenizer, pair, max_length)
-    if len(short["input_ids"]) == len(long["input_ids"]):
-        return
+    examples = tokenize_texts_of_known_words(tokenizer, pair, max_length)
     configured = tokenizer.padding_side
     numbers = {}
     for side in (configured, "left" if configured == "right" else "right"):
         tokenizer.padding_side = side
-        alone, padded = compute_with_and_without(model, tokenizer, [short, long])
+        alone, padded = compute_with_and_without(model, tokenizer, examples)
         place = int((alone - padded).abs().argmax())
         numbers[side] = f"{alone[place]:.6g} alone and {padded[place]:.6g} beside a longer one"
         limit = MAX_DIFFERENCE * max(1.0, float(alone.abs().max()))
@@ -292,17 +290,20 @@ def require_independence_of_padding(
         )
 
 
-def tokenize_short_and_long(
+def tokenize_texts_of_known_words(
     tokenizer: "PreTrainedTokenizerBase", pair: bool, max_length: int
 ) -> list[dict[str, list[int]]]:
-    """Return the tokens of a short and of a long text, or pair of texts, of known words."""
+    """Return the tokens of texts, or pairs of texts, of 1, 2 and 16 words.
+
+    Models that join every two tokens (Funnel) depend on padding for odd or for even lengths only.
+    """
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     ids = [number for number in range(len(tokenizer)) if number not in special]
     words = [tokenizer.decode(ids[len(ids) * place // 48]).strip() for place in range(48)]
     words = [word for word in words if word.isalnum()] or ["a"]
-    texts = [words[0], " ".join((words * 16)[:16])]
+    texts = [" ".join((words * 16)[:count]) for count in (1, 2, 16)]
     encoded = tokenizer(*[texts] * (1 + pair), truncation=True, max_length=max_length)
-    return [{name: cells[row] for name, cells in encoded.items()} for row in range(2)]
+    return [{name: cells[row] for name, cells in encoded.items()} for row in range(3)]
 
 
 def compute_with_and_without(
@@ -310,7 +311,7 @@ def compute_with_and_without(
     tokenizer: "PreTrainedTokenizerBase",
     examples: list[dict[str, list[int]]],
 ) -> "tuple[torch.Tensor, torch.Tensor]":
-    """Return the logits of the first example alone, and beside the others, both flat.
+    """Return the logits of all but the last example alone, and beside all others, both flat.
 
     Of logits per token, those of padding are left out.
     """
@@ -325,8 +326,8 @@ def compute_with_and_without(
     try:
         with torch.no_grad(), temporary_seed(0):
             batch = pad(examples)
-            alone = model(**pad(examples[:1])).logits[0]
-            padded = model(**batch).logits[0]
+            padded = list(model(**batch).logits)
+            alone = [model(**pad([example])).logits[0] for example in examples[:-1]]
     except Exception as error:  # from torch and from any model of transformers
         raise unusable(
             tokenizer.name_or_path,
@@ -335,6 +336,8 @@ def compute_with_and_without(
     finally:
         for module in was_training:
             module.training = True
-    if padded.shape != alone.shape:
-        padded = padded[batch["attention_mask"][0].bool()]
-    return alone.flatten(), padded.flatten()
+    for row, logits in enumerate(alone):
+        if padded[row].shape != logits.shape:
+            padded[row] = padded[row][batch["attention_mask"][row].bool()]
+    padded = padded[: len(alone)]
+    return torch.cat([*map(torch.flatten, alone)]), torch.cat([*map(torch.flatten, padded)])
