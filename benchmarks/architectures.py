@@ -9,6 +9,7 @@ the same without training.
 """
 
 import contextlib
+import io
 import json
 import logging
 import random
@@ -295,7 +296,7 @@ def main() -> None:
         (texts, new_texts), (pictures, new_images) = kinds
         for architecture in (*TEXT, *RELATIVES, *REFUSED, *IMAGE):
             folder, run = home / architecture, home / f"{architecture}-run"
-            with contextlib.redirect_stderr(None):
+            with contextlib.redirect_stderr(io.StringIO()):
                 if architecture in IMAGE:
                     path = make_image_model(folder, architecture)
                     image_task = ImageClassification(model=path, data=pictures, augment=())

@@ -42,10 +42,7 @@ def choose_padding_token(tokenizer: "PreTrainedTokenizerBase") -> None:
 def fit_token_types(
     tokenizer: "PreTrainedTokenizerBase", config: "PretrainedConfig", model_class: Any
 ) -> None:
-    """Leave out the token types of pairs if the model has no more than one.
-
-    Raises UserError for a type that the model does not have.
-    """
+    """Leave out the token types of pairs if the model has no more than one."""
     if "token_type_ids" not in tokenizer.model_input_names:
         return
     size = getattr(config, "type_vocab_size", None)
@@ -58,14 +55,6 @@ def fit_token_types(
         logger.info("model: the token types of its tokenizer are left out, since %s", reason)
         names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
         set_option(tokenizer, "model_input_names", names)
-        return
-    highest = max(tokenizer("a", "b").get("token_type_ids", [0]))
-    if size and highest >= size:
-        raise unusable(
-            tokenizer.name_or_path,
-            f"its tokenizer gives the token type {highest}, but the model has type_vocab_size "
-            f"{size}.",
-        )
 
 
 def set_option(tokenizer: "PreTrainedTokenizerBase", name: str, value: Any) -> None:
@@ -93,7 +82,7 @@ def fit_config(
     """Give the configuration the special tokens of the tokenizer that it lacks.
 
     finds_end: whether the model finds the end of a text by its end-of-sequence token. Raises
-    UserError for tokens that the model does not have.
+    UserError for tokens and token types that the model does not have.
     """
     text_config = config.get_text_config()
     size = getattr(text_config, "vocab_size", None)
@@ -105,6 +94,14 @@ def fit_config(
             f"its tokenizer has ids up to {highest} ({token!r}), but the model has vocab_size "
             f"{size}. Call resize_token_embeddings({highest + 1}) on the model and save it or, to "
             f"train from random weights, add --model-options vocab_size={highest + 1}.",
+        )
+    num_types = getattr(config, "type_vocab_size", None)
+    highest_type = max(tokenizer("a", "b").get("token_type_ids", [0]))
+    if num_types and highest_type >= num_types:
+        raise unusable(
+            tokenizer.name_or_path,
+            f"its tokenizer gives the token type {highest_type}, but the model has "
+            f"type_vocab_size {num_types}.",
         )
     if getattr(text_config, "pad_token_id", None) is None:
         set_padding_token(config, tokenizer.pad_token_id)
