@@ -291,6 +291,15 @@ def test_the_end_token_of_the_tokenizer_is_used(build, log):
     assert "its configuration has eos_token_id 4, but its tokenizer has 3" in log.text
 
 
+def test_a_tokenizer_may_end_texts_with_another_token(build, monkeypatch):
+    """BERT's tokenizer has no end-of-sequence token, but its [SEP] has the id of the model's."""
+    task = build("bart", make_tokenizer("bert"))
+    assert task.build_model().config.eos_token_id == task.processor.sep_token_id == 3
+    monkeypatch.setitem(ROWS, "text", [*TEXTS[:5], "the [SEP] sky"])
+    with pytest.raises(UserError, match=r"1 row\(s\) hold the characters '\[SEP\]'"):
+        task.load_datasets()
+
+
 def test_a_tokenizer_that_ends_no_text_is_an_error(build):
     task = build("bart", make_tokenizer("decoder"))
     with pytest.raises(UserError, match="does not end a text with the end-of-sequence token 3"):

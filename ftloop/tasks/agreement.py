@@ -76,13 +76,26 @@ def takes_token_types(config: "PretrainedConfig", model_class: Any) -> bool:
 # Before the model is built
 
 
+def find_end_token(config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Return the end-of-sequence token that the tokenizer gives each text. Raises UserError."""
+    given = tokenizer("a")["input_ids"]
+    for token_id in (config.eos_token_id, tokenizer.eos_token_id):
+        if token_id in given:
+            return token_id
+    raise unusable(
+        tokenizer.name_or_path,
+        f"its tokenizer does not end a text with the end-of-sequence token {config.eos_token_id}, "
+        "by which the model finds the end.",
+    )
+
+
 def fit_config(
-    config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase", finds_end: bool
+    config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase", end_token: int | None
 ) -> None:
     """Give the configuration the special tokens of the tokenizer that it lacks.
 
-    finds_end: whether the model finds the end of a text by its end-of-sequence token. Raises
-    UserError for tokens and token types that the model does not have.
+    end_token: see `find_end_token`; None for a model that does not look for it. Raises UserError
+    for tokens and token types that the model does not have.
     """
     text_config = config.get_text_config()
     size = getattr(text_config, "vocab_size", None)
@@ -107,18 +120,9 @@ def fit_config(
         set_padding_token(config, tokenizer.pad_token_id)
     if hasattr(config, "use_mems_eval"):  # XLNet returns it beside the logits, not by rows, and a
         config.use_mems_eval = False  # pipeline fails to divide it
-    if not finds_end:
-        return
-    ids = tokenizer("a")["input_ids"]
-    if config.eos_token_id not in ids:
-        if tokenizer.eos_token_id not in ids:
-            raise unusable(
-                tokenizer.name_or_path,
-                "its tokenizer does not end a text with the end-of-sequence token "
-                f"{config.eos_token_id}, by which the model finds the end.",
-            )
-        log_correction("eos_token_id", config.eos_token_id, tokenizer.eos_token_id)
-        config.eos_token_id = tokenizer.eos_token_id
+    if end_token not in (None, config.eos_token_id):
+        log_correction("eos_token_id", config.eos_token_id, end_token)
+        config.eos_token_id = end_token
 
 
 def set_padding_token(config: "PretrainedConfig", token_id: int) -> None:
@@ -156,6 +160,7 @@ def fit_attention(config: "PretrainedConfig", max_length: int, is_padded_to_max:
 
 def require_equal_ends(
     tokenizer: "PreTrainedTokenizerBase",
+    end_token: int,
     columns: dict[str, Sequence[str]],
     input_ids: Iterable[list[Any]],
 ) -> None:
@@ -164,21 +169,21 @@ def require_equal_ends(
     Models that find the end of a text by it (BART, T5) take only batches with equally many in each
     row. Each cell of `input_ids` is a list of ids, or of windows.
     """
-    end = tokenizer.eos_token_id
-    expected = tokenizer(*["a"] * len(columns))["input_ids"].count(end)
+    expected = tokenizer(*["a"] * len(columns))["input_ids"].count(end_token)
     found = []
     for row, ids in enumerate(input_ids):
         windows = ids if ids and isinstance(ids[0], list) else [ids]
-        if any(window.count(end) != expected for window in windows):
+        if any(window.count(end_token) != expected for window in windows):
             found.append(row)
     if found:
+        token = tokenizer.convert_ids_to_tokens(end_token)
         texts = " ".join(cells[found[0]] for cells in columns.values())
-        place = max(texts.find(tokenizer.eos_token), 0)
+        place = max(texts.find(token), 0)
         raise UserError(
             f"--text-columns {' '.join(columns)}: {len(found)} row(s) hold the characters "
-            f"{tokenizer.eos_token!r}, by which this model finds the end of a text; the first one "
-            f"has {texts[max(place - 20, 0) : place + 20]!r}. Remove them from the texts, for "
-            "example with --data.map."
+            f"{token!r}, by which this model finds the end of a text; the first one has "
+            f"{texts[max(place - 20, 0) : place + 20]!r}. Remove them from the texts, for example "
+            "with --data.map."
         )
 
 

@@ -138,14 +138,16 @@ class TextTask(PretrainedTask):
         super().configure_model(config)
         if self.packing:
             validate_packing(config, self.processor.padding_side)
-        agreement.fit_config(config, self.processor, self.finds_end)
+        agreement.fit_config(config, self.processor, self.end_token)
         agreement.fit_attention(config, self.max_length, self.pad_to == "max")
 
     @cached_property
-    def finds_end(self) -> bool:
-        """Whether the model finds the end of a text by its end-of-sequence token (BART, T5)."""
-        kind = head_kind(self.model_class)
-        return self.read_config().is_encoder_decoder and kind == "ForSequenceClassification"
+    def end_token(self) -> int | None:
+        """The token by which the model finds the end of a text (BART, T5); None for others."""
+        config, kind = self.read_config(), head_kind(self.model_class)
+        if config.is_encoder_decoder and kind == "ForSequenceClassification":
+            return agreement.find_end_token(config, self.processor)
+        return None
 
     def build_model(self) -> "PreTrainedModel":
         model = super().build_model()
@@ -216,10 +218,9 @@ class TextTask(PretrainedTask):
 
     def check_ends(self, rows: "Dataset", input_ids: Iterable[list[Any]]) -> None:
         """Raise UserError for texts that hold the token by which the model finds their end."""
-        if not self.finds_end:
-            return
-        texts = {column: rows[column] for column in self.text_columns}
-        agreement.require_equal_ends(self.processor, texts, input_ids)
+        if self.end_token is not None:
+            texts = {column: rows[column] for column in self.text_columns}
+            agreement.require_equal_ends(self.processor, self.end_token, texts, input_ids)
 
     @property
     def has_equal_lengths(self) -> bool:
