@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ftloop.config import Config, read_record
 from ftloop.errors import UserError
 from ftloop.extensions import Observer
+from ftloop.runs.shape import check_config
 from ftloop.task import Task
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def load_config(run_dir: str | Path) -> Config:
     config = decode(record["config"])
     if not isinstance(config, Config):
         raise UserError(f"{run_dir / 'config.json'} holds no ftloop.Config.")
+    check_config(config, run_dir / "config.json")
     return dataclasses.replace(config, run_dir=str(run_dir))
 
 
