@@ -27,11 +27,12 @@ def main() -> None:
     from accelerate.utils import patch_environment
 
     from ftloop.logs.terminal import configure_logging
+    from ftloop.runs.trust import allow
 
     environment = device_environment(options.device)
     plots = import_plots() if options.plot else None
     configure_logging(effective_log_level(options.log_level, options.quiet))
-    with patch_environment(**environment):
+    with patch_environment(**environment), allow(code=options.trust_code):
         predict(options, plots)
 
 
@@ -43,7 +44,7 @@ def predict(options: PredictOptions, plots: Any) -> None:
     from ftloop.cli.predict_output import make_printable, open_writer
     from ftloop.runs.record import load_config
 
-    task = load_config(options.run).task
+    task = load_config(options.run, needs_data=False).task
     num_rows, plotted_rows = 0, []
     try:
         with signals_to(raise_keyboard_interrupt), open_writer(options.out) as write:

@@ -1,6 +1,7 @@
 """`python -m ftloop.report RUN` writes the report of a run: what the reporter starts as a process.
 
-On the command line, `python -m ftloop.cli report RUN` does the same and has options.
+It takes --trust-code and --trust-pickle. `python -m ftloop.cli report RUN` does the same for a
+person, and has more options.
 """
 
 import logging
@@ -8,13 +9,16 @@ import sys
 
 from ftloop.errors import UserError
 from ftloop.report.run_report import write_report
+from ftloop.runs.trust import allow
 
 
 def main() -> int:
     """Write the report of the run named by the first argument. Return 2 for a UserError."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
-        print(write_report(sys.argv[1]))
+        run_dir, *options = sys.argv[1:]
+        with allow(code="--trust-code" in options, pickle="--trust-pickle" in options):
+            print(write_report(run_dir))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

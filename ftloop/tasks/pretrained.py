@@ -15,6 +15,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ftloop")
 
 
+def explain_loading(error: BaseException) -> str:
+    """Return in one line why transformers cannot load a model, a tokenizer or a processor."""
+    innermost = error
+    while innermost.__cause__ is not None:
+        innermost = innermost.__cause__
+    if "trust_remote_code" in str(innermost):  # its advice would run the code of a stranger
+        return "it comes with Python code of its own, and such models are not supported"
+    return root_cause(error)
+
+
 @dataclass(frozen=True)
 class PretrainedTask(DataTask):
     """A task whose model comes from transformers, with the head that `model_class` gives it."""
@@ -83,6 +93,12 @@ class PretrainedTask(DataTask):
             else:
                 config = AutoConfig.from_pretrained(self.model, trust_remote_code=False)
             self.apply_model_options(config)
+            kernel = str(config._attn_implementation)
+            if "/" in kernel:  # transformers would download and import it
+                raise UserError(
+                    f"--model {self.model!r}: its config.json asks for {kernel!r}, an attention "
+                    "kernel of the Hub. Such kernels are code, and are not supported."
+                )
             if self.is_model_type:
                 # Some values are derived in __init__ (Swin's hidden_size), so the options are
                 # passed there. AutoModel reads config.architectures to choose among the model
@@ -115,7 +131,7 @@ class PretrainedTask(DataTask):
                 setattr(config, name, self.dropout)
 
     def loading_error(self, error: Exception) -> UserError:
-        return UserError(f"--model {self.model!r} cannot be loaded: {root_cause(error)}")
+        return UserError(f"--model {self.model!r} cannot be loaded: {explain_loading(error)}")
 
     # Model
 
@@ -145,7 +161,7 @@ class PretrainedTask(DataTask):
         name = type(config).__name__.removesuffix("Config")
         logger.info("model: %s with random weights, %s", name, self.model)
         if hasattr(model_class, "from_config"):
-            return model_class.from_config(config)
+            return model_class.from_config(config, trust_remote_code=False)
         return model_class(config)
 
     def load_pretrained(self, model_class: Any, config: "PretrainedConfig") -> "PreTrainedModel":
