@@ -396,7 +396,9 @@ def test_a_live_report_is_started_when_it_is_due_and_one_at_a_time(config, tmp_p
     assert len(started) == 2
 
 
-def test_a_report_that_fails_is_logged_in_one_line(config, caplog, monkeypatch):
+def test_a_report_that_fails_is_logged_in_one_line(config, caplog, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "numpy.py").write_text("raise SystemExit('a file of the working folder ran')")
     monkeypatch.setattr(logging.getLogger("ftloop"), "propagate", True)
     assert write_report_and_wait(config) is False
     errors = {record.message for record in caplog.records if record.levelname == "ERROR"}

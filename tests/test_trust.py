@@ -19,7 +19,7 @@ from ftloop.errors import UserError
 from ftloop.runs import trust
 from ftloop.runs.record import load_config, options_needed
 from ftloop.runs.trust import allow
-from ftloop.tasks import TextClassification, metrics
+from ftloop.tasks import ImageClassification, TextClassification, metrics
 
 BASE = Job(task=TextClassification(model="a/model", data=Data(path="rows.csv")), run_dir="r")
 REFUSED = "this run names code outside of ftloop: {}. Use --trust-code to run it."
@@ -262,6 +262,24 @@ def test_a_script_in_this_folder_is_not_taken_for_a_metric_of_the_hub(tmp_path, 
         metrics.build("hub:accuracy", metrics.REGRESSION, ())
 
 
+@pytest.mark.parametrize("task", [{"pairs": 3}, {"class": None}, {"class": "ftloop:"}])
+def test_a_record_of_another_shape_is_one_error(tmp_path, task):
+    assert refusal(tmp_path, encode(BASE) | {"optimizer": {"function": "a:b"}, "task": task})
+
+
+def test_a_record_that_is_nested_deeply_is_one_error(tmp_path):
+    nested: list = []
+    for _ in range(950):
+        nested = [nested]
+    assert "config.json" in refusal(tmp_path, with_data(columns=nested))
+
+
+@pytest.mark.parametrize("name", ["sql", "csv", "generator"])
+def test_readers_of_the_library_are_no_data(name):
+    with pytest.raises(UserError, match=f"'{name}' is a reader of the library datasets"):
+        Data(path=name, options={"con": "sqlite:///rows.db"}).read()
+
+
 # The commands, on a run whose record was changed
 
 
@@ -417,6 +435,29 @@ def test_a_tokenizer_with_code_is_not_used(model_with_code, tiny, colours):
     if result.code != 0:  # transformers may also read tokenizer.json by itself
         assert WITH_CODE in result.err
         assert "trust_remote_code" not in result.err
+
+
+def test_an_image_processor_with_code_is_not_used(model_with_code, tiny, tmp_path):
+    shutil.copytree(tiny("bert"), tmp_path / "base")
+    (tmp_path / "base" / "preprocessor_config.json").write_text("{}")
+    changes = {"image_processor_type": "Evil", "auto_map": {"AutoImageProcessor": "evil.Evil"}}
+    model = model_with_code(tmp_path / "base", changes, "preprocessor_config.json")
+    with pytest.raises(UserError, match=f"image processor cannot be loaded: {WITH_CODE}"):
+        ImageClassification(model=model).load_original_processor()
+
+
+def test_the_first_model_of_a_run_may_have_no_code(model_with_code, run, tiny, tmp_path):
+    model = model_with_code(tiny("bert"), {"model_type": "evil", "auto_map": AUTO_MAP})
+    copy = shutil.copytree(run, tmp_path / "run")
+    record = json.loads((copy / "config.json").read_text())
+    record["config"]["task"]["model"] = model
+    (copy / "config.json").write_text(json.dumps(record))
+    words = ["--out", str(tmp_path / "out.parquet"), "--pretrained"]
+    result = run_script_of_ftloop("features", copy, *words)
+    assert (result.code, WITH_CODE in result.err) == (2, True)
+    assert run_script("evaluate.py", copy).code == 0  # uses model/ of the run
+    assert run_script_of_ftloop("report", copy).code == 0
+    assert WITH_CODE in (copy / "report.html").read_text()
 
 
 def test_a_run_whose_model_has_code_is_refused(run, tmp_path, monkeypatch):

@@ -93,12 +93,7 @@ class PretrainedTask(DataTask):
             else:
                 config = AutoConfig.from_pretrained(self.model, trust_remote_code=False)
             self.apply_model_options(config)
-            kernel = str(config._attn_implementation)
-            if "/" in kernel:  # transformers would download and import it
-                raise UserError(
-                    f"--model {self.model!r}: its config.json asks for {kernel!r}, an attention "
-                    "kernel of the Hub. Such kernels are code, and are not supported."
-                )
+            self.refuse_attention_kernels(config)
             if self.is_model_type:
                 # Some values are derived in __init__ (Swin's hidden_size), so the options are
                 # passed there. AutoModel reads config.architectures to choose among the model
@@ -109,6 +104,17 @@ class PretrainedTask(DataTask):
             raise
         except Exception as error:  # from the Hub, files, JSON parsing or checks of the config
             raise self.loading_error(error) from error
+
+    def refuse_attention_kernels(self, config: "PretrainedConfig") -> None:
+        """Raise UserError if a configuration names code of the Hub, which would be imported."""
+        parts = [getattr(config, name, None) for name in config.sub_configs]
+        for part in (config, *parts):
+            kernel = str(getattr(part, "_attn_implementation", None))
+            if "/" in kernel:
+                raise UserError(
+                    f"--model {self.model!r}: its config.json asks for {kernel!r}, an attention "
+                    "kernel of the Hub. Such kernels are code, and are not supported."
+                )
 
     def apply_model_options(self, config: "PretrainedConfig") -> None:
         """Change a configuration by `model_options`. Raises UserError for unknown names."""
