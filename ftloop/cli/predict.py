@@ -44,7 +44,9 @@ def predict(options: PredictOptions, plots: Any) -> None:
     from ftloop.cli.predict_output import make_printable, open_writer
     from ftloop.runs.record import load_config
 
-    task = load_config(options.run, needs_data=False).task
+    # Inputs on the command line are what the model sees; rows of a file are shaped as in training.
+    has_file = options.file is not None
+    task = load_config(options.run, needs_data=False, shapes_rows=has_file).task
     num_rows, plotted_rows = 0, []
     try:
         with signals_to(raise_keyboard_interrupt), open_writer(options.out) as write:

@@ -21,10 +21,11 @@ def load_run(run_dir: str | Path, needs_data: bool = True) -> tuple[Config, Any,
     """Return the config, the task and the exported model of a finished run.
 
     The task has the labels that the model was trained with. The model is on the CPU; see
-    `prepare_for_inference`. Raises UserError if the run is not finished, and for code that may not
-    run; see `load_config`.
+    `prepare_for_inference`. Without `needs_data`, the task can only predict rows that have the
+    shape of the training rows. Raises UserError if the run is not finished, and for code that may
+    not run; see `load_config`.
     """
-    config = load_config(run_dir, needs_data=needs_data)
+    config = load_config(run_dir, needs_data=needs_data, shapes_rows=needs_data)
     task = load_task(config)
     return config, task, load_model(task, model_folder(run_dir))
 

@@ -46,13 +46,18 @@ def add_import_folders(run_dir: Path) -> None:
 
 
 def load_config(
-    run_dir: str | Path, *, functions: tuple[str, ...] = (), needs_data: bool = True
+    run_dir: str | Path,
+    *,
+    functions: tuple[str, ...] = (),
+    needs_data: bool = True,
+    shapes_rows: bool = True,
 ) -> Config:
     """Return the config of a run, with `run_dir` set to where the run is now.
 
-    Only training calls the functions of the config itself, such as its optimizer: those that may
-    not run are not imported, except for the fields in `functions`. Without `needs_data`, neither
-    the metrics nor the pickled data of the run need a permission, because nobody uses them.
+    What the caller will not use needs no permission. Only training calls the functions of the
+    config itself, such as its optimizer: those that may not run are not imported, except for the
+    fields in `functions`; nor are those of the data without `shapes_rows`. Without `needs_data`,
+    the metrics and the files of the run are not used.
 
     Raises UserError if the folder holds no run, if its record names code that may not run or cannot
     be imported, or if it names a file of the run folder.
@@ -61,11 +66,13 @@ def load_config(
     record = read_record(run_dir)
     try:
         encoded = leave_out_functions(record["config"], functions)
+        if not shapes_rows:
+            encoded["task"] = leave_out_data_functions(encoded["task"])
         trust.require_permissions(encoded, needs_data)
         if trust.granted().code:
             import_from_recorded_folders(run_dir, record)
         config = decode(encoded)
-    except (AttributeError, RecursionError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise UserError(f"{run_dir / 'config.json'} cannot be read: {error!r}.") from error
     if not isinstance(config, Config):
         raise UserError(f"{run_dir / 'config.json'} holds no ftloop.Config.")
@@ -73,7 +80,7 @@ def load_config(
 
 
 class RecordedFunction:
-    """A function of the record that may not run, and that only training would call."""
+    """A function of the record that may not run, and that nobody will call."""
 
     def __init__(self, name: str):
         self.__module__, _, self.__qualname__ = name.partition(":")
@@ -83,7 +90,7 @@ class RecordedFunction:
 
 
 def leave_out_functions(encoded: dict[str, Any], used: tuple[str, ...]) -> dict[str, Any]:
-    """Replace the functions of a config that may not run, except for the fields in `used`."""
+    """Replace the functions of an object that may not run, except for the fields in `used`."""
     result = dict(encoded)
     for field, value in encoded.items():
         is_function = isinstance(value, dict) and "function" in value
@@ -95,6 +102,19 @@ def leave_out_functions(encoded: dict[str, Any], used: tuple[str, ...]) -> dict[
                 functools.partial(function, *arguments, **options) if is_partial else function
             )
     return result
+
+
+def leave_out_data_functions(task: Any) -> Any:
+    """Replace the functions of the data of a task, and of its sources, that may not run."""
+    if not isinstance(task, dict) or not isinstance(task.get("data"), dict):
+        return task
+    data = leave_out_functions(task["data"], ())
+    if isinstance(data.get("sources"), list):
+        data["sources"] = [
+            leave_out_functions(source, ()) if isinstance(source, dict) else source
+            for source in data["sources"]
+        ]
+    return {**task, "data": data}
 
 
 def options_needed(config: Config) -> list[str]:
