@@ -167,7 +167,7 @@ def test_functions_of_ftloop_that_load_code_are_refused(tmp_path):
     loads = {"function": "ftloop.tasks.metrics:build", "arguments": ["hub:./evil", "regression"]}
     message = refusal(tmp_path, with_data(map=loads))
     assert message == (
-        "this run names functions that are not made for configs: ftloop.tasks.metrics:build. "
+        "this run names library code that is not made for configs: ftloop.tasks.metrics:build. "
         "Use --trust-code to run it."
     )
 
@@ -350,6 +350,14 @@ def test_no_command_reads_a_pickle_because_a_record_says_so(run, tmp_path):
         assert "Use --trust-pickle to read it." in result.err
     assert run_script("predict.py", copy, "the sky is blue").code == 0
     assert not witness.exists()
+
+
+def test_a_run_is_evaluated_without_its_trackers(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    record = json.loads((copy / "config.json").read_text())
+    record["config"]["track"] = ["comet_ml"]  # which is not installed
+    (copy / "config.json").write_text(json.dumps(record))
+    assert run_script("evaluate.py", copy).code == 0
 
 
 def test_a_run_of_an_own_config_is_evaluated_with_trust_code(run, tmp_path, fresh_imports):

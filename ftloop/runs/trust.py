@@ -81,7 +81,9 @@ def refuse(names: list[str]) -> None:
     """Raise UserError if there are names of code that may not run."""
     if names:
         is_library = all(_package(name) in LIBRARIES for name in names)
-        what = "functions that are not made for configs" if is_library else "code outside of ftloop"
+        what = (
+            "library code that is not made for configs" if is_library else "code outside of ftloop"
+        )
         raise UserError(f"this run names {what}: {', '.join(names)}. Use --trust-code to run it.")
 
 
