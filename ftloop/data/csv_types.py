@@ -1,13 +1,13 @@
 """Correct what pandas and `datasets` would make of the columns of CSV and TSV files.
 
-Codes such as 007 stay texts, empty cells among numbers become missing values, and rows that were
-joined by stray quotes are reported.
+Codes such as 007 stay texts, and empty cells among numbers become missing values.
 """
 
 import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ftloop.data.csv_structure import STREAMED_ROWS, check_csv, pandas_warnings
 from ftloop.data.shape import TEXT_TYPES, map_tables
 
 if TYPE_CHECKING:
@@ -38,6 +38,28 @@ def split_names(options: dict[str, Any]) -> dict[str, Any]:
     return {**options, **lists}
 
 
+def examine_csv_files(
+    paths: dict[str, list[str]], options: dict[str, dict[str, Any]], streaming: bool
+) -> tuple[set[Any], set[str]]:
+    """Look at the CSV files of each split before they are read, by their options of pandas.
+
+    Returns the columns to read as texts in all splits, because they hold codes such as 007 in one,
+    and the splits with a file that `check_csv` could not check. Raises UserError.
+    """
+    code_columns: set[Any] = set()
+    unchecked = set()
+    for split, reader_options in options.items():
+        reader_options = split_names(reader_options)
+        for name in paths[split]:
+            if not check_csv(split, name, reader_options, STREAMED_ROWS if streaming else None):
+                unchecked.add(split)
+        code_columns |= find_zero_padded_columns(paths[split][0], reader_options)
+    if code_columns:
+        names = ", ".join(sorted(map(str, code_columns)))
+        logger.info("data: numbers with leading zeros are kept as texts: %s", names)
+    return code_columns, unchecked
+
+
 def find_zero_padded_columns(name: str, options: dict[str, Any]) -> set[Any]:
     """Return the columns that hold whole numbers with leading zeros in their first thousand rows.
 
@@ -50,7 +72,10 @@ def find_zero_padded_columns(name: str, options: dict[str, Any]) -> set[Any]:
         return set()
     options = {**split_names(options), "chunksize": 1000}
     try:
-        with pandas.read_csv(name, dtype=str, **options) as reader:
+        with (
+            pandas_warnings(is_checked=True),
+            pandas.read_csv(name, dtype=str, **options) as reader,
+        ):
             head = next(reader).fillna("")
     except Exception:  # reading the whole file raises the same error, which is then reported
         return set()
@@ -135,23 +160,3 @@ def _cast_columns(table: "pyarrow.Table", schema: "pyarrow.Schema") -> "pyarrow.
             cells = pyarrow.compute.if_else(is_blank, pyarrow.scalar(None, cells.type), cells)
             table = table.set_column(index, new, cells.cast(new.type))
     return table
-
-
-def warn_about_joined_rows(split: str, rows: "Dataset") -> None:
-    """Warn if cells of a TSV file contain line breaks: stray quotes may have joined several rows.
-
-    TSV files (MRPC's, for example) often use quotes as ordinary characters. Reading the text
-    between two of them as one cell swallows the rows between them.
-    """
-    numbers: set[int] = set()
-    for name in rows.column_names:
-        numbers.update(number for number, cell in enumerate(rows[name]) if "\n" in str(cell))
-    if numbers:
-        logger.warning(
-            "data: %s: %d row(s) have a line break inside quotes, the first is row %d (counted "
-            "from 0). If quotes are ordinary characters in this file, rows were joined: add "
-            "--data.options quoting=3",
-            split,
-            len(numbers),
-            min(numbers),
-        )

@@ -10,16 +10,14 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ftloop.data.csv_types import (
-    find_zero_padded_columns,
-    restore_numeric_columns,
-    split_names,
-    warn_about_joined_rows,
-)
+from ftloop.data.csv_structure import pandas_warnings
+from ftloop.data.csv_types import examine_csv_files, restore_numeric_columns, split_names
+from ftloop.data.encodings import advise_encoding, has_wide_characters, require_utf8
 from ftloop.data.splits import SPLIT_ALIASES, SPLITS
 from ftloop.errors import UserError, root_cause
 
@@ -30,8 +28,10 @@ logger = logging.getLogger("ftloop")
 
 # Options of pandas. keep_default_na: the texts "NA", "null" and "None" would become missing values.
 # chunksize: `datasets` takes the type of a column from the first chunk, and fails at a later row of
-# another type; its own chunks have 10 000 rows.
-CSV_OPTIONS = {"keep_default_na": False, "chunksize": 100_000}
+# another type; its own chunks have 10 000 rows. index_col: where rows have one cell more than the
+# header, the first column would become an index, and all columns would move by one.
+CSV_OPTIONS = {"keep_default_na": False, "chunksize": 100_000, "index_col": False}
+TEXT_OPTIONS = {"encoding": "utf-8-sig"}  # without the byte-order mark that may begin the file
 # Rows with columns such as "type" and "message" would be taken for the log of an agent and changed.
 JSON_OPTIONS = {"parse_agent_traces": False}
 # By file extension, or kind of folder: the reader, and options that keep it from changing the data.
@@ -42,8 +42,8 @@ READERS: dict[str, tuple[str, dict[str, Any]]] = {
     "jsonl": ("json", JSON_OPTIONS),
     "parquet": ("parquet", {}),
     "arrow": ("arrow", {}),
-    "txt": ("text", {}),  # one row per line, in the column "text"
-    "text": ("text", {}),
+    "txt": ("text", TEXT_OPTIONS),  # one row per line, in the column "text"
+    "text": ("text", TEXT_OPTIONS),
     "h5": ("hdf5", {}),
     "hdf5": ("hdf5", {}),
     # Read by tables.py and images.py:
@@ -68,10 +68,12 @@ NO_ROWS_ERRORS = (
 )
 # What helps against other errors of the readers.
 HINTS = {
-    "UnicodeDecodeError": "Another encoding is set by --data.options encoding=latin-1.",
     "ParserError": (
         "Another separator is set by --data.options sep=';', and quoting=3 reads quotes as "
         "ordinary characters."
+    ),
+    "Length of header or names": (
+        "Rows have more cells than the header. --data.options names=a,b,c names all columns."
     ),
     "as a scalar of type": "A column of numbers holds something else in a later row.",
     "No module named 'h5py'": "Install it: pip install h5py.",
@@ -109,6 +111,8 @@ def find_files(path: str) -> dict[str, str]:
 
 def _find_files_in_folder(path: str, folder: Path) -> dict[str, str]:
     """Return the files or folders named train, validation or test, else the folder of images."""
+    from ftloop.data.images import IMAGE_DEPTHS, iterate_images
+
     entries = sorted(folder.iterdir())
     files: dict[str, str] = {}
     for entry in entries:
@@ -129,11 +133,14 @@ def _find_files_in_folder(path: str, folder: Path) -> dict[str, str]:
         return {"train": str(folder)}
     names = [_entry_name(entry) for entry in entries]
     content = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    advice = "To read a copy of a Hub dataset, add --data.name default."
+    for image in chain.from_iterable(iterate_images(folder, depth) for depth in IMAGE_DEPTHS):
+        advice = f"Its images are elsewhere, for example in {image.relative_to(folder)}."
+        break
     raise UserError(
         f"--data.path {path!r} has no train.csv, .tsv, .json, .jsonl, .parquet or other known "
-        "format, no dataset written by save_to_disk, and no images in CLASS/*.jpg or "
-        f"train/CLASS/*.jpg. It contains {content or 'nothing'}. To read a copy of a Hub dataset, "
-        "add --data.name default."
+        "format, no dataset written by save_to_disk, and no images in CLASS/*.jpg, "
+        f"CLASS/FOLDER/*.jpg or train/CLASS/*.jpg. It contains {content or 'nothing'}. {advice}"
     )
 
 
@@ -154,14 +161,14 @@ def detect_format(path: str | Path) -> str:
 
     Another extension is returned as it is, and "" if there is none.
     """
-    from ftloop.data.images import iterate_images
+    from ftloop.data.images import has_class_folders
 
     is_url = "://" in str(path)
     path = Path(urlsplit(str(path)).path if is_url else path).expanduser()
     if path.is_dir():
         if (path / "state.json").is_file():
             return "save_to_disk"
-        return "imagefolder" if next(iterate_images(path), None) else ""
+        return "imagefolder" if has_class_folders(path) else ""
     extensions = [suffix.lower().lstrip(".") for suffix in path.suffixes]
     if extensions and extensions[-1] in COMPRESSION_EXTENSIONS:
         extensions.pop()
@@ -279,26 +286,22 @@ def read_files(
     if "imagefolder" in formats.values():
         return _read_image_folders(paths, formats, options)
 
-    # Codes such as 007 are read as texts, in all splits if they occur in one.
     csv_splits = [split for split, kind in formats.items() if kind in ("csv", "tsv")]
-    code_columns: set[Any] = set()
-    for split in csv_splits:
-        reader_options = {**READERS[formats[split]][1], **options}
-        code_columns |= find_zero_padded_columns(paths[split][0], reader_options)
-    if code_columns:
-        names = ", ".join(sorted(map(str, code_columns)))
-        logger.info("data: numbers with leading zeros are kept as texts: %s", names)
+    reader_options = {split: {**READERS[formats[split]][1], **options} for split in csv_splits}
+    code_columns, unchecked = examine_csv_files(paths, reader_options, streaming)
 
     # Read each split
     data: dict[str, Any] = {}
     for split, names in paths.items():
         reader = READERS[formats[split]][0]
-        with _raise_user_errors(split, names):
+        with _raise_user_errors(split, names), pandas_warnings(split not in unchecked):
             if reader in TABLE_READERS or (field and formats[split] == "json"):
                 rows = read_tables(reader, split, names, field, query)
             else:
                 converters = dict.fromkeys(code_columns, str) if split in csv_splits else {}
                 rows = _load_dataset(names, formats[split], options, converters, streaming)
+            if reader == "json" and not streaming:
+                require_utf8(rows)
         if isinstance(rows, dict):  # a pickled dictionary of splits
             if len(files) > 1:
                 raise UserError(
@@ -306,8 +309,6 @@ def read_files(
                     f"({', '.join(rows)}); give it alone."
                 )
             return datasets.DatasetDict(rows)
-        if formats[split] == "tsv" and "quoting" not in options and not streaming:
-            warn_about_joined_rows(split, rows)
         data[split] = rows
 
     if streaming:
@@ -362,9 +363,8 @@ def _raise_user_errors(split: str, paths: list[str]) -> Iterator[None]:
     """Turn any error of a reader into a UserError that names the files, and silence `datasets`."""
     import datasets
 
-    names = ", ".join(map(repr, paths[:3])) + (
-        f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-    )
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    names = ", ".join(map(repr, paths[:3])) + more
     verbosity = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs errors before raising them
     try:
@@ -377,9 +377,15 @@ def _raise_user_errors(split: str, paths: list[str]) -> Iterator[None]:
             raise UserError(
                 f"--data: the split {split!r} is empty: there are no rows in {names}."
             ) from error
-        hints = "".join(f" {hint}" for text, hint in HINTS.items() if text in cause)
-        raise UserError(
-            f"--data: cannot read the {split} file {names}: {cause.rstrip('.')}.{hints}"
-        ) from error
+        explained = explain_error(cause)
+        undecodable = [path for path in paths if has_wide_characters(path)]
+        if "UnicodeDecodeError" in cause or undecodable:
+            explained += f" {advise_encoding((undecodable or paths)[0])}"
+        raise UserError(f"--data: cannot read the {split} file {names}: {explained}") from error
     finally:
         datasets.logging.set_verbosity(verbosity)
+
+
+def explain_error(cause: str) -> str:
+    """Return the cause of a reader's error, with the option that helps."""
+    return " ".join([cause.rstrip(".") + ".", *(HINTS[text] for text in HINTS if text in cause)])

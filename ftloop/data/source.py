@@ -224,7 +224,8 @@ class Data:
         if files and (self.name or self.revision):
             raise UserError(
                 "--data.name and --data.revision have no effect on files: they are for Hub "
-                "datasets."
+                "datasets. If a config file sets them, add --data.name None or --data.revision "
+                "None."
             )
         source = self._read_files(files) if files else self._read_hub()
         data = rename_splits(source, self.splits)
@@ -265,6 +266,13 @@ class Data:
                 self.path, self.name, revision=self.revision, **streaming, **self.options
             )
         except Exception as error:  # the client of the Hub raises errors of many types
+            if Path(self.path).expanduser().is_dir():
+                raise UserError(
+                    f"--data.name {self.name!r}: the folder {self.path!r} cannot be read as a copy "
+                    "of a Hub dataset with this configuration: "
+                    f"{root_cause(error).rstrip('.')}. To read its files or images, unset the "
+                    "configuration: --data.name None."
+                ) from error
             raise UserError(
                 f"--data.path {self.path!r}: there is no such file or folder, and it could not be "
                 f"read as a Hub dataset: {root_cause(error)}"

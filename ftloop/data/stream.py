@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import get_worker_info
 
+from ftloop.data.csv_structure import pandas_warnings
 from ftloop.errors import UserError, root_cause
 from ftloop.sampler import UNBOUNDED, random_permutation
 from ftloop.state import fold_in, temporary_seed
@@ -225,7 +226,12 @@ class Stream:
         num_held_out = self.held_out.get(shard, 0)
         num_rows = num_usable = 0
         try:
-            for table in shard_source.with_format("arrow").iter(ROWS_PER_READ):
+            tables = shard_source.with_format("arrow").iter(ROWS_PER_READ)
+            while True:
+                with pandas_warnings(is_checked=True):
+                    table = next(tables, None)
+                if table is None:
+                    break
                 usable = self.drop_unusable(Dataset(table), shard, num_rows)
                 usable = usable.with_format("arrow")[:]
                 num_rows, num_usable = num_rows + len(table), num_usable + len(usable)

@@ -13,6 +13,7 @@ from ftloop.data.labels import (
     encode_labels,
     infer_labels,
     is_missing,
+    label_name,
     log_labels,
     read_label_cells,
     resolve_columns,
@@ -262,7 +263,7 @@ class Classification(PretrainedTask):
 def read_label_names(names: tuple[str, ...]) -> tuple[str, ...]:
     """Return `--label-names`; a single name is a file with one name per line. Raises UserError."""
     if len(names) != 1:
-        return names
+        return tuple(map(label_name, names))
     file = Path(names[0]).expanduser()
     if not file.is_file():
         raise UserError(
@@ -270,4 +271,4 @@ def read_label_names(names: tuple[str, ...]) -> tuple[str, ...]:
             "line."
         )
     lines = file.read_text(encoding="utf-8").splitlines()
-    return tuple(line.strip() for line in lines if line.strip())
+    return tuple(label_name(line) for line in lines if label_name(line))
