@@ -4,6 +4,7 @@ Codes such as 007 stay texts, and empty cells among numbers become missing value
 """
 
 import logging
+import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -87,13 +88,15 @@ def find_zero_padded_columns(name: str, options: dict[str, Any]) -> set[Any]:
     return columns
 
 
-def restore_numeric_columns(splits: "dict[str, Dataset]") -> "dict[str, Dataset]":
+def restore_numeric_columns(
+    splits: "dict[str, Dataset]", decimal: str = "."
+) -> "dict[str, Dataset]":
     """Convert columns of numbers or booleans with empty cells, which pandas reads as texts.
 
     pandas does so because it is asked to keep the texts "NA" and "null". The empty cells become
     missing values. A column that holds texts in one split stays a column of texts in all of them.
     A column of texts is usually recognized by its first rows; a column of numbers is read to its
-    end, which takes 0.2 s per million rows.
+    end, which takes 0.2 s per million rows. `decimal` is the option of pandas.
     """
     from datasets import Features, Value
 
@@ -101,7 +104,7 @@ def restore_numeric_columns(splits: "dict[str, Dataset]") -> "dict[str, Dataset]
     for split, rows in splits.items():
         for name, feature in rows.features.items():
             is_text = feature.dtype in TEXT_TYPES and feature.dtype != "null"
-            dtype = infer_cell_type(rows.data.column(name)) if is_text else feature.dtype
+            dtype = infer_cell_type(rows.data.column(name), decimal) if is_text else feature.dtype
             dtypes.setdefault(name, {})[split] = dtype
     restored = {}
     for split, rows in splits.items():
@@ -117,26 +120,30 @@ def restore_numeric_columns(splits: "dict[str, Dataset]") -> "dict[str, Dataset]
                 ", ".join(new),
             )
             features = Features({**rows.features, **new})
-            cast = partial(_cast_columns, schema=features.arrow_schema)
+            cast = partial(_cast_columns, schema=features.arrow_schema, decimal=decimal)
             rows = map_tables(rows, cast, features)
         restored[split] = rows
     return restored
 
 
-def infer_cell_type(column: "pyarrow.ChunkedArray") -> str | None:
+def infer_cell_type(column: "pyarrow.ChunkedArray", decimal: str = ".") -> str | None:
     """Return the type that all filled cells of a text column match, if some cells are empty.
 
     None: the column holds texts, or has no empty cells, or nothing else.
     """
     import pyarrow.compute
 
-    candidates, has_blank, has_filled = list(CELL_PATTERNS), False, False
+    patterns = {
+        dtype: pattern.replace(r"\.", re.escape(decimal))
+        for dtype, pattern in CELL_PATTERNS.items()
+    }
+    candidates, has_blank, has_filled = list(patterns), False, False
     for chunk in column.chunks:
         cells = pyarrow.compute.utf8_trim_whitespace(chunk.drop_null())
         filled = cells.filter(pyarrow.compute.not_equal(cells, ""))
         has_blank |= len(filled) < len(chunk)
         has_filled |= len(filled) > 0
-        candidates = [dtype for dtype in candidates if _all_match(filled, CELL_PATTERNS[dtype])]
+        candidates = [dtype for dtype in candidates if _all_match(filled, patterns[dtype])]
         if not candidates:
             return None
     return candidates[0] if has_blank and has_filled else None
@@ -149,7 +156,9 @@ def _all_match(cells: "pyarrow.Array", pattern: str) -> bool:
     return pyarrow.compute.all(matches, min_count=0).as_py()
 
 
-def _cast_columns(table: "pyarrow.Table", schema: "pyarrow.Schema") -> "pyarrow.Table":
+def _cast_columns(
+    table: "pyarrow.Table", schema: "pyarrow.Schema", decimal: str
+) -> "pyarrow.Table":
     """Cast columns of texts to the types of a schema. Blank cells become missing values."""
     import pyarrow.compute
 
@@ -158,5 +167,6 @@ def _cast_columns(table: "pyarrow.Table", schema: "pyarrow.Schema") -> "pyarrow.
             cells = pyarrow.compute.utf8_trim_whitespace(table.column(index))
             is_blank = pyarrow.compute.equal(cells, "")
             cells = pyarrow.compute.if_else(is_blank, pyarrow.scalar(None, cells.type), cells)
+            cells = pyarrow.compute.replace_substring(cells, decimal, ".")
             table = table.set_column(index, new, cells.cast(new.type))
     return table

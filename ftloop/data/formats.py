@@ -313,7 +313,8 @@ def read_files(
 
     if streaming:
         return datasets.IterableDatasetDict(data)
-    data |= restore_numeric_columns({split: data[split] for split in csv_splits})
+    csv_data = {split: data[split] for split in csv_splits}
+    data |= restore_numeric_columns(csv_data, str(options.get("decimal", ".")))
     return datasets.DatasetDict(data)
 
 
