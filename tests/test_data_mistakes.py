@@ -334,7 +334,7 @@ def test_unusual_classes_are_found(sizes, names, expected):
 def test_the_size_of_a_cut_split_is_given_that_has_enough_rows():
     encoded = {"test": [0] * 9 + [1] * 3}
     (found,) = labels_of.check_classes(encoded, Labels(SINGLE, ("a", "b")), Data(test=0.1))
-    assert "for example by --data.test 0.17" in found.text
+    assert "(if it is cut from train: --data.test 0.17)" in found.text
 
 
 def test_invisible_differences_of_names_are_shown():

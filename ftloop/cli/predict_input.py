@@ -79,12 +79,16 @@ def warn_about_empty_cells(
 ) -> Iterator["Dataset"]:
     """Yield the blocks; after the last one, warn about rows in which there is nothing to read."""
     from ftloop.data.encodings import normalize_name
+    from ftloop.data.shape import TEXT_TYPES
 
     empty: list[int] = []
     first_row = 0
     for block in blocks:
         numbers: set[int] = set()
         for column in set(columns) & set(block.column_names):
+            feature = block.features[column]
+            if not (hasattr(feature, "feature") or getattr(feature, "dtype", None) in TEXT_TYPES):
+                continue
             for number, cell in enumerate(block[column], first_row):
                 if cell == [] or (isinstance(cell, str) and not normalize_name(cell)):
                     numbers.add(number)

@@ -8,6 +8,7 @@ what is between two stray quotes becomes one cell, with all rows between them.
 import contextlib
 import csv
 import io
+import re
 import sys
 import warnings
 from collections import Counter
@@ -19,6 +20,7 @@ from ftloop.data.encodings import advise_encoding, has_wide_characters, open_dec
 from ftloop.data.findings import shorten, warn_while_reading
 from ftloop.errors import UserError
 
+LINE_BREAK = re.compile("\r\n|\r|\n")
 STREAMED_ROWS = 1000  # rows of each file of a stream that are checked
 # Options of pandas.read_csv that change which lines are rows. A file that is read with one of them
 # is not checked.
@@ -187,7 +189,7 @@ def _note_line_breaks(structure: Structure, line: int, cells: list[str], separat
     follow its column in the first line, and all of them in the lines after it.
     """
     for column, cell in enumerate(cells):
-        *lines, _ = cell.splitlines() or [""]
+        *lines, _ = LINE_BREAK.split(cell)
         structure.num_line_breaks += len(lines)
         for number, text in enumerate(lines):
             expected = structure.width - 1 - (0 if number else column)

@@ -133,10 +133,8 @@ def infer_cell_type(column: "pyarrow.ChunkedArray", decimal: str = ".") -> str |
     """
     import pyarrow.compute
 
-    patterns = {
-        dtype: pattern.replace(r"\.", re.escape(decimal))
-        for dtype, pattern in CELL_PATTERNS.items()
-    }
+    point = re.escape(decimal)
+    patterns = {dtype: cell.replace(r"\.", point) for dtype, cell in CELL_PATTERNS.items()}
     candidates, has_blank, has_filled = list(patterns), False, False
     for chunk in column.chunks:
         cells = pyarrow.compute.utf8_trim_whitespace(chunk.drop_null())

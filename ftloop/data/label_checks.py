@@ -1,5 +1,6 @@
 """What looks like a mistake in the labels: few rows, one large class, names that are no classes."""
 
+import math
 import re
 import unicodedata
 from collections import defaultdict
@@ -67,12 +68,13 @@ def find_small_classes(
             f"--label-min-rows {MIN_ROWS} drops them, and --label-rare other puts them together"
         )
     else:
-        size, least = getattr(data, split, 0.0), max(small[0][0], 1)
-        share = min(size * MIN_ROWS / least, 0.5)
+        size, example = getattr(data, split, 0.0), ""
+        if 0 < size < 1:
+            share = math.ceil(100 * size * MIN_ROWS / max(small[0][0], 1)) / 100
+            example = f" (if it is cut from train: --data.{split} {min(share, 0.5)})"
         advice = (
-            "their scores depend on single rows. Give it more of their rows"
-            + (f", for example by --data.{split} {share:.2g} if it is cut from train" * bool(size))
-            + ", or merge classes with --label-merge"
+            f"their scores depend on single rows. Give {split} more of their rows{example}, or "
+            "merge classes with --label-merge"
         )
     yield Finding(
         f"{split} has fewer than {MIN_ROWS} rows of {len(small)} of the {len(sizes)} classes "

@@ -56,7 +56,7 @@ class Data:
     format: str | None = None
     """Format of the files: csv, tsv, json, jsonl, parquet, ... Default: from the file extension."""
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Options of the reader (for CSV those of pandas.read_csv): sep ; quoting 3 encoding latin-1"""
+    """Options of the reader (for CSV those of pandas.read_csv): sep ; quoting 3 encoding cp1252"""
     field: tuple[str, ...] = ()
     """Dotted key of the rows in nested JSON or in a pickled dictionary: data.rows. Of a pickle,
     tables under several keys are put side by side."""
