@@ -3,6 +3,7 @@
 import csv
 import io
 import logging
+import re
 import sqlite3
 import unicodedata
 from pathlib import Path
@@ -148,6 +149,14 @@ def test_a_missing_header_and_another_separator_are_named(tmp_path):
             _ = TextClassification(model="-", data=data).source
 
 
+def test_files_with_other_columns_are_named(tmp_path):
+    write(tmp_path, "text,label\na,b\n", "a.csv")
+    write(tmp_path, "text,colour\nc,d\n", "b.csv")
+    message = "compared with the first one, a later one has 'colour' and lacks 'label'"
+    with pytest.raises(UserError, match=message):
+        read(str(tmp_path / "*.csv"))
+
+
 # Encodings
 
 
@@ -276,8 +285,6 @@ def test_an_older_model_may_have_a_label_in_another_form():
     ],
 )
 def test_texts_that_no_model_should_read_are_found(texts, message):
-    import re
-
     (found,) = findings(texts_of.check_texts("train", Dataset.from_dict({"text": texts}), "text"))
     assert re.search(message, found)
     usual = Dataset.from_dict({"text": ["the sky", "Ärger, it\u2019s 5 €"]})
@@ -318,8 +325,6 @@ def test_many_truncated_texts_are_found_with_the_length_that_helps(tiny):
     ],
 )
 def test_unusual_classes_are_found(sizes, names, expected):
-    import re
-
     labels = Labels(SINGLE, tuple(map(str, names)))
     encoded = {
         split: [number for number, size in enumerate(counts) for _ in range(size)]
@@ -328,7 +333,7 @@ def test_unusual_classes_are_found(sizes, names, expected):
     found = findings(labels_of.check_classes(encoded, labels, Data(test=0.1)))
     assert len(found) == len(expected)
     for text, message in zip(found, expected, strict=True):
-        assert re.search(message.replace("(", r"\("), text)
+        assert all(part in text for part in message.split(".*"))
 
 
 def test_the_size_of_a_cut_split_is_given_that_has_enough_rows():
@@ -339,7 +344,7 @@ def test_the_size_of_a_cut_split_is_given_that_has_enough_rows():
 
 def test_invisible_differences_of_names_are_shown():
     (found,) = labels_of.find_similar_names(["jo\u200by", "Joy", "sad", "\ufeffsad"])
-    assert r"'Joy' and 'jo\u200by', '\ufeffsad' and 'sad'" in found.text
+    assert r"'Joy' and 'jo\u200by', 'sad' and '\ufeffsad'" in found.text
 
 
 def test_repetitions_and_leaked_labels_are_found():
@@ -417,12 +422,14 @@ def test_folders_within_class_folders_become_a_column(tmp_path, messages):
     with pytest.raises(UserError, match="has no effect on images in folders within class folders"):
         Data(path=str(tmp_path / "photos"), options={"x": 1}).read()
     # The folders of splits are no classes, wherever they are.
-    (tmp_path / "data" / "set").mkdir(parents=True)
-    (tmp_path / "photos").rename(tmp_path / "data" / "set" / "train")
-    message = r"no images in CLASS/\*.jpg, .*elsewhere, for example in set/train/a/"
+    (tmp_path / "deep" / "set" / "train" / "a").mkdir(parents=True)
+    Picture.new("RGB", (4, 4), "red").save(tmp_path / "deep" / "set" / "train" / "a" / "6.png")
+    message = r"no images in CLASS/\*.jpg, .*elsewhere, for example in set/train/a/6.png"
     with pytest.raises(UserError, match=message):
-        Data(path=str(tmp_path / "data")).read()
-    assert len(Data(path=str(tmp_path / "data" / "set")).read()["train"]) == 4
+        Data(path=str(tmp_path / "deep")).read()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "photos").rename(tmp_path / "data" / "train")
+    assert len(Data(path=str(tmp_path / "data")).read()["train"]) == 4
 
 
 def test_a_configuration_of_the_hub_in_the_way_of_a_folder_is_named(tmp_path):
@@ -535,6 +542,10 @@ def test_a_tokenizer_of_sentencepiece_is_read(tmp_path):
         vocab_size=60,
         hard_vocab_limit=False,
         minloglevel=2,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
     )
     write(tmp_path, model.getvalue(), "spiece.model")
     T5Config(vocab_size=60).save_pretrained(tmp_path)

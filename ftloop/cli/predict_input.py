@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftloop.errors import UserError, root_cause
+from ftloop.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -198,7 +198,8 @@ def read_csv_blocks(size: int, options: dict[str, Any]) -> Iterator["Dataset"]:
 
     from ftloop.data.csv_structure import pandas_warnings
     from ftloop.data.csv_types import split_names
-    from ftloop.data.formats import CSV_OPTIONS, explain_error
+    from ftloop.data.formats import CSV_OPTIONS
+    from ftloop.data.reader_errors import explain_error
 
     options = {**CSV_OPTIONS, **split_names(options), "dtype": str, "chunksize": size}
     try:
@@ -213,5 +214,5 @@ def read_csv_blocks(size: int, options: dict[str, Any]) -> Iterator["Dataset"]:
         return
     # Also ParserError and UnicodeDecodeError; the warning is that a row has too many cells.
     except (ValueError, TypeError, pandas.errors.ParserWarning) as error:
-        cause = explain_error(root_cause(error)).replace("--data.", "--")
+        cause = explain_error(error).replace("--data.", "--")
         raise UserError(f"standard input cannot be read as CSV: {cause}") from error

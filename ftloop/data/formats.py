@@ -4,12 +4,11 @@ Tables are memory-mapped Arrow files in the cache of `datasets`. Its builders re
 which it has one that works; tables.py and images.py read the others.
 """
 
-import contextlib
 import glob
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +16,10 @@ from urllib.parse import urlsplit
 
 from ftloop.data.csv_structure import pandas_warnings
 from ftloop.data.csv_types import examine_csv_files, restore_numeric_columns, split_names
-from ftloop.data.encodings import advise_encoding, has_wide_characters, require_utf8
+from ftloop.data.encodings import require_utf8
+from ftloop.data.reader_errors import raise_user_errors
 from ftloop.data.splits import SPLIT_ALIASES, SPLITS
-from ftloop.errors import UserError, root_cause
+from ftloop.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import DatasetDict, IterableDatasetDict
@@ -58,30 +58,6 @@ READERS: dict[str, tuple[str, dict[str, Any]]] = {
 TABLE_READERS = ("xml", "sqlite", "pickle", "save_to_disk")  # the readers in tables.py
 COMPRESSION_EXTENSIONS = ("gz", "zip", "zst", "xz", "bz2")  # may follow the extensions above
 DECOMPRESSING_READERS = ("csv", "json", "text", "xml", "pickle")
-
-# What readers raise for a file without rows.
-NO_ROWS_ERRORS = (
-    "corresponds to no data",
-    "No columns to parse",
-    "at least one example",
-    "StopIteration",
-)
-# What helps against other errors of the readers.
-HINTS = {
-    "ParserError": (
-        "Another separator is set by --data.options sep=';', and quoting=3 reads quotes as "
-        "ordinary characters."
-    ),
-    "Length of header or names": (
-        "Rows have more cells than the header. --data.options names=a,b,c names all columns."
-    ),
-    "as a scalar of type": "A column of numbers holds something else in a later row.",
-    "No module named 'h5py'": "Install it: pip install h5py.",
-    "unexpected keyword argument": (
-        "For CSV and TSV, --data.options takes the options of pandas.read_csv; other formats take "
-        "few."
-    ),
-}
 
 
 # Finding files
@@ -294,7 +270,7 @@ def read_files(
     data: dict[str, Any] = {}
     for split, names in paths.items():
         reader = READERS[formats[split]][0]
-        with _raise_user_errors(split, names), pandas_warnings(split not in unchecked):
+        with raise_user_errors(split, names), pandas_warnings(split not in unchecked):
             if reader in TABLE_READERS or (field and formats[split] == "json"):
                 rows = read_tables(reader, split, names, field, query)
             else:
@@ -355,38 +331,5 @@ def _read_image_folders(
         entries = list(folder.iterdir())
         ignored = [entry for entry in entries if not (entry.is_dir() and any(entry.iterdir()))]
         log_ignored_entries(folder, ignored)
-    with _raise_user_errors(", ".join(paths), folders):
+    with raise_user_errors(", ".join(paths), folders):
         return read_image_folders(paths, options)
-
-
-@contextlib.contextmanager
-def _raise_user_errors(split: str, paths: list[str]) -> Iterator[None]:
-    """Turn any error of a reader into a UserError that names the files, and silence `datasets`."""
-    import datasets
-
-    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-    names = ", ".join(map(repr, paths[:3])) + more
-    verbosity = datasets.logging.get_verbosity()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs errors before raising them
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # pandas, pyarrow and datasets raise errors of many types
-        cause = root_cause(error)
-        if any(text in cause for text in NO_ROWS_ERRORS):
-            raise UserError(
-                f"--data: the split {split!r} is empty: there are no rows in {names}."
-            ) from error
-        explained = explain_error(cause)
-        undecodable = [path for path in paths if has_wide_characters(path)]
-        if "UnicodeDecodeError" in cause or undecodable:
-            explained += f" {advise_encoding((undecodable or paths)[0])}"
-        raise UserError(f"--data: cannot read the {split} file {names}: {explained}") from error
-    finally:
-        datasets.logging.set_verbosity(verbosity)
-
-
-def explain_error(cause: str) -> str:
-    """Return the cause of a reader's error, with the option that helps."""
-    return " ".join([cause.rstrip(".") + ".", *(HINTS[text] for text in HINTS if text in cause)])

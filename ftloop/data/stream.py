@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import get_worker_info
 
 from ftloop.data.csv_structure import pandas_warnings
-from ftloop.data.formats import explain_error
-from ftloop.errors import UserError, root_cause
+from ftloop.data.reader_errors import explain_error
+from ftloop.errors import UserError
 from ftloop.sampler import UNBOUNDED, random_permutation
 from ftloop.state import fold_in, temporary_seed
 
@@ -243,8 +243,7 @@ class Stream:
             raise
         except Exception as error:  # of readers, the network, and functions that map and filter
             raise UserError(
-                f"--data: shard {shard} of the stream cannot be read: "
-                f"{explain_error(root_cause(error))}"
+                f"--data: shard {shard} of the stream cannot be read: {explain_error(error)}"
             ) from error
         if num_usable < num_rows and shard not in self.shard_sizes:
             logger.warning(

@@ -1,0 +1,89 @@
+"""Turn what readers of files raise into errors that say what a user can do."""
+
+import contextlib
+from collections.abc import Iterator
+
+from ftloop.data.encodings import advise_encoding, has_wide_characters
+from ftloop.errors import UserError, root_cause
+
+# What readers raise for a file without rows.
+NO_ROWS_ERRORS = (
+    "corresponds to no data",
+    "No columns to parse",
+    "at least one example",
+    "StopIteration",
+)
+# What helps against other errors of the readers.
+HINTS = {
+    "ParserError": (
+        "Another separator is set by --data.options sep=';', and quoting=3 reads quotes as "
+        "ordinary characters."
+    ),
+    "Length of header or names": (
+        "Rows have more cells than the header. --data.options names=a,b,c names all columns."
+    ),
+    "as a scalar of type": "A column of numbers holds something else in a later row.",
+    "no such table": "Without --data.query, the error lists the tables.",
+    "No module named 'h5py'": "Install it: pip install h5py.",
+    "unexpected keyword argument": (
+        "For CSV and TSV, --data.options takes the options of pandas.read_csv; other formats take "
+        "few."
+    ),
+}
+
+
+@contextlib.contextmanager
+def raise_user_errors(split: str, paths: list[str]) -> Iterator[None]:
+    """Turn any error of a reader into a UserError that names the files, and silence `datasets`."""
+    import datasets
+
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    names = ", ".join(map(repr, paths[:3])) + more
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs errors before raising them
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # pandas, pyarrow and datasets raise errors of many types
+        cause = root_cause(error)
+        if any(text in cause for text in NO_ROWS_ERRORS):
+            raise UserError(
+                f"--data: the split {split!r} is empty: there are no rows in {names}."
+            ) from error
+        explained = explain_error(error)
+        undecodable = [path for path in paths if has_wide_characters(path)]
+        if "UnicodeDecodeError" in cause or undecodable:
+            explained += f" {advise_encoding((undecodable or paths)[0])}"
+        raise UserError(f"--data: cannot read the {split} file {names}: {explained}") from error
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+
+
+def explain_error(error: BaseException) -> str:
+    """Return the cause of a reader's error, with the option that helps."""
+    explained = explain_other_columns(error)
+    if explained:
+        return explained
+    cause = root_cause(error)
+    return " ".join([cause.rstrip(".") + ".", *(HINTS[text] for text in HINTS if text in cause)])
+
+
+def explain_other_columns(error: BaseException) -> str:
+    """Explain the CastError of `datasets` for files of a split with different columns, else ""."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    later, first = (
+        getattr(error, name, None) for name in ("table_column_names", "requested_column_names")
+    )
+    if later is None or first is None:
+        return ""
+    differences = [
+        f"{verb} {', '.join(map(repr, sorted(names)))}"
+        for verb, names in (("has", set(later) - set(first)), ("lacks", set(first) - set(later)))
+        if names
+    ]
+    return (
+        "the files of a split must have the same columns, but compared with the first one, a later "
+        f"one {' and '.join(differences)}."
+    )
