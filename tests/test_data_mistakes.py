@@ -151,10 +151,29 @@ def test_a_missing_header_and_another_separator_are_named(tmp_path):
 
 def test_files_with_other_columns_are_named(tmp_path):
     write(tmp_path, "text,label\na,b\n", "a.csv")
-    write(tmp_path, "text,colour\nc,d\n", "b.csv")
+    for content, difference in (
+        ("text,colour\nc,d\n", "b.csv' has 'colour' and lacks 'label'"),
+        ("label,text\nd,c\n", "b.csv' has another order"),
+        ("text,label\nc,1\n", "A column holds texts in one file and numbers in another"),
+    ):
+        write(tmp_path, content, "b.csv")
+        with pytest.raises(UserError, match=difference):
+            read(str(tmp_path / "*.csv"))
+    for name, column in (("a", "label"), ("b", "colour")):
+        Dataset.from_dict({"text": ["a"], column: ["b"]}).to_parquet(tmp_path / f"{name}.parquet")
     message = "compared with the first one, a later one has 'colour' and lacks 'label'"
     with pytest.raises(UserError, match=message):
-        read(str(tmp_path / "*.csv"))
+        read(str(tmp_path / "*.parquet"))
+
+
+def test_an_option_that_a_reader_lacks_is_named_with_those_it_has(tmp_path):
+    message = r"--data.options seperator: the reader of csv files has no such option.* sep, "
+    path = write(tmp_path, "text,label\na,b\n")
+    with pytest.raises(UserError, match=message):
+        read(path, options={"seperator": ";"})
+    path = write(tmp_path, '{"text": "a"}\n', "rows.jsonl")
+    with pytest.raises(UserError, match="dtype: the reader of json files has no such option"):
+        read(path, options={"dtype": "str"})
 
 
 # Encodings

@@ -43,15 +43,17 @@ class Structure:
     first_line_break: int = 0
 
 
-def check_csv(split: str, name: str, options: dict[str, Any], max_rows: int | None = None) -> bool:
-    """Check one file; return False if it cannot be checked, and is left to pandas.
+def check_csv(
+    split: str, name: str, options: dict[str, Any], max_rows: int | None = None
+) -> list[str] | None:
+    """Check one file; return the names of its columns, or None if only pandas can read it.
 
     Warns about short rows, repeated names and joined rows. Raises UserError for a row with more
     cells than the header, and for a file that is not in its encoding.
     """
     dialect = _csv_dialect(options)
     if dialect is None or "://" in name:
-        return False
+        return None
     place = f"the {split} file {name!r}"
     if "encoding" not in options and has_wide_characters(name):
         raise UserError(f"--data: cannot read {place}. {advise_encoding(name)}")
@@ -65,7 +67,7 @@ def check_csv(split: str, name: str, options: dict[str, Any], max_rows: int | No
             f"(byte 0x{error.object[error.start]:02x}). {advice}"
         ) from error
     except Exception:  # pandas raises an error of its own, which is then reported
-        return False
+        return None
     if structure.first_longer is not None:
         _report_longer_rows(structure, place, options)
     if structure.first_shorter is not None:
@@ -88,7 +90,7 @@ def check_csv(split: str, name: str, options: dict[str, Any], max_rows: int | No
             "quotes are ordinary characters in this file, rows were joined: add --data.options "
             "quoting=3"
         )
-    return True
+    return structure.names
 
 
 @contextlib.contextmanager

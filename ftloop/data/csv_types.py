@@ -9,7 +9,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ftloop.data.csv_structure import STREAMED_ROWS, check_csv, pandas_warnings
+from ftloop.data.reader_errors import describe_other_columns
 from ftloop.data.shape import TEXT_TYPES, map_tables
+from ftloop.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow
@@ -51,14 +53,31 @@ def examine_csv_files(
     unchecked = set()
     for split, reader_options in options.items():
         reader_options = split_names(reader_options)
-        for name in paths[split]:
-            if not check_csv(split, name, reader_options, STREAMED_ROWS if streaming else None):
-                unchecked.add(split)
+        headers = {
+            name: check_csv(split, name, reader_options, STREAMED_ROWS if streaming else None)
+            for name in paths[split]
+        }
+        if None in headers.values():
+            unchecked.add(split)
+        else:
+            require_equal_headers(split, headers)
         code_columns |= find_zero_padded_columns(paths[split][0], reader_options)
     if code_columns:
         names = ", ".join(sorted(map(str, code_columns)))
         logger.info("data: numbers with leading zeros are kept as texts: %s", names)
     return code_columns, unchecked
+
+
+def require_equal_headers(split: str, headers: dict[str, Any]) -> None:
+    """Raise UserError unless the CSV files of a split have the same columns in the same order."""
+    first = next(iter(headers))
+    for name, columns in headers.items():
+        if columns != headers[first]:
+            difference = describe_other_columns(columns, headers[first]) or "has another order"
+            raise UserError(
+                f"--data: the {split} files must have the same columns, but compared with "
+                f"{first!r}, {name!r} {difference}."
+            )
 
 
 def find_zero_padded_columns(name: str, options: dict[str, Any]) -> set[Any]:

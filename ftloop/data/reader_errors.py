@@ -1,10 +1,13 @@
 """Turn what readers of files raise into errors that say what a user can do."""
 
 import contextlib
-from collections.abc import Iterator
+import dataclasses
+import importlib
+import re
+from collections.abc import Iterable, Iterator
 
 from ftloop.data.encodings import advise_encoding, has_wide_characters
-from ftloop.errors import UserError, root_cause
+from ftloop.errors import UserError, did_you_mean, root_cause
 
 # What readers raise for a file without rows.
 NO_ROWS_ERRORS = (
@@ -23,12 +26,9 @@ HINTS = {
         "Rows have more cells than the header. --data.options names=a,b,c names all columns."
     ),
     "as a scalar of type": "A column of numbers holds something else in a later row.",
+    "Schema at index": "A column holds texts in one file and numbers in another.",
     "no such table": "Without --data.query, the error lists the tables.",
     "No module named 'h5py'": "Install it: pip install h5py.",
-    "unexpected keyword argument": (
-        "For CSV and TSV, --data.options takes the options of pandas.read_csv; other formats take "
-        "few."
-    ),
 }
 
 
@@ -62,7 +62,7 @@ def raise_user_errors(split: str, paths: list[str]) -> Iterator[None]:
 
 def explain_error(error: BaseException) -> str:
     """Return the cause of a reader's error, with the option that helps."""
-    explained = explain_other_columns(error)
+    explained = explain_other_columns(error) or explain_unknown_option(root_cause(error))
     if explained:
         return explained
     cause = root_cause(error)
@@ -73,17 +73,42 @@ def explain_other_columns(error: BaseException) -> str:
     """Explain the CastError of `datasets` for files of a split with different columns, else ""."""
     while error.__cause__ is not None:
         error = error.__cause__
-    later, first = (
-        getattr(error, name, None) for name in ("table_column_names", "requested_column_names")
-    )
+    later = getattr(error, "table_column_names", None)
+    first = getattr(error, "requested_column_names", None)
     if later is None or first is None:
         return ""
-    differences = [
-        f"{verb} {', '.join(map(repr, sorted(names)))}"
-        for verb, names in (("has", set(later) - set(first)), ("lacks", set(first) - set(later)))
-        if names
-    ]
     return (
         "the files of a split must have the same columns, but compared with the first one, a later "
-        f"one {' and '.join(differences)}."
+        f"one {describe_other_columns(later, first)}."
+    )
+
+
+def describe_other_columns(columns: Iterable[str], expected: Iterable[str]) -> str:
+    """Return "has 'colour' and lacks 'label'", or "" for equal names."""
+    new, missing = set(columns) - set(expected), set(expected) - set(columns)
+    parts = [
+        f"{verb} {', '.join(map(repr, sorted(names)))}"
+        for verb, names in (("has", new), ("lacks", missing))
+        if names
+    ]
+    return " and ".join(parts)
+
+
+def explain_unknown_option(cause: str) -> str:
+    """Explain an option that a reader of `datasets` does not have, and list those it has."""
+    from datasets import BuilderConfig
+
+    match = re.search(
+        r"(\w+)Config\.__init__\(\) got an unexpected keyword argument '(\w+)'", cause
+    )
+    if match is None:
+        return ""
+    reader, option = match[1].lower(), match[2]
+    module = importlib.import_module(f"datasets.packaged_modules.{reader}.{reader}")
+    fields = dataclasses.fields(getattr(module, f"{match[1]}Config"))
+    shared = {field.name for field in dataclasses.fields(BuilderConfig)}  # they choose files
+    names = {field.name for field in fields} - shared
+    return (
+        f"--data.options {option}: the reader of {reader} files has no such option"
+        f"{did_you_mean(option, names)}. It has {', '.join(sorted(names))}."
     )
