@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ftloop.data.encodings import advise_encoding, has_wide_characters, open_decompressed
+from ftloop.data.encodings import advise_encoding, open_decompressed
 from ftloop.data.findings import shorten, warn_while_reading
 from ftloop.errors import UserError
 
@@ -55,8 +55,6 @@ def check_csv(
     if dialect is None or "://" in name:
         return None
     place = f"the {split} file {name!r}"
-    if "encoding" not in options and has_wide_characters(name):
-        raise UserError(f"--data: cannot read {place}. {advise_encoding(name)}")
     try:
         structure = _scan(name, options, dialect, max_rows)
     except UnicodeDecodeError as error:

@@ -5,6 +5,8 @@ import re
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
+from ftloop.errors import UserError
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -43,16 +45,20 @@ def detect_encoding(content: bytes) -> str | None:
     return "cp1252"
 
 
-def has_wide_characters(name: str) -> bool:
-    """Tell whether a local file is UTF-16 or UTF-32. Such a file may be read without an error."""
-    if "://" in name:
-        return False
-    try:
-        with open_decompressed(name) as stream:
-            beginning = stream.read(1000)
-    except Exception:  # reading the whole file raises the same error, which is then reported
-        return False
-    return (detect_encoding(beginning) or "").startswith("utf") and 0 in beginning
+def refuse_wide_characters(split: str, names: list[str]) -> None:
+    """Raise UserError for a local file in UTF-16 or UTF-32, which may be read without an error."""
+    for name in names:
+        if "://" in name:
+            continue
+        try:
+            with open_decompressed(name) as stream:
+                beginning = stream.read(1000)
+        except Exception:  # reading the whole file raises the same error, which is then reported
+            continue
+        if 0 in beginning and (detect_encoding(beginning) or "").startswith("utf"):
+            raise UserError(
+                f"--data: cannot read the {split} file {name!r}. {advise_encoding(name)}"
+            )
 
 
 def advise_encoding(name: str) -> str:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from ftloop.data.csv_structure import pandas_warnings
 from ftloop.data.csv_types import examine_csv_files, restore_numeric_columns, split_names
-from ftloop.data.encodings import require_utf8
+from ftloop.data.encodings import refuse_wide_characters, require_utf8
 from ftloop.data.reader_errors import raise_user_errors
 from ftloop.data.splits import SPLIT_ALIASES, SPLITS
 from ftloop.errors import UserError
@@ -55,6 +55,7 @@ READERS: dict[str, tuple[str, dict[str, Any]]] = {
     "save_to_disk": ("save_to_disk", {}),  # a folder written by Dataset.save_to_disk
     "imagefolder": ("imagefolder", {}),  # a folder with CLASS/photo.jpg
 }
+ENCODED_READERS = ("csv", "json", "text")  # those with the option `encoding`
 TABLE_READERS = ("xml", "sqlite", "pickle", "save_to_disk")  # the readers in tables.py
 COMPRESSION_EXTENSIONS = ("gz", "zip", "zst", "xz", "bz2")  # may follow the extensions above
 DECOMPRESSING_READERS = ("csv", "json", "text", "xml", "pickle")
@@ -262,6 +263,9 @@ def read_files(
     if "imagefolder" in formats.values():
         return _read_image_folders(paths, formats, options)
 
+    for split, names in paths.items():
+        if READERS[formats[split]][0] in ENCODED_READERS and not ("encoding" in options or field):
+            refuse_wide_characters(split, names)
     csv_splits = [split for split, kind in formats.items() if kind in ("csv", "tsv")]
     reader_options = {split: {**READERS[formats[split]][1], **options} for split in csv_splits}
     code_columns, unchecked = examine_csv_files(paths, reader_options, streaming)

@@ -6,7 +6,7 @@ import importlib
 import re
 from collections.abc import Iterable, Iterator
 
-from ftloop.data.encodings import advise_encoding, has_wide_characters
+from ftloop.data.encodings import advise_encoding
 from ftloop.errors import UserError, did_you_mean, root_cause
 
 # What readers raise for a file without rows.
@@ -52,9 +52,8 @@ def raise_user_errors(split: str, paths: list[str]) -> Iterator[None]:
                 f"--data: the split {split!r} is empty: there are no rows in {names}."
             ) from error
         explained = explain_error(error)
-        undecodable = [path for path in paths if has_wide_characters(path)]
-        if "UnicodeDecodeError" in cause or undecodable:
-            explained += f" {advise_encoding((undecodable or paths)[0])}"
+        if "UnicodeDecodeError" in cause:
+            explained += f" {advise_encoding(paths[0])}"
         raise UserError(f"--data: cannot read the {split} file {names}: {explained}") from error
     finally:
         datasets.logging.set_verbosity(verbosity)
