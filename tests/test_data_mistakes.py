@@ -189,6 +189,7 @@ def test_an_option_that_a_reader_lacks_is_named_with_those_it_has(tmp_path):
         ("text".encode("utf-16-le"), "utf-16-le"),
         ("text".encode("utf-16-be"), "utf-16-be"),
         (b"\x81", None),
+        ("5 €".encode()[:-1], "utf-8"),
     ],
 )
 def test_the_encoding_is_detected(content, encoding):
@@ -204,6 +205,13 @@ def test_the_option_of_the_error_reads_the_file(tmp_path, name, encoding):
     with pytest.raises(UserError, match=f"--data.options encoding={encoding}\\."):
         read(path)
     assert read(path, options={"encoding": encoding})[0]["text"] == "5 €"
+
+
+def test_the_file_with_another_encoding_is_named(tmp_path):
+    write(tmp_path, "5 €\n", "a.txt")
+    write(tmp_path, "5 €\n".encode("cp1252"), "b.txt")
+    with pytest.raises(UserError, match=r"bytes of '.*b\.txt' are not UTF-8 but fit cp1252"):
+        read(str(tmp_path / "*.txt"))
 
 
 def test_a_byte_order_mark_is_no_part_of_a_name_or_text(tmp_path):

@@ -59,7 +59,7 @@ def check_csv(
         structure = _scan(name, options, dialect, max_rows)
     except UnicodeDecodeError as error:
         encoding = options.get("encoding", "utf-8")
-        advice = "Choose another one." if "encoding" in options else advise_encoding(name)
+        advice = "Choose another one." if "encoding" in options else advise_encoding([name])
         raise UserError(
             f"--data: cannot read {place}: it is not {encoding}: {error.reason} "
             f"(byte 0x{error.object[error.start]:02x}). {advice}"

@@ -32,17 +32,19 @@ def open_decompressed(name: str) -> Any:
 
 
 def detect_encoding(content: bytes) -> str | None:
-    """Return the encoding that the bytes of a file show if it is not UTF-8; None if none fits."""
+    """Return the encoding that the first bytes of a file show; None if none is found."""
     for mark, encoding in BYTE_ORDER_MARKS.items():
         if content.startswith(mark):
             return encoding
     if content.count(0) > len(content) / 4:  # of ASCII in UTF-16, every second byte is zero
         return "utf-16-le" if content[1::2].count(0) > content[::2].count(0) else "utf-16-be"
-    try:
-        content.decode("cp1252")
-    except UnicodeDecodeError:
-        return None
-    return "cp1252"
+    for encoding in ("utf-8", "cp1252"):
+        try:
+            codecs.getincrementaldecoder(encoding)().decode(content)  # may end within a character
+            return encoding
+        except UnicodeDecodeError:
+            continue
+    return None
 
 
 def refuse_wide_characters(split: str, names: list[str]) -> None:
@@ -55,25 +57,24 @@ def refuse_wide_characters(split: str, names: list[str]) -> None:
                 beginning = stream.read(1000)
         except Exception:  # reading the whole file raises the same error, which is then reported
             continue
-        if 0 in beginning and (detect_encoding(beginning) or "").startswith("utf"):
-            raise UserError(
-                f"--data: cannot read the {split} file {name!r}. {advise_encoding(name)}"
+        if (detect_encoding(beginning) or "").startswith(("utf-16", "utf-32")):
+            raise UserError(f"--data: cannot read the {split} file. {advise_encoding([name])}")
+
+
+def advise_encoding(names: list[str]) -> str:
+    """Return a sentence with the option that reads the first of these files that is not UTF-8."""
+    for name in names:
+        try:
+            with open_decompressed(name) as stream:
+                encoding = detect_encoding(stream.read(EXAMINED_BYTES))
+        except Exception:  # of the file system, the network or the decompression
+            continue
+        if encoding not in ("utf-8", None):
+            return (
+                f"The bytes of {name!r} are not UTF-8 but fit {encoding}: add --data.options "
+                f"encoding={encoding}."
             )
-
-
-def advise_encoding(name: str) -> str:
-    """Return a sentence with the option that reads a file that is not UTF-8."""
-    try:
-        with open_decompressed(name) as stream:
-            encoding = detect_encoding(stream.read(EXAMINED_BYTES))
-    except Exception:  # of the file system, the network or the decompression
-        encoding = None
-    if encoding is None:
-        return (
-            "Its bytes are neither UTF-8, UTF-16 nor cp1252. Another encoding is set by "
-            "--data.options encoding=NAME."
-        )
-    return f"Its bytes are not UTF-8 but fit {encoding}: add --data.options encoding={encoding}."
+    return "Another encoding is set by --data.options encoding=NAME; cp1252 does not fit."
 
 
 def require_utf8(rows: "Dataset") -> None:

@@ -53,7 +53,7 @@ def raise_user_errors(split: str, paths: list[str]) -> Iterator[None]:
             ) from error
         explained = explain_error(error)
         if "UnicodeDecodeError" in cause:
-            explained += f" {advise_encoding(paths[0])}"
+            explained += f" {advise_encoding(paths)}"
         raise UserError(f"--data: cannot read the {split} file {names}: {explained}") from error
     finally:
         datasets.logging.set_verbosity(verbosity)
