@@ -93,14 +93,14 @@ def check_rows(task: CheckedTask, full: bool = False) -> Iterator[Finding]:
     repeated = []
     if full or (is_text and sum(map(len, data.values())) <= QUICK_ROWS):
         repeated = find_repeated_rows(data, inputs)
+        for split, rows in data.items() if is_text else ():
+            yield from find_control_characters(split, rows, inputs)
     else:
         yield Finding(
             "rows are not searched for duplicates, which takes a while; --check does it",
             is_mistake=False,
         )
     yield from find_overlaps(data, inputs, repeated)
-    for split, rows in data.items() if is_text else ():
-        yield from find_control_characters(split, rows, inputs)
     cells = [
         cell
         for rows in data.values()
