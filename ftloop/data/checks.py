@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ftloop.data.findings import MAX_EXAMPLES, Finding, log_findings, shorten
+from ftloop.data.findings import MAX_EXAMPLES, Finding, shorten
 from ftloop.data.label_checks import check_classes, count_classes, find_similar_names
 from ftloop.data.labels import Labels, encode_labels, read_label_cells
 from ftloop.data.shape import row_digests
@@ -23,8 +23,6 @@ from ftloop.data.text_checks import (
     find_truncation,
 )
 from ftloop.errors import UserError
-
-__all__ = ["check_everything", "check_rows", "log_findings"]
 
 if TYPE_CHECKING:
     from datasets import Dataset

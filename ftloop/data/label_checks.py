@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ftloop.data.findings import MAX_EXAMPLES, Finding
-from ftloop.data.labels import Labels, advise_numbers
+from ftloop.data.labels import Labels, advise_numbers, label_name
 
 MIN_ROWS = 5  # of a class: the scores of a smaller one depend on single rows
 LARGE_SHARE = 0.95  # of the rows of train in one class
@@ -120,8 +120,6 @@ def find_similar_names(names: Iterable[str]) -> Iterator[Finding]:
 
     It is not a mistake if training takes them for one name (see `labels.label_name`).
     """
-    from ftloop.data.labels import label_name
-
     variants = defaultdict(set)
     for name in names:
         characters = unicodedata.normalize("NFKC", name).casefold()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ftloop.data import checks
+from ftloop.data.findings import log_findings
 from ftloop.data.labels import (
     Labels,
     ProblemType,
@@ -189,7 +190,7 @@ class Classification(PretrainedTask):
         `full` logs everything that is known about the data, as --check does.
         """
         findings = checks.check_everything(self) if full else checks.check_rows(self)
-        return checks.log_findings(findings)
+        return log_findings(findings)
 
     def configure_model(self, config: "PretrainedConfig") -> None:
         super().configure_model(config)
