@@ -17,7 +17,8 @@ from ftloop.cli.predict_options import PredictOptions
 from ftloop.cli.predict_reader import add_options_of_run
 from ftloop.data import Data, checks, label_checks as labels_of, text_checks as texts_of
 from ftloop.data.csv_structure import check_csv
-from ftloop.data.encodings import detect_encoding, normalize_column, normalize_name
+from ftloop.data.encodings import detect_encoding, find_spelling, normalize_column, normalize_name
+from ftloop.data.images import _prepend_folder
 from ftloop.data.labels import Labels, encode_labels, infer_labels, label_name
 from ftloop.data.shape import shape_rows
 from ftloop.errors import UserError
@@ -288,6 +289,18 @@ def test_label_names_and_groups_may_be_in_another_form(tmp_path):
     cells = Dataset.from_dict({"label": [COMPOSED, "joy"]})
     labels = infer_labels(cells, ("label",), None, None, (DECOMPOSED, "joy"))
     assert labels.names == (COMPOSED, "joy")
+
+
+def test_files_are_found_whatever_the_unicode_form_of_their_names(tmp_path):
+    folder = tmp_path / DECOMPOSED
+    folder.mkdir()
+    write(folder, "text,label\na,b\n", f"{COMPOSED}.csv")
+    assert read(f"{tmp_path}/{COMPOSED}/{DECOMPOSED}.csv")[0]["text"] == "a"
+    files = {"train": f"{tmp_path}/{COMPOSED}/{COMPOSED}.csv"}
+    assert Data(files=files).read()["train"].num_rows == 1
+    (cells,) = _prepend_folder({"i": [{"bytes": None, "path": COMPOSED}]}, "i", str(tmp_path))["i"]
+    assert cells == {"bytes": None, "path": str(folder)}
+    assert find_spelling(tmp_path / "\u00e0") == tmp_path / "\u00e0"
 
 
 def test_an_older_model_may_have_a_label_in_another_form():

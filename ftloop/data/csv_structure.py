@@ -81,7 +81,7 @@ def check_csv(
             f"{place}: several columns are named {', '.join(repeated)}. The first keeps its name, "
             "the others get .1, .2 and so on"
         )
-    if structure.num_like_rows > 0.8 * structure.num_line_breaks:
+    if structure.num_like_rows > 0.6 * structure.num_line_breaks:
         warn_while_reading(
             f"{place}: {structure.num_line_breaks} line break(s) are inside quotes, the first in "
             f"line {structure.first_line_break}, and what is around them looks like rows. If "

@@ -1,8 +1,10 @@
 """The encodings of text files: which one a file has, and signs that it was read in a wrong one."""
 
 import codecs
+import os
 import re
 import unicodedata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftloop.errors import UserError
@@ -111,6 +113,25 @@ def normalize_column(name: str) -> str:
     if name.isascii():
         return name
     return _strip_characters(unicodedata.normalize("NFC", name), INVISIBLE)
+
+
+def find_spelling(path: Path) -> Path:
+    """Return a path in the Unicode forms that its names have on disk, or as it is if there is none.
+
+    What is typed and what is written in tables is usually in NFC, names of files from a Mac in NFD.
+    """
+    if str(path).isascii() or path.exists():
+        return path
+    found = Path(path.anchor)
+    for part in path.relative_to(path.anchor).parts:
+        if not (found / part).exists():
+            names = os.listdir(found) if found.is_dir() else []
+            same = [name for name in names if normalize_column(name) == normalize_column(part)]
+            if len(same) != 1:
+                return path
+            (part,) = same
+        found /= part
+    return found
 
 
 def _strip_characters(text: str, characters: str) -> str:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from ftloop.data.csv_structure import pandas_warnings
 from ftloop.data.csv_types import examine_csv_files, restore_numeric_columns, split_names
-from ftloop.data.encodings import refuse_wide_characters, require_utf8
+from ftloop.data.encodings import find_spelling, refuse_wide_characters, require_utf8
 from ftloop.data.reader_errors import raise_user_errors
 from ftloop.data.splits import SPLIT_ALIASES, SPLITS
 from ftloop.errors import UserError
@@ -70,10 +70,10 @@ def find_files(path: str) -> dict[str, str]:
     The result is {} if nothing on this machine has that name: it may be the id of a Hub dataset.
     Raises UserError if the path looks like a file that is missing, or a folder has no data.
     """
-    root = Path(path).expanduser()
+    root = find_spelling(Path(path).expanduser())
     is_glob = glob.has_magic(path) and glob.glob(str(root), recursive=True)
     if "://" in path or root.is_file() or is_glob:
-        return {"train": path}
+        return {"train": str(root) if root.is_file() else path}
     if not root.is_dir():
         if root.suffix or path.startswith((".", "/", "~")):
             raise UserError(f"--data.path {path!r}: there is no such file or folder.")
@@ -156,7 +156,9 @@ def _expand_paths(split: str, names: str | Iterable[str]) -> list[str]:
     """Return files, folders and URLs in the order of their names, with globs expanded."""
     paths: list[str] = []
     for name in [names] if isinstance(names, str | Path) else names:
-        path = str(name) if "://" in str(name) else str(Path(str(name)).expanduser())
+        path = str(name)
+        if "://" not in path:
+            path = str(find_spelling(Path(path).expanduser()))
         is_literal = "://" in path or os.path.exists(path)
         matches = [path] if is_literal else sorted(glob.glob(path, recursive=True))
         if not matches:

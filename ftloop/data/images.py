@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ftloop.data.encodings import find_spelling
 from ftloop.data.splits import SPLIT_ALIASES, SPLITS
 from ftloop.data.tables import store_splits
 from ftloop.errors import UserError
@@ -305,7 +306,10 @@ def _prepend_folder(rows: dict[str, list[Any]], column: str, folder: str) -> dic
         if cell is not None and cell["bytes"] is None:
             path = cell["path"]
             is_empty = not path or not path.strip()
-            cell = None if is_empty else {"bytes": None, "path": os.path.join(folder, path)}
+            if not is_empty:
+                path = os.path.join(folder, path)
+                path = path if path.isascii() else str(find_spelling(Path(path)))
+            cell = None if is_empty else {"bytes": None, "path": path}
         cells.append(cell)
     return {column: cells}
 
