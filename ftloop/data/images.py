@@ -1,113 +1,25 @@
-"""Read images from class folders and tables, decode them, and find the unreadable ones."""
+"""Read images from tables, decode them, and find the unreadable ones."""
 
-import glob
 import hashlib
 import io
 import logging
 import os
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ftloop.data.encodings import find_spelling
 from ftloop.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow
     import torch
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset
     from PIL.Image import Image as PILImage
 
 logger = logging.getLogger("ftloop")
-
-
-# Images in class folders
-
-
-def iterate_images(folder: Path, pattern: str = "*/*") -> Iterator[Path]:
-    """Yield the images that match a pattern in a folder, by default those in its class folders.
-
-    Hidden files, and files in folders named .NAME or __NAME, are skipped, because the builder of
-    `datasets` does not see them either.
-    """
-    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
-
-    extensions = set(ImageFolder.EXTENSIONS)  # in lower case
-    for file in folder.glob(pattern):
-        parent = file.relative_to(folder).parent.name
-        hidden = file.name.startswith(".") or parent.startswith((".", "__"))
-        if file.suffix.lower() in extensions and not hidden:
-            yield file
-
-
-def list_images(folder: str) -> list[str]:
-    """Return the images in a folder and its subfolders, sorted by path.
-
-    Raises UserError if there are none.
-    """
-    root, patterns = Path(folder), ("*", "*/*")
-    images, files = set(), set()
-    for pattern in patterns:
-        images |= {str(file) for file in iterate_images(root, pattern) if file.is_file()}
-        files |= {str(file) for file in root.glob(pattern) if file.is_file()}
-    if not images:
-        raise UserError(f"the folder {folder!r} and its subfolders contain no images.")
-    ignored = len(files - images)
-    if ignored or next(root.glob("*/*/*"), None):
-        logger.info(
-            "data: found %d images in %s; %d other file(s) and all deeper folders are ignored",
-            len(images),
-            folder,
-            ignored,
-        )
-    return sorted(images)
-
-
-def read_image_folders(folders: dict[str, list[str]], options: dict[str, Any]) -> "DatasetDict":
-    """Read class folders (CLASS/photo.jpg) as the columns "image" and "label".
-
-    `folders` maps each split to its folders. An image is {"bytes", "path"}, a label a ClassLabel.
-    All splits are read together, so that they share one list of classes even where a split lacks
-    some of them. Raises UserError if a folder has no images.
-    """
-    import datasets
-
-    patterns: dict[str, list[str]] = {}
-    num_images: Counter[str] = Counter()
-    for split, names in folders.items():
-        patterns[split], ignored = [], []
-        for folder in map(Path, names):
-            counts = Counter(file.suffix for file in iterate_images(folder))
-            if not counts:
-                raise UserError(
-                    f"--data: the {split} folder {str(folder)!r} has no images in class folders."
-                )
-            # Pass one glob per extension, as it is spelled in the folder: for a list of a million
-            # file names, `datasets` takes minutes.
-            root = glob.escape(str(folder.absolute()))
-            patterns[split] += [f"{root}/*/*{extension}" for extension in sorted(counts)]
-            num_images[split] += counts.total()
-            ignored += [
-                entry.name for entry in folder.glob("*/[!.]*") if entry.suffix not in counts
-            ]
-        if ignored:
-            names = ", ".join(sorted(ignored)[:3]) + (", ..." if len(ignored) > 3 else "")
-            logger.warning(
-                "data: %s: ignored in the class folders, because not an image (%d): %s",
-                split,
-                len(ignored),
-                names,
-            )
-    options = {"drop_labels": False, "drop_metadata": True, **options}
-    data = datasets.load_dataset("imagefolder", data_files=patterns, **options)
-    for split, expected in num_images.items():
-        if len(data[split]) != expected:
-            raise UserError(
-                f"--data: {split} has {expected} images, but only {len(data[split])} were read."
-            )
-    return data.cast_column("image", datasets.Image(decode=False))
 
 
 # Pixels
@@ -242,7 +154,10 @@ def _prepend_folder(rows: dict[str, list[Any]], column: str, folder: str) -> dic
         if cell is not None and cell["bytes"] is None:
             path = cell["path"]
             is_empty = not path or not path.strip()
-            cell = None if is_empty else {"bytes": None, "path": os.path.join(folder, path)}
+            if not is_empty:
+                path = os.path.join(folder, path)
+                path = path if path.isascii() else str(find_spelling(Path(path)))
+            cell = None if is_empty else {"bytes": None, "path": path}
         cells.append(cell)
     return {column: cells}
 

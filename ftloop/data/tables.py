@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from ftloop.data.encodings import open_decompressed
 from ftloop.data.splits import SPLIT_ALIASES, SPLITS
 from ftloop.errors import UserError, did_you_mean, root_cause
 from ftloop.files import temporary_folder
@@ -158,7 +159,7 @@ def read_sqlite(name: str, query: str | None) -> "Dataset":
     """
     uri = f"file:{quote(os.path.abspath(name))}?mode=ro"
     with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
-        connection.set_authorizer(_forbid_other_files)
+        connection.set_authorizer(_refuse_other_files)
         if query is None:
             tables = connection.execute(
                 "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY name"
@@ -176,8 +177,8 @@ def read_sqlite(name: str, query: str | None) -> "Dataset":
     )
 
 
-def _forbid_other_files(action: int, *_: Any) -> int:
-    """Refuse ATTACH and VACUUM INTO, which open other files, and may write them."""
+def _refuse_other_files(action: int, *details: str | None) -> int:
+    """Keep a query from opening, and thereby creating, another database."""
     return sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_ATTACH else sqlite3.SQLITE_OK
 
 
@@ -189,7 +190,7 @@ def read_xml(name: str) -> "Dataset":
     """
     from xml.etree import ElementTree
 
-    with _open(name) as stream:
+    with open_decompressed(name) as stream:
         root = ElementTree.parse(stream).getroot()
     rows = []
     for number, element in enumerate(root):
@@ -208,7 +209,7 @@ def read_xml(name: str) -> "Dataset":
 
 def read_json(name: str, key: str) -> "Dataset":
     """Read the list of rows that is stored under a dotted key."""
-    with _open(name) as stream:
+    with open_decompressed(name) as stream:
         return to_dataset(_look_up(json.load(stream), key, name), key)
 
 
@@ -221,7 +222,7 @@ def read_pickle(name: str, field: tuple[str, ...]) -> "Dataset | dict[str, Datas
     import pandas
     from datasets import concatenate_datasets
 
-    with _open(name) as stream:
+    with open_decompressed(name) as stream:
         value = pandas.read_pickle(stream, compression=None)
     if not field and isinstance(value, dict):
         if value and set(value) <= {*SPLITS, *SPLIT_ALIASES}:
@@ -238,13 +239,6 @@ def read_pickle(name: str, field: tuple[str, ...]) -> "Dataset | dict[str, Datas
     return concatenate_datasets(
         list(tables.values()), axis=1
     )  # raises for columns of the same name
-
-
-def _open(name: str) -> Any:
-    """Open a file or URL to read bytes. It is decompressed as its extension says."""
-    import fsspec
-
-    return fsspec.open(name, "rb", compression="infer")
 
 
 def _look_up(value: Any, key: str, name: str) -> Any:
