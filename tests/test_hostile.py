@@ -26,8 +26,8 @@ INPUT = "y\ny\n"  # the answer to the question whether to run code, if a library
 REFUSED = {"everything", *RECORDS} - {"an optimizer", "a schedule", "a row order"}
 # Every command runs on the other folders.
 COMMANDS_ON = {
-    **{name: ("evaluate", "predict", "report") for name in RECORDS},
-    **{name: ("evaluate", "verify") for name in ("an optimizer", "a schedule", "a row order")},
+    **dict.fromkeys(RECORDS, ("evaluate", "predict", "report")),
+    **dict.fromkeys(("an optimizer", "a schedule", "a row order"), ("evaluate", "verify")),
     "a model with code": ("evaluate", "predict", "features", "card", "report"),
     "a known model with code": ("evaluate", "predict"),
     "pickled weights": ("evaluate", "predict", "features", "card", "report"),
