@@ -15,12 +15,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from interrupt import Interrupted, interrupt_at_step
 from toy import Points, digest, read_lines, read_steps, toy_config, train_toy
 
 from ftloop import Stopped, UserError, checkpoint
 from ftloop.checkpoint import find_checkpoints, load_state, newest_intact
+from ftloop.cli.config_file import from_command_line
 from ftloop.cli.job import Job
+from ftloop.cli.options import option_name
 from ftloop.config import Config, validate
 from ftloop.data import Data
 from ftloop.errors import read_json
@@ -396,6 +399,18 @@ def test_a_record_with_values_of_another_type_is_one_error(changes, message):
     with pytest.raises(UserError, match=message) as error:
         check_config(job, Path("run/config.json"))
     assert str(error.value).startswith("run/config.json cannot be used: ")
+
+
+@pytest.mark.parametrize(
+    "option", ["--max-length", "--label-min-rows", "--data.limit", "--data.split-seed"]
+)
+def test_absurd_numbers_on_the_command_line_are_refused(option, tmp_path, capsys):
+    words = [str(ROOT / "configs" / "text.py"), "--run-dir", str(tmp_path / "run")]
+    for number in (2**70, -(2**70)):
+        with pytest.raises(UserError, match=rf"at most \d+, but is {number}\.") as error:
+            from_command_line([*words, f"{option}={number}"])
+        assert option_name(error.value.field) == option
+    assert from_command_line([*words, "--max-length=64"]).task.max_length == 64
 
 
 def test_a_record_of_a_valid_config_is_accepted():

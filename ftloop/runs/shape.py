@@ -8,6 +8,25 @@ from typing import Any
 from ftloop.config import Config, validate
 from ftloop.errors import UserError
 
+LARGEST = 2**31  # of the numbers of tasks and data: lengths, sizes, counts
+LARGEST_SEED = 2**62
+
+
+def check_numbers(value: Any, prefix: str = "task.") -> None:
+    """Raise UserError for a number in a task or its data that is absurdly large or NaN.
+
+    No option could mean such a number, and each would fail in a way of its own.
+    """
+    for field in fields(value) if is_dataclass(value) else ():
+        item, place = getattr(value, field.name), f"{prefix}{field.name}"
+        largest = LARGEST_SEED if field.name.endswith("seed") else LARGEST
+        for part in item if isinstance(item, tuple) else (item,):
+            if isinstance(part, int | float) and not -largest <= part <= largest:
+                message = f"must be at least -{largest} and at most {largest}, but is {part}."
+                raise UserError(message, field=place)
+            if is_dataclass(part) and not isinstance(part, type):
+                check_numbers(part, f"{place}.")
+
 
 def check_config(config: Config, file: Path) -> None:
     """Raise UserError for a value that does not have the type of its field, or that cannot work.
@@ -17,6 +36,7 @@ def check_config(config: Config, file: Path) -> None:
     """
     check_fields(config, file)
     try:
+        check_numbers(config.task)
         validate(config)
     except UserError as error:
         place = f"{error.field}: " if error.field else ""
