@@ -13,6 +13,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from conftest import ROOT
@@ -30,6 +31,7 @@ from ftloop.errors import read_json
 from ftloop.files.metric_lines import read_metric_lines
 from ftloop.provenance.reading import parse_line
 from ftloop.report.history import History, ledger_digest
+from ftloop.report.scored import ScoredSplit
 from ftloop.runs.shape import check_config
 from ftloop.sampler import TrainSampler
 from ftloop.state import TrainState
@@ -221,6 +223,14 @@ def test_the_digest_of_a_ledger_of_another_shape_is_unknown(tmp_path):
     for content in (b"", b"[]\n", b"{}\n", DEEP.encode() + b"\n"):
         (tmp_path / "ledger.jsonl").write_bytes(content)
         assert ledger_digest(tmp_path) in (None, "None")
+
+
+@pytest.mark.parametrize("about", ["[]", "{}", DEEP, '{"key": "k", "names": 3}', '{"key": "k"}'])
+def test_stored_outputs_of_another_shape_are_computed_again(tmp_path, about):
+    with (tmp_path / "test.npz").open("wb") as stream:
+        numpy.savez_compressed(stream, about=numpy.array(about))
+    with pytest.raises(ValueError, match=r"test\.npz"):
+        ScoredSplit.load(tmp_path / "test.npz", "k")
 
 
 # The lock
