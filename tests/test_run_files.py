@@ -11,22 +11,29 @@ import logging
 import multiprocessing
 import os
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
+from conftest import ROOT
 from interrupt import Interrupted, interrupt_at_step
 from toy import Points, digest, read_lines, read_steps, toy_config, train_toy
 
 from ftloop import Stopped, UserError, checkpoint
 from ftloop.checkpoint import find_checkpoints, load_state, newest_intact
+from ftloop.cli.config_file import from_command_line
 from ftloop.cli.job import Job
+from ftloop.cli.options import option_name
 from ftloop.config import Config, validate
 from ftloop.data import Data
 from ftloop.errors import read_json
 from ftloop.files.metric_lines import read_metric_lines
+from ftloop.provenance.ledger import kept_lines
 from ftloop.provenance.reading import parse_line
 from ftloop.report.history import History, ledger_digest
+from ftloop.report.scored import ScoredSplit
 from ftloop.runs.shape import check_config
 from ftloop.sampler import TrainSampler
 from ftloop.state import TrainState
@@ -214,10 +221,33 @@ def test_lines_of_a_ledger_are_checked(entry):
     assert parse_line(DEEP.encode()) == (None, "")
 
 
+def test_a_ledger_that_was_shortened_ends_before_the_step_that_is_resumed(tmp_path):
+    file = tmp_path / "ledger.jsonl"
+    assert kept_lines(file, 4) == ([], 0)
+    entries = [PLAN, *({**STEP, "step": step} for step in range(1, 7))]
+    lines = [json.dumps({**entry, "chain": "c"}).encode() + b"\n" for entry in entries]
+    file.write_bytes(b"".join(lines))
+    assert kept_lines(file, 4) == (lines[:5], 4)
+    file.write_bytes(b"".join(lines[:3]) + lines[3][:-9])
+    assert kept_lines(file, 4) == (lines[:3], 2)
+    # A line of another shape is not cut off: `verify` will name it.
+    for bad in (b"[]\n", b'{"step": "3"}\n', DEEP.encode() + b"\n"):
+        file.write_bytes(b"".join([*lines[:3], bad, *lines[4:]]))
+        assert kept_lines(file, 4) == ([*lines[:3], bad, lines[4]], 4)
+
+
 def test_the_digest_of_a_ledger_of_another_shape_is_unknown(tmp_path):
     for content in (b"", b"[]\n", b"{}\n", DEEP.encode() + b"\n"):
         (tmp_path / "ledger.jsonl").write_bytes(content)
         assert ledger_digest(tmp_path) in (None, "None")
+
+
+@pytest.mark.parametrize("about", ["[]", "{}", DEEP, '{"key": "k", "names": 3}', '{"key": "k"}'])
+def test_stored_outputs_of_another_shape_are_computed_again(tmp_path, about):
+    with (tmp_path / "test.npz").open("wb") as stream:
+        numpy.savez_compressed(stream, about=numpy.array(about))
+    with pytest.raises(ValueError, match=r"test\.npz"):
+        ScoredSplit.load(tmp_path / "test.npz", "k")
 
 
 # The lock
@@ -398,6 +428,26 @@ def test_a_record_with_values_of_another_type_is_one_error(changes, message):
     assert str(error.value).startswith("run/config.json cannot be used: ")
 
 
+@pytest.mark.parametrize(
+    "option", ["--max-length", "--label-min-rows", "--data.limit", "--data.split-seed"]
+)
+def test_absurd_numbers_on_the_command_line_are_refused(option, tmp_path, capsys):
+    words = [str(ROOT / "configs" / "text.py"), "--run-dir", str(tmp_path / "run")]
+    for number in (2**70, -(2**70)):
+        with pytest.raises(UserError, match=rf"at most \d+, but is {number}\.") as error:
+            from_command_line([*words, f"{option}={number}"])
+        assert option_name(error.value.field) == option
+    assert from_command_line([*words, "--max-length=64"]).task.max_length == 64
+
+
+@dataclass(frozen=True)
+class ListTask(Points):
+    names: list[str] = field(default_factory=list)
+    groups: dict[str, list[int]] = field(default_factory=dict)
+
+
 def test_a_record_of_a_valid_config_is_accepted():
+    task = ListTask(names=("a",), groups={"a": (1, 2)})  # as `decode` returns lists
+    check_config(toy_config(task, "r"), Path("c.json"))
     check_config(Job(task=TASK, run_dir="r", track=("wandb",), schedule="cosine"), Path("c.json"))
     check_config(toy_config(Points(), "r"), Path("c.json"))
