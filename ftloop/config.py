@@ -96,7 +96,7 @@ class Config:
     max_minutes: float | None = None  # save and stop before a time limit; the same command resumes
     resume: Literal["auto", "none"] = "auto"
     """auto: resume the unfinished run in run_dir. none: a run in run_dir is an error."""
-    allow_changes: bool = False  # resume a run although options differ that change its result
+    allow_changes: bool = False  # resume a run although its options or its rows have changed
 
     may_change: ClassVar[frozenset[str]] = frozenset(MAY_CHANGE.split())
 

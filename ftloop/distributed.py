@@ -19,7 +19,7 @@ from accelerate import Accelerator, utils
 from ftloop.errors import Stopped, UserError
 from ftloop.extensions import Setup
 from ftloop.loader import make_batch
-from ftloop.sampler import TrainSampler
+from ftloop.state import TrainState
 from ftloop.task import Task
 
 logger = logging.getLogger("ftloop")
@@ -79,14 +79,42 @@ def precision_of(accelerator: Accelerator) -> str:
     return PRECISIONS[accelerator.mixed_precision]
 
 
+def check_rows(datasets: dict[str, Any], state: TrainState, allow_changes: bool) -> None:
+    """Compare the rows of every split over the ranks, and with those of the checkpoint.
+
+    Raises UserError, on every rank, if they differ. The loop does this before it builds the model:
+    ranks with other labels would build other models, and ranks with other rows would wait for ever.
+    """
+    fingerprints = {}
+    for split, dataset in datasets.items():
+        fingerprints[split] = getattr(dataset, "fingerprint", None) or f"{len(dataset)} rows"
+        if not getattr(dataset, "fingerprint", None):
+            logger.warning("%s has no fingerprint: only its number of rows is compared", split)
+    by_rank = utils.gather_object([{**fingerprints, "run_dir": state.step}])
+    for rank, seen in enumerate(by_rank):
+        if changed := changed_names(by_rank[0], seen):
+            message = f"rank {rank} differs from rank 0 in {' and '.join(changed)}. "
+            raise UserError(f"{message}All ranks must read the same rows and the same run_dir.")
+    changed = changed_names(state.fingerprints or fingerprints, fingerprints)
+    message = f"the rows of {' and '.join(changed)} are not those with which the run began"
+    if changed and not allow_changes:
+        raise UserError(f"{message}. Restore them, or start a new run in another run_dir.")
+    if changed:
+        logger.warning("resume: %s", message)
+    state.fingerprints = fingerprints
+
+
+def changed_names(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Return the names whose values differ; a missing one differs from any value."""
+    return [name for name in {**old, **new} if old.get(name) != new.get(name)]
+
+
 def full_tensor(tensor: Any) -> Any:
     """Gather a sharded tensor on its device. All ranks must call it; others are returned as is."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def warm_up_ddp_buckets(
-    model: Any, task: Task, sampler: TrainSampler, accelerator: Accelerator
-) -> None:
+def warm_up_ddp_buckets(model: Any, task: Task, sampler: Any, accelerator: Accelerator) -> None:
     """Run one backward pass with a zero loss, with three ranks or more.
 
     DistributedDataParallel rebuilds its buckets after the first backward pass, which changes the

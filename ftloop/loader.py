@@ -85,11 +85,9 @@ def check_collate(dataset: Any, collate: CollateFunction, seed: int) -> None:
     before = random_states()
     Collate(collate)(keys_and_examples)
     if random_states() != before:
-        raise UserError(
-            "draws at random, and its draw would depend on how a batch is divided. Draw in the "
-            "dataset's __getitem__, which is seeded by (seed, epoch, row).",
-            field="task.collate",
-        )
+        message = "draws at random, and its draw would depend on how a batch is divided. Draw in "
+        message += "the dataset's __getitem__, which is seeded by (seed, epoch, row)."
+        raise UserError(message, field="task.collate")
 
 
 def random_states() -> tuple[Any, ...]:
@@ -155,8 +153,7 @@ def optimizer_steps(
             total_weight = accelerator.reduce(weight, reduction="sum")
             if accelerator.device.type == "cpu":
                 total_weight = total_weight.item()
-        if (
-            isinstance(total_weight, float) and total_weight == 0
-        ):  # several GPUs: the loss becomes NaN
+        # On several GPUs, the sum stays there and the loss becomes NaN instead.
+        if isinstance(total_weight, float) and total_weight == 0:
             raise TrainingError(f"the weights of all items of optimizer step {step + 1} are 0.")
         yield micro_batches, total_weight

@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 
 from ftloop.config import Config, validate, validate_with_datasets
-from ftloop.distributed import build_accelerator, full_tensor, warm_up_ddp_buckets
+from ftloop.distributed import build_accelerator, check_rows, full_tensor, warm_up_ddp_buckets
 from ftloop.evaluation import build_eval_loaders, evaluate
 from ftloop.loader import build_dataloader, check_collate, count_workers, optimizer_steps
 from ftloop.metric_log import weighted_sum
@@ -84,6 +84,7 @@ def train(config: Config) -> Scores:
         task = config.task
         with accelerator.local_main_process_first():
             datasets = task.load_datasets()
+        check_rows(datasets, run.state, config.allow_changes)  # the same on all ranks and as before
         train_dataset = datasets["train"]
         validate_with_datasets(config, datasets)
         check_collate(train_dataset, task.collate, config.seed)

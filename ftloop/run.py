@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from ftloop import checkpoint as checkpoints, distributed
 from ftloop.config import Config, record_text
@@ -102,21 +101,10 @@ class Run:
     def start(self, sampler: TrainSampler, eval_loaders: dict[Any, Any]) -> TrainState:
         """Restore the checkpoint, if there is one, and open the run folder for writing.
 
-        Returns the state from which training continues: step 0 in a new run. Raises UserError if
-        the training rows are not those of the checkpoint.
+        Returns the state from which training continues: step 0 in a new run.
         """
         self.sampler, self.eval_loaders = sampler, eval_loaders
         self.total_steps, folder = sampler.total_steps, self.checkpoint_folder
-        fingerprint = getattr(sampler.dataset, "fingerprint", None)
-        if fingerprint is None:
-            fingerprint = f"{sampler.num_rows} rows"
-            logger.warning("the dataset has no fingerprint: only its number of rows is compared")
-        if len(set(gather_object([(fingerprint, self.state.step)]))) > 1:
-            raise UserError("the ranks do not see the same training rows and run_dir.")
-        if self.state.dataset_fingerprint not in ("", fingerprint):
-            message = f"the training rows are not those on which {self.resumed_from} was trained. "
-            raise UserError(f"{message}Restore them, or start a new run in another run_dir.")
-        self.state.dataset_fingerprint = fingerprint
         if self.resumed_from is not None:
             checkpoints.load_objects(self.registered, self.resumed_from)
             self.saved_position = (self.state.step, self.state.last_eval_step)

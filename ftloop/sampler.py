@@ -120,9 +120,8 @@ class TrainSampler:
         # Limits of one forward pass on each rank
         size, share = config.micro_batch_size, ceil_div(self.rows_per_step, num_processes)
         self.micro_batch_size = min(size, share) if isinstance(size, int) else share
-        is_limited_by_default = device == "cpu" and size is None and config.task.independent_rows
-        default_limit = MAX_TOKENS_ON_CPU if is_limited_by_default else None
-        self.max_tokens = config.max_tokens or default_limit
+        has_limit = device == "cpu" and size is None and config.task.independent_rows
+        self.max_tokens = config.max_tokens or (MAX_TOKENS_ON_CPU if has_limit else None)
 
         self.start_step = 0  # read once, when iteration begins: data workers run ahead of the loop
         # Two of each are cached, since data workers may be one group or epoch ahead of the loop.
@@ -216,16 +215,13 @@ def check_division(task: "Task", model: Any, sampler: TrainSampler) -> None:
     That are tasks whose rows depend on each other (in-batch negatives), and models with running
     statistics (BatchNorm), which each rank and micro-batch would compute from its own rows.
     """
-    share = ceil_div(sampler.rows_per_step, sampler.num_processes)
-    is_divided = sampler.num_processes > 1 or sampler.micro_batch_size < share
+    is_divided = sampler.num_processes > 1 or sampler.micro_batch_size < sampler.rows_per_step
     is_divided = is_divided or (sampler.group_by_length and sampler.max_tokens is not None)
     reason = None if task.independent_rows else "the loss compares its rows"
     for name, module in model.named_modules():
         if getattr(module, "running_mean", None) is not None:
             reason = f"{name} keeps running statistics of it (BatchNorm)"
     if is_divided and reason is not None:
-        raise UserError(
-            f"a batch must not be divided, since {reason}. Use one process, and neither "
-            "micro_batch_size nor max_tokens below the whole batch.",
-            field="micro_batch_size",
-        )
+        message = f"a batch must not be divided, since {reason}. Use one process, and neither "
+        message += "micro_batch_size nor max_tokens below the whole batch."
+        raise UserError(message, field="micro_batch_size")

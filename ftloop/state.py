@@ -9,7 +9,7 @@ import hashlib
 import math
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy
 import torch
@@ -29,7 +29,8 @@ class TrainState:
     best_scores: dict[str, float] | None = None  # on validation, at best_step
     evaluations_since_best: int = 0  # early stopping compares it with `patience`
     micro_batch_size: int | None = None  # rows per forward pass on each rank
-    dataset_fingerprint: str = ""  # of the training rows; a run resumes on the same rows only
+    # By split, a digest of its rows: a run resumes on the same rows only
+    fingerprints: dict[str, str] = field(default_factory=dict)
     log_bytes: int = 0  # length of metrics.jsonl at this step; later lines are cut off on resume
 
     def update_best(self, scores: dict[str, float], metric: str, direction: str) -> None:

@@ -62,7 +62,7 @@ class Task:
         the loader seeds them by (seed, epoch, row). It may also offer
 
             lengths           tokens per row: rows of similar length form a batch
-            fingerprint       str, a digest of the content: a run resumes on the same content only
+            fingerprint       str, a digest of the content, compared between ranks and at resume
             is_deterministic  True: `__getitems__(rows)` reads a batch; nothing is drawn at random
             row_order(seed, epoch), set_seed(seed)     for an order of its own, as streams have
         """

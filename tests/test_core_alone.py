@@ -231,7 +231,7 @@ def test_a_run_does_not_resume_on_changed_data(alone, killed):
         alone.write_data(seed=0)
     assert result.returncode == 1, result.stderr
     assert "Traceback" not in result.stderr
-    assert "UserError: the training rows are not those" in result.stderr
+    assert "UserError: the rows of train and validation are not those" in result.stderr
     assert len(alone.log("changed")) == len(alone.log(killed))
 
 

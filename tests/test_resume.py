@@ -406,14 +406,18 @@ def files_of(run: Path) -> dict[Path, bytes]:
 
 
 @pytest.mark.parametrize("changes", [{"data_seed": 1}, {"sizes": [42, 11, 7]}])
-def test_a_run_does_not_resume_on_changed_rows(tmp_path, changes):
+def test_changed_rows_are_refused_unless_they_are_allowed(tmp_path, changes, monkeypatch, caplog):
     run = tmp_path / "run"
     train_until_killed(run, step=5)
     before = files_of(run)
-    task = Points(**{**TASK, **changes})
-    with pytest.raises(UserError, match="the training rows are not those on which"):
-        train(run, task, allow_changes=True)
+    changed = Points(**{**TASK, **changes}).load_datasets()
+    monkeypatch.setattr(Points, "load_datasets", lambda task: changed)
+    message = "the rows of train and validation and test are not those with which the run began"
+    with pytest.raises(UserError, match=message):
+        train(run)
     assert files_of(run) == before
+    train(run, allow_changes=True)
+    assert f"resume: {message}" in caplog.text
 
 
 def test_changed_options_are_refused_unless_they_are_allowed(tmp_path, caplog):
@@ -554,7 +558,7 @@ def test_a_run_on_texts_does_not_resume_on_other_rows(command, tmp_path, change)
     before = files_of(tmp_path / "run")
     resumed = run_script("train.py", *command)
     assert resumed.code == 2
-    assert "the training rows are not those" in resumed.err
+    assert "the rows of train are not those with which the run began" in resumed.err
     assert files_of(tmp_path / "run") == before
 
 
@@ -589,7 +593,7 @@ def test_a_run_on_tokens_does_not_resume_on_other_labels(tiny, tmp_path):
     write_tagged(file, last_tag="RED")
     refused = run_script("train.py", *command)
     assert refused.code == 2, refused.err
-    assert "the training rows are not those" in refused.err
+    assert "are not those with which the run began" in refused.err
     write_tagged(file)
     resumed = run_script("train.py", *command)
     assert resumed.code == 0, resumed.err

@@ -39,7 +39,7 @@ def build_stream(
     files: list[str],
     buffer_size: int = 7,
     drop_unusable: Callable[..., Any] = lambda rows, shard, first: rows,
-    fingerprint: str = "",
+    cache_key: str = "",
     seed: int = 1,
 ) -> Stream:
     from datasets import load_dataset
@@ -49,7 +49,7 @@ def build_stream(
         buffer_size=buffer_size,
         drop_unusable=drop_unusable,
         prepare=to_list,
-        fingerprint=fingerprint or str(abs(hash((*files, buffer_size)))),
+        cache_key=cache_key or str(abs(hash((*files, buffer_size)))),
     )
     stream.set_seed(seed)
     return stream
@@ -69,23 +69,22 @@ def test_an_epoch_has_every_row_once_and_each_epoch_has_its_own_order(tmp_path):
 
 
 def test_a_stream_follows_the_dataset_protocol_of_the_core(tmp_path):
-    stream = build_stream(write_shards(tmp_path, (10,)), fingerprint="protocol")
+    stream = build_stream(write_shards(tmp_path, (10,)), cache_key="protocol")
     assert len(stream) == len(stream.row_order(1, 0)) == UNBOUNDED
     assert list(stream.row_order(1, 0)[5:8]) == [5, 6, 7]
     assert stream.is_deterministic
-    assert stream.fingerprint == "protocol"
     assert stream[4] == stream.__getitems__([4])[0]
 
 
 def test_the_row_at_a_position_does_not_depend_on_what_was_read_before(tmp_path):
     files = write_shards(tmp_path, (10, 3, 25, 12))
-    expected = ids(build_stream(files, fingerprint="one"), 0, 120)
+    expected = ids(build_stream(files, cache_key="one"), 0, 120)
     for start in (1, 6, 7, 8, 20, 49, 50, 51, 99, 119):
-        unknown_sizes = build_stream(files, fingerprint=f"new {start}")
+        unknown_sizes = build_stream(files, cache_key=f"new {start}")
         assert ids(unknown_sizes, start, 120) == expected[start:]
-        known_sizes = build_stream(files, fingerprint="one")
+        known_sizes = build_stream(files, cache_key="one")
         assert ids(known_sizes, start, 120) == expected[start:]
-    stream = build_stream(files, fingerprint="two")
+    stream = build_stream(files, cache_key="two")
     assert ids(stream, 60, 70) == expected[60:70]
     assert ids(stream, 5, 15) == expected[5:15]  # going back starts anew
     rows = stream.__getitems__([9, 4, 9])
@@ -110,8 +109,8 @@ def test_another_seed_shuffles_shards_and_blocks_differently(tmp_path):
 
 def test_shards_before_a_position_are_skipped_without_being_read(tmp_path, caplog):
     files = write_shards(tmp_path, (10, 10, 10, 10))
-    expected = ids(build_stream(files, fingerprint="sized"), 0, 40)
-    stream, shards_read = build_stream(files, fingerprint="sized"), []
+    expected = ids(build_stream(files, cache_key="sized"), 0, 40)
+    stream, shards_read = build_stream(files, cache_key="sized"), []
     read_shard = stream._read_shard
     stream._read_shard = lambda shard: shards_read.append(shard) or read_shard(shard)
     with caplog.at_level("INFO", "ftloop"):
@@ -137,7 +136,7 @@ def test_unusable_rows_are_dropped_and_counted(tmp_path, caplog):
         return rows.select([row for row, number in enumerate(rows["id"]) if number % 2 == 0])
 
     files = write_shards(tmp_path, (10, 20))
-    stream = build_stream(files, drop_unusable=keep_even, fingerprint="even")
+    stream = build_stream(files, drop_unusable=keep_even, cache_key="even")
     assert sorted(ids(stream, 0, 15)) == list(range(0, 30, 2))
     ids(stream, 15, 45)
     assert caplog.text.count("dropped 5 of the 10 rows of shard 0, which are unusable") == 1
@@ -149,15 +148,15 @@ def test_errors_name_the_shard_or_the_column_that_changes_its_type(tmp_path):
     Path(files[1]).write_text('{"id": "six", "text": "x"}\n')
     message = "shard . of the stream cannot be read|does not have the same type everywhere"
     with pytest.raises(UserError, match=message):
-        ids(build_stream(files, fingerprint="types"), 0, 6)
+        ids(build_stream(files, cache_key="types"), 0, 6)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_ranks_read_disjoint_rows_and_together_those_of_one_rank(tmp_path, num_processes, workers):
     files = write_shards(tmp_path, (40, 33))
-    expected = ids(build_stream(files, buffer_size=16, fingerprint="one"), 0, 60)
-    stream = build_stream(files, buffer_size=16, fingerprint="one")
+    expected = ids(build_stream(files, buffer_size=16, cache_key="one"), 0, 60)
+    stream = build_stream(files, buffer_size=16, cache_key="one")
     config = Config(
         task=Task(), run_dir="run", batch_size=6, micro_batch_size=2, max_steps=10, seed=1
     )
@@ -349,12 +348,12 @@ def test_known_shard_sizes_are_forgotten_when_the_code_of_a_function_changes(tmp
     monkeypatch.syspath_prepend(str(tmp_path))
     from stream_functions import keeps
 
-    def fingerprint() -> str:
-        return task_on({"train": [train]}, filter=keeps).rows["train"].fingerprint
+    def sizes_file() -> Path:
+        return task_on({"train": [train]}, filter=keeps).rows["train"].shard_sizes_file
 
-    first, second = fingerprint(), fingerprint()
+    first, second = sizes_file(), sizes_file()
     module.write_text(code.format("len(row) > 0"))
-    third = fingerprint()
+    third = sizes_file()
     del sys.modules["stream_functions"]
     assert first == second != third
 

@@ -203,8 +203,9 @@ def train_toys_in_ranks(processes: int, *runs: dict[str, Any], is_killed: bool =
 
     A run is described by its options. Functions and classes are written "module:name", and the
     fields of the task are "task_options". An expected error (UserError, TrainingError) is written
-    to RUN_DIR.error. "kill_in": [name, count] kills the process, by SIGKILL, in that call of a
-    function or method. With one process, the others runs follow; with several, it is the last.
+    to RUN_DIR.error, by other ranks than 0 to RUN_DIR.error-of-rank-1 and so on. "kill_in":
+    [name, count] kills the process, by SIGKILL, in that call of a function or method. With one
+    process, the others runs follow; with several, it is the last.
     """
     result = ranks(processes, "tests/toy.py", json.dumps(runs), PYTHONPATH="tests")
     assert (result.code != 0) == is_killed, result.err
@@ -245,9 +246,9 @@ def train_described_run(options: dict[str, Any]) -> None:
     try:
         train(toy_config(task, **options))
     except (UserError, TrainingError) as error:
-        if PartialState().is_main_process:
-            text = f"{type(error).__name__}: {error}"
-            Path(options["run_dir"] + ".error").write_text(text)
+        rank = PartialState().process_index
+        name = ".error" if rank == 0 else f".error-of-rank-{rank}"
+        Path(options["run_dir"] + name).write_text(f"{type(error).__name__}: {error}")
 
 
 def main() -> None:

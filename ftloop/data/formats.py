@@ -168,7 +168,7 @@ def detect_format(path: str | Path) -> str:
     return extensions[-1] if extensions else ""
 
 
-def _expand_paths(split: str, names: str | Iterable[str]) -> list[str]:
+def expand_paths(split: str, names: str | Iterable[str]) -> list[str]:
     """Return files, folders and URLs in the order of their names, with globs expanded."""
     paths: list[str] = []
     for name in [names] if isinstance(names, str | Path) else names:
@@ -273,7 +273,7 @@ def read_files(
 
     from ftloop.data.tables import read_tables
 
-    paths = {split: _expand_paths(split, names) for split, names in files.items()}
+    paths = {split: expand_paths(split, names) for split, names in files.items()}
     formats = {split: _common_format(split, names, format) for split, names in paths.items()}
     validate_reader_options(set(formats.values()), options, field, query, trust_pickle, streaming)
     if "imagefolder" in formats.values():

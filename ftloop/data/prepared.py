@@ -1,4 +1,7 @@
-"""Datasets for the loop: prepared rows with their lengths and a fingerprint of their content."""
+"""Datasets for the loop: prepared rows with their lengths and a fingerprint of their content.
+
+docs/runs.md lists what is in a fingerprint.
+"""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -8,6 +11,8 @@ from typing import Any
 import numpy
 import pyarrow
 import pyarrow.compute
+
+from ftloop.data.images import digest_images
 
 Example = dict[str, Any]
 
@@ -42,6 +47,7 @@ class PreparedDataset:
             self.lengths = numpy.asarray(lengths, dtype=numpy.int64)
         self.transform = transform
         self.is_deterministic = is_deterministic
+        self.settings = ""  # what else decides the examples, such as the names of the labels
 
     def __len__(self) -> int:
         return len(self.table)
@@ -56,20 +62,24 @@ class PreparedDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A SHA-256 digest of the rows before the transform: equal for equal content."""
-        return fingerprint_table(self.table)
+        """A SHA-256 digest of `settings` and of the rows before the transform."""
+        return fingerprint_table(self.table, self.settings)
 
 
-def fingerprint_table(table: Any) -> str:
-    """Return a SHA-256 digest of the names, types and cells of a `datasets.Dataset`.
+def fingerprint_table(table: Any, settings: str = "") -> str:
+    """Return a SHA-256 digest of settings and of the names, types and cells of a `Dataset`.
 
     It does not depend on how the rows are divided into chunks or files, nor on whether they were
-    selected from a larger table.
+    selected from a larger table. Images count by the content of their files, not by their paths.
     """
-    digest = hashlib.sha256(str(len(table)).encode())
-    for name in table.column_names:
+    from datasets import Image
+
+    digest = hashlib.sha256(repr((settings, len(table))).encode())
+    for name, feature in table.features.items():
+        is_image = isinstance(feature, Image)
+        column = digest_images(table, name) if is_image else read_column(table, name)
         digest.update(repr(name).encode())
-        digest.update(digest_column(read_column(table, name)))
+        digest.update(digest_column(column))
     return digest.hexdigest()
 
 

@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -218,9 +219,7 @@ class Data:
         if self.path and self.files:
             raise UserError("--data.path and --data.files cannot be combined: give one of them.")
 
-        # A folder of which a configuration is named is a copy of a Hub dataset.
-        is_hub_copy = bool(self.path and self.name and Path(self.path).expanduser().is_dir())
-        files = {} if is_hub_copy else self.files or find_files(self.path)
+        files = self.split_files
         if files and (self.name or self.revision):
             raise UserError(
                 "--data.name and --data.revision have no effect on files: they are for Hub "
@@ -240,6 +239,15 @@ class Data:
             if len(rows) == 0:
                 raise UserError(f"--data: the split {split!r} is empty.")
         return data
+
+    @cached_property
+    def split_files(self) -> dict[str, Any]:
+        """The files or folders of each split; {} if the rows come from elsewhere."""
+        # A folder of which a configuration is named is a copy of a Hub dataset.
+        is_hub_copy = bool(self.path and self.name and Path(self.path).expanduser().is_dir())
+        if not self.path or is_hub_copy:
+            return self.files
+        return find_files(self.path)
 
     def _reader_options(self) -> dict[str, Any]:
         """Return the options that `read_files` and `validate_reader_options` take."""

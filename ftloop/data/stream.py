@@ -12,15 +12,19 @@ cheap; with one large file it is not.
 """
 
 import glob
+import hashlib
 import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import get_worker_info
 
+from ftloop.data.formats import expand_paths
+from ftloop.data.prepared import fingerprint_table
 from ftloop.errors import UserError, root_cause
 from ftloop.sampler import UNBOUNDED, random_permutation
 from ftloop.state import fold_in, temporary_seed
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ftloop")
 
 ROWS_PER_READ = 1000  # 10 or 10 000 read no faster
+BYTES_PER_EDGE = 2**16  # of each end of a shard; a Parquet file ends with statistics of its rows
 NO_ROWS = "--data: the split 'train' is empty: the stream has no rows."
 
 
@@ -47,7 +52,9 @@ class Stream:
     drop_unusable: called with some rows, their shard and the number of the first of them in the
         shard; returns the rows to train on.
     prepare: makes rows the examples that the task's collate takes.
-    fingerprint: a digest of the source and of the options that decide which rows it has.
+    cache_key: a digest of the source and of the options that decide which rows it has, under which
+        the sizes of the shards are cached.
+    shards: the names and sizes of its files, as far as they are files; see `describe_shards`.
     """
 
     is_deterministic = True  # the row at a position never changes
@@ -58,17 +65,19 @@ class Stream:
         buffer_size: int,
         drop_unusable: Callable[["Dataset", int, int], "Dataset"],
         prepare: Callable[["Dataset"], Sequence[dict[str, Any]]],
-        fingerprint: str,
+        cache_key: str,
+        shards: Sequence[Any] = (),
     ):
         from datasets import config
 
-        self.source, self.buffer_size, self.fingerprint = source, buffer_size, fingerprint
+        self.source, self.buffer_size, self.shards = source, buffer_size, shards
+        self.settings = ""  # what else decides the examples: the tokenizer, the names of the labels
         self.drop_unusable, self.prepare = drop_unusable, prepare
         self.seed = 0
         self.held_out: dict[int, int] = {}  # by shard: rows at its beginning that are not for train
         self.shard_sizes: dict[int, int] = {}  # rows of train in the shards that were read whole
         cache = Path(config.HF_DATASETS_CACHE) / "ftloop"
-        self.shard_sizes_file = cache / f"stream-{fingerprint}.json"
+        self.shard_sizes_file = cache / f"stream-{cache_key}.json"
         self.blocks: Iterator[tuple[int, pyarrow.Table]] | None = None
         self.start = 0  # the position of the first row of `block`
         self.block: pyarrow.Table | None = None  # the one that was read last
@@ -107,6 +116,14 @@ class Stream:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "blocks": None, "block": None}  # a data worker reads for itself
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A SHA-256 digest of what is known without reading all rows: `settings`, the shards, and
+        the first rows.
+        """
+        first_rows = fingerprint_table(self.head(ROWS_PER_READ), self.settings)
+        return hashlib.sha256(repr((self.shards, first_rows)).encode()).hexdigest()
 
     # The first rows, in the order of the source
 
@@ -273,6 +290,25 @@ def _concatenate(tables: list["pyarrow.Table"]) -> "pyarrow.Table":
         raise UserError(
             f"--data: a column of the stream does not have the same type everywhere: {error}"
         ) from error
+
+
+def describe_shards(source: "Data") -> list[tuple[str, int, str]]:
+    """Return (name, size, digest of the beginning and the end) of each local file of train.
+
+    Neither its folder nor its times count: copies on two machines have the same description. A
+    change in the middle of a file that keeps its size is not noticed.
+    """
+    names = source.split_files.get(source.splits.get("train", "train"), [])
+    shards = []
+    for path in expand_paths("train", names):
+        if Path(path).is_file():
+            with open(path, "rb") as stream:
+                edges = stream.read(BYTES_PER_EDGE)
+                size = stream.seek(0, os.SEEK_END)
+                stream.seek(max(len(edges), size - BYTES_PER_EDGE))
+                edges += stream.read()
+            shards.append((Path(path).name, size, hashlib.sha256(edges).hexdigest()))
+    return shards
 
 
 def file_stamps(source: "Data") -> tuple[Any, ...]:

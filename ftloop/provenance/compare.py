@@ -28,6 +28,10 @@ def compare_runs(run_dir: Path, other_dir: Path) -> tuple[bool, list[str]]:
     plan, other_plan = format_plan(ledger[0]), format_plan(other_ledger[0])
     if plan != other_plan:
         lines.append(f"plan      {plan} -> {other_plan}")
+    rows, other_rows = ledger[0]["fingerprints"], other_ledger[0]["fingerprints"]
+    for split in {**rows, **other_rows}:
+        if rows.get(split) != other_rows.get(split):
+            lines.append(f"rows      {split} has other rows")
     before, after = load_environment(run_dir), load_environment(other_dir)
     for name in before:
         if before[name] != after.get(name):

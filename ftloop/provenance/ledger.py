@@ -1,9 +1,9 @@
 """ledger.jsonl: the rows, the loss and optionally the weights of each step, as a hash chain.
 
 There is one line per optimizer step, and before them a line with the plan: the number of rows, the
-batch size, the seed and the row order. Another plan line follows where a run resumes with another
-plan. The ledger holds no times: an interrupted run leaves the same bytes as one that was not
-interrupted.
+batch size, the seed, the row order, and a digest of the rows of each split. Another plan line
+follows where a run resumes with another plan. The ledger holds no times: an interrupted run leaves
+the same bytes as one that was not interrupted.
 
 The ledger records the rows from which the losses were computed, and not those that were planned.
 `ftloop.provenance.verify` compares the two.
@@ -47,7 +47,7 @@ class Ledger(Observer):
         self.last_line = lines[-1] if lines else b""
         self.stream = (run.folder / "ledger.jsonl").open("ab")
         self.stream.truncate(sum(map(len, lines)))
-        plan = describe_plan(run.sampler)
+        plan = {**describe_plan(run.sampler), "fingerprints": run.state.fingerprints}
         if run.sampler.group_by_length:  # `verify` computes the order of the rows from them
             numpy.save(run.folder / "lengths.npy", run.sampler.lengths)
         plans = [line for line in map(json.loads, lines) if "num_rows" in line]

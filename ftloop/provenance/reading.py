@@ -11,7 +11,7 @@ from ftloop.sampler import UNBOUNDED, own_order, random_order
 
 Entry = dict[str, Any]  # a line of a ledger, without its chain digest: a plan or a step
 
-PLAN_FIELDS = {"step", "num_rows", "batch_size", "seed", "grouped", "row_order"}
+PLAN_FIELDS = {"step", "num_rows", "batch_size", "seed", "grouped", "row_order", "fingerprints"}
 STEP_FIELDS = {"step", "epoch", "index", "rows", "row_digest", "loss"}
 
 

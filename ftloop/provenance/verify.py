@@ -24,6 +24,7 @@ from ftloop.provenance.reading import (
     read_ledger,
 )
 from ftloop.provenance.row_digest import digest_rows, format_digest
+from ftloop.runs.finished import fingerprint_of
 from ftloop.runs.record import load_config
 from ftloop.sampler import UNBOUNDED, StepPlan, TrainSampler
 from ftloop.task import Task
@@ -128,7 +129,7 @@ def build_sampler(run_dir: Path, plan: Entry) -> TrainSampler | None:
         return TrainSampler(Rows(plan["num_rows"], lengths), config)
     recorded = load_config(run_dir)
     dataset = recorded.task.load_datasets()["train"]
-    check_fingerprint(run_dir, dataset)
+    check_fingerprint(run_dir, plan, dataset)
     sampler = TrainSampler(dataset, replace(config, row_order=recorded.row_order))
     if encode(sampler.row_order) != plan["row_order"]:
         return None
@@ -154,11 +155,9 @@ def load_lengths(run_dir: Path, num_rows: int) -> numpy.ndarray:
     return lengths
 
 
-def check_fingerprint(run_dir: Path, dataset: Any) -> None:
+def check_fingerprint(run_dir: Path, plan: Entry, dataset: Any) -> None:
     """Raise UserError if the training rows are no longer those of the run."""
-    saved = checkpoints.find_checkpoints(run_dir / "checkpoints")
-    fingerprint = getattr(dataset, "fingerprint", None) or f"{len(dataset)} rows"
-    if saved and checkpoints.load_state(saved[-1]).dataset_fingerprint != fingerprint:
+    if plan["fingerprints"]["train"] != fingerprint_of(dataset):
         raise UserError(
             f"the training rows have changed since the run {str(run_dir)!r}, and its row order "
             "depends on them. Restore the data to verify the run."

@@ -1,6 +1,7 @@
 """Use a finished run: load its model, evaluate it on a split of its data, and predict new rows."""
 
 import contextlib
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
     from datasets import Dataset
+
+logger = logging.getLogger("ftloop")
 
 BLOCK_SIZE = 4096  # new rows that are read, sorted by length and predicted together
 
@@ -124,9 +127,31 @@ def evaluate_run(
             datasets = task.load_datasets()
         split = split or ("test" if "test" in datasets else "validation")
         check_split(split, datasets)
+        warn_about_changed_rows(run_dir, split, datasets[split])
         size = batch_size or config.eval_batch_size
         loader = build_eval_loader(datasets[split], task, accelerator, size)
         return evaluate(model, loader, task, accelerator)
+
+
+def warn_about_changed_rows(run_dir: str | Path, split: str, dataset: Any) -> None:
+    """Log that the rows of a split are not those with which the run was trained, if so."""
+    from ftloop.checkpoint import INVALID, find_checkpoints, load_state
+
+    recorded = None  # a finished run needs only its folder model/
+    with contextlib.suppress(*INVALID, IndexError):
+        newest = find_checkpoints(Path(run_dir) / "checkpoints")[-1]
+        recorded = load_state(newest).fingerprints.get(split)
+    if recorded not in (None, fingerprint_of(dataset)):
+        logger.warning(
+            "the rows of %s are not those with which the run was trained: its scores are of other "
+            "rows",
+            split,
+        )
+
+
+def fingerprint_of(dataset: Any) -> str:
+    """Return the digest of the rows of a split as it is recorded in the checkpoints of a run."""
+    return getattr(dataset, "fingerprint", None) or f"{len(dataset)} rows"
 
 
 def check_split(split: str, datasets: dict[str, Any]) -> None:

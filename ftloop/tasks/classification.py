@@ -190,6 +190,10 @@ class Classification(PretrainedTask):
         findings = checks.check_everything(self) if full else checks.check_rows(self)
         return checks.log_findings(findings)
 
+    def example_settings(self) -> dict[str, Any]:
+        labels = {"problem_type": self.labels.problem_type, "names": self.labels.names}
+        return {**super().example_settings(), "labels": labels}
+
     def configure_model(self, config: "PretrainedConfig") -> None:
         super().configure_model(config)
         config.problem_type = self.labels.problem_type

@@ -165,6 +165,8 @@ class ImageClassification(Classification):
                 "neither."
             )
         datasets = super().load_datasets()
+        for dataset in datasets.values():  # other processes find the digests of the files cached
+            _ = getattr(dataset, "fingerprint", None)
         logger.info(
             "data: images of %d x %d pixels: the shorter side is resized to %d and the center is "
             "cropped%s",
@@ -199,6 +201,12 @@ class ImageClassification(Classification):
             interpolation=self.processor.resample,
             mean=self.processor.image_mean,
         )
+
+    def example_settings(self) -> dict[str, Any]:
+        processor = self.processor
+        view = {"size": self.size, "resized": self.resized, "resample": int(processor.resample)}
+        view |= {"mean": list(processor.image_mean), "std": list(processor.image_std)}
+        return {**super().example_settings(), "view": view}
 
     def collate(self, examples: Sequence[dict[str, Any]]) -> Batch:
         """Return "pixel_values", float32 (rows, 3, size, size), "labels", and "weights" if given.

@@ -8,6 +8,7 @@ data is done here, by the options of `ftloop.data.Data`:
     load_datasets   the model's inputs and the labels of `rows`, as datasets for the loop
 """
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -88,6 +89,13 @@ class DataTask(Task):
             prepared = prepared.add_column("labels", labels)
         return PreparedDataset(prepared)
 
+    def example_settings(self) -> dict[str, Any]:
+        """Return what decides the examples besides the rows; see `PreparedDataset.fingerprint`.
+
+        A run resumes with the same values only. They are JSON values.
+        """
+        return {}
+
     def change_labels(self, data: "DatasetDict") -> "DatasetDict":
         """Return the rows with changed labels, by the options of the task."""
         return data
@@ -154,7 +162,7 @@ class DataTask(Task):
         """Return train as a stream; a split that the source lacks is the first rows of train."""
         from datasets.fingerprint import Hasher
 
-        from ftloop.data.stream import Stream, file_stamps
+        from ftloop.data.stream import Stream, describe_shards, file_stamps
 
         data = dict(data)
         warn_about_unused_options(data, self.data)
@@ -165,7 +173,8 @@ class DataTask(Task):
             buffer_size=self.data.shuffle_buffer,
             drop_unusable=partial(self.drop_unusable, "train"),
             prepare=self.prepare_block,
-            fingerprint=Hasher.hash((self.data, file_stamps(self.data), code, columns)),
+            cache_key=Hasher.hash((self.data, file_stamps(self.data), code, columns)),
+            shards=describe_shards(self.data),
         )
         splits = {split: self.drop_unusable(split, rows) for split, rows in data.items()}
         for split, count in (("test", self.data.test), ("validation", self.data.validation)):
@@ -212,7 +221,10 @@ class DataTask(Task):
             split: self.build_dataset(self.prepare(rows), labels[split], split)
             for split, rows in splits.items()
         }
-        return datasets if stream is None else {**datasets, "train": stream}
+        datasets = datasets if stream is None else {**datasets, "train": stream}
+        for dataset in datasets.values():
+            dataset.settings = json.dumps(self.example_settings())
+        return datasets
 
 
 def describe_unusable(unusable: list[UnusableRows], first_row: int) -> str:

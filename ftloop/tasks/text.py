@@ -219,6 +219,12 @@ class TextTask(PretrainedTask):
         makes hashes the tokenizer object, whose state differs between the run that tokenizes, the
         next run, and the evaluation of a finished run; and it does not see changes of the code.
         """
+        code = inspect.getsource(self.tokenize_function)
+        parts = (rows._fingerprint, *self.describe_tokenizing(), code)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def describe_tokenizing(self) -> tuple[Any, ...]:
+        """Return what decides the tokens of a text besides the code."""
         tokenizer = self.processor
         forget_last_call(tokenizer)
         settings = (
@@ -226,10 +232,16 @@ class TextTask(PretrainedTask):
             tokenizer.truncation_side,
             tokenizer.split_special_tokens,
         )
-        code = inspect.getsource(self.tokenize_function)
         content = tokenizer.backend_tokenizer.to_str()
-        parts = (rows._fingerprint, content, settings, self.tokenize_options, code)
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
+        return content, settings, self.tokenize_options
+
+    def example_settings(self) -> dict[str, Any]:
+        """Add a digest of the tokenizer for a stream, whose tokens are not known in advance."""
+        settings = super().example_settings()
+        if self.data.streaming:
+            parts = repr(self.describe_tokenizing()).encode()
+            settings["tokenizing"] = hashlib.sha256(parts).hexdigest()
+        return settings
 
     def count_truncation(self, tokenized: "Dataset") -> TruncationCounts:
         """Return how many texts lost tokens."""

@@ -121,6 +121,9 @@ class TokenClassification(TextTask):
             return False
         return any(is_known(tag) for tags in test[column] if tags is not None for tag in tags)
 
+    def example_settings(self) -> dict[str, Any]:
+        return {**super().example_settings(), "tags": self.tag_names}
+
     def encode_labels(self, rows: "Dataset", split: str) -> list[list[int]]:
         """Return the id of each tag, by row and word; -100 if it is unknown. Raises UserError."""
         (column,) = self.label_column
