@@ -12,7 +12,7 @@ whenever the process was killed. `torch.load(weights_only=True)` reads it, so th
 elsewhere cannot run code.
 """
 
-import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -24,26 +24,35 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, get_type_hints
 
 import torch
 
 from ftloop.config import Config, differences, encode, read_record
-from ftloop.errors import TrainingError, UserError
+from ftloop.errors import TrainingError, UserError, read_json
 from ftloop.state import TrainState
 
 logger = logging.getLogger("ftloop")
 
 FILES = ("weights.pt", "training.pt")
-# What reading a damaged manifest raises
-INVALID = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 Values = Mapping[str, Any]  # a state_dict, or other values by name
 
 
-def save_checkpoint(
-    folder: Path, state: TrainState, state_dicts: Values, environment: Values
-) -> Path:
-    """Write the checkpoint folder/step-NNNNNN and return its path.
+# mypy wants a literal.
+State = TypedDict("State", get_type_hints(TrainState), total=False)  # type: ignore[misc]
+
+
+class Manifest(TypedDict):
+    """The content of manifest.json."""
+
+    state: State
+    environment: dict[str, bool | int | float | str | None]
+    files: dict[str, dict[str, int | str]]
+    sha256: str
+
+
+def save_checkpoint(folder: Path, state: TrainState, objects: Values, environment: Values) -> Path:
+    """Write the checkpoint folder/step-NNNNNN of the state_dicts of `objects`; return its path.
 
     If that checkpoint exists and is intact, only its manifest is replaced: its step was evaluated.
     Raises TrainingError when the disk is full or read-only; earlier checkpoints stay as they are.
@@ -58,8 +67,8 @@ def save_checkpoint(
             remove_checkpoint(final)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        others = {name: value for name, value in state_dicts.items() if name != "model"}
-        torch.save(dict(state_dicts["model"]), temporary / "weights.pt")
+        others = {name: value for name, value in objects.items() if name != "model"}
+        torch.save(dict(objects["model"]), temporary / "weights.pt")
         torch.save(others, temporary / "training.pt")
         write_manifest(temporary, state, environment)
         for path in (*temporary.iterdir(), temporary):
@@ -67,12 +76,9 @@ def save_checkpoint(
         temporary.rename(final)
         _fsync(folder)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        with contextlib.suppress(OSError):
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise TrainingError(
-            f"cannot save the checkpoint {final}: {error}. The previous one is intact: free some "
-            "space and run the same command again to resume."
-        ) from error
+        shutil.rmtree(temporary, ignore_errors=True)
+        message = f"cannot save the checkpoint {final}: {error}. The previous one is intact: free "
+        raise TrainingError(f"{message}some space and run the same command again.") from error
     return final
 
 
@@ -84,18 +90,23 @@ def write_manifest(checkpoint: Path, state: TrainState, environment: Values) -> 
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    """Read the manifest of a checkpoint. Raises ValueError, among others, if it was changed."""
-    content = json.loads((checkpoint / "manifest.json").read_text())
-    if content.pop("sha256") != _sha256(content):
-        raise ValueError("it has changed since it was written")
-    TrainState(**content["state"])
+    """Read the manifest of a checkpoint. Raises UserError if it was changed."""
+    content = read_json(checkpoint / "manifest.json", Manifest)
+    is_changed = content.pop("sha256") != _sha256(content)
+    if is_changed or content["state"].get("step") != step_of(checkpoint):
+        raise UserError("manifest.json has changed since it was written")
     return content
 
 
 def write_text(file: Path, text: str) -> None:
-    """Replace a small file atomically: it has the old content or the new one."""
+    """Replace a small file atomically: it has the old content or the new one.
+
+    The temporary file is created exclusively, so that nothing is written through a link.
+    """
     temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.unlink(missing_ok=True)
+    with temporary.open("x", encoding="utf-8") as stream:
+        stream.write(text)
     _fsync(temporary)
     temporary.replace(file)
 
@@ -136,12 +147,11 @@ def discard_after(folder: Path, step: int) -> None:
 def damage(checkpoint: Path) -> str | None:
     """Describe what is wrong with a checkpoint, by its manifest; None if it is intact."""
     try:
-        for name, fingerprint in read_manifest(checkpoint)["files"].items():
-            if _fingerprint(checkpoint / name) != fingerprint:
-                return f"{name} has changed since it was written"
-    except INVALID as error:
-        return f"it cannot be read: {error}"
-    return None
+        recorded = read_manifest(checkpoint)["files"]
+        changed = [name for name in FILES if _fingerprint(checkpoint / name) != recorded.get(name)]
+    except (OSError, UserError) as error:
+        return str(error)
+    return f"{changed[0]} has changed since it was written" if changed else None
 
 
 def newest_intact(folder: Path) -> Path | None:
@@ -179,16 +189,20 @@ def load_objects(objects: Values, checkpoint: Path, without: tuple[str, ...] = (
     problem = damage(checkpoint)
     if problem is not None:
         raise TrainingError(f"the checkpoint {checkpoint} is damaged ({problem}): start a new run.")
-    state_dicts = load_state_dicts(checkpoint)
-    for name, value in objects.items():
-        if name not in without:
-            value.load_state_dict(state_dicts[name])
+    try:
+        state_dicts = load_state_dicts(checkpoint)
+        for name, value in objects.items():
+            if name not in without:
+                value.load_state_dict(state_dicts[name])
+    except Exception as error:  # each object raises its own kinds
+        message = f"{checkpoint} does not fit this run ({error!r:.500}). Has the code changed?"
+        raise UserError(message) from error
 
 
 def _load_tensors(file: Path) -> dict[str, Any]:
     """Read tensors and plain values. Raises UserError for a file that holds anything else."""
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        return dict(torch.load(file, map_location="cpu", weights_only=True))
     except pickle.UnpicklingError as error:
         raise UserError(f"{file} holds Python objects besides tensors; none was run.") from error
 
@@ -199,16 +213,15 @@ def prune(folder: Path, config: Config) -> None:
     for checkpoint in checkpoints:
         try:
             state = load_state(checkpoint)
-        except INVALID:  # a damaged one is not the best
+        except UserError:  # a damaged one is not the best
             continue
         scores = state.scores if state.last_eval_step == state.step else None
-        value = math.nan if scores is None else scores.get(config.best_metric, math.nan)
+        value = (scores or {}).get(config.best_metric, math.nan)
         if not math.isnan(value):
             values[checkpoint] = value if config.direction == "min" else -value
     best = sorted(values, key=values.__getitem__)[: config.keep_best]
-    for checkpoint in checkpoints[: -config.keep_last]:
-        if checkpoint not in best:
-            remove_checkpoint(checkpoint)
+    for checkpoint in sorted({*checkpoints[: -config.keep_last]} - {*best}):
+        remove_checkpoint(checkpoint)
 
 
 # The run folder, before a run starts
@@ -230,18 +243,20 @@ def lock_run_folder(folder: Path) -> int:
     """Lock a run folder until this process ends or closes the descriptor that is returned.
 
     Uses lockf: data workers would inherit a flock and hold it after this process has ended. Raises
-    UserError if another process holds the lock.
+    UserError if another process holds the lock. Warns about a file system without locks.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         message = f"another process is training in {str(folder)!r}."
         raise UserError(message, field="run_dir") from error
     except (OSError, ValueError) as error:
-        message = f"{str(folder)!r} cannot be written or locked: {error}."
-        raise UserError(message, field="run_dir") from error
+        if getattr(error, "errno", 0) not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            message = f"{str(folder)!r} cannot be written or locked: {error}."
+            raise UserError(message, field="run_dir") from error
+        logger.warning("%s: this file system has no locks; start one command at a time", folder)
     return descriptor
 
 

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import math
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -24,14 +23,16 @@ MAY_CHANGE = (
     "run_dir resume allow_changes workers timeout log_every max_minutes keep_last keep_best "
     "micro_batch_size max_tokens"
 )
-# Fields that hold a number of at least 1, and fields that hold an amount of at least 0
-COUNTS = (
-    "epochs max_steps batch_size micro_batch_size max_tokens save_every eval_every eval_batch_size "
-    "patience log_every keep_last keep_best"
-)
-AMOUNTS = "learning_rate weight_decay warmup max_grad_norm workers"
+# The smallest and the largest value of fields that hold a number
+LIMITS = {
+    "epochs max_steps batch_size micro_batch_size max_tokens save_every eval_every": (1, 2**31),
+    "eval_batch_size patience log_every keep_last keep_best": (1, 2**31),
+    "learning_rate weight_decay warmup max_grad_norm": (0, 1e9),
+    "max_minutes timeout": (1e-9, 1e7),  # a `timedelta` in C++ overflows far above
+    "workers": (0, 1000),
+    "seed": (-(2**62), 2**62),
+}
 SMALLER_IS_BETTER = ("loss", "mse", "mae", "rmse", "hamming_loss", "perplexity")
-MAX_TIMEOUT = 10_000_000  # seconds; a `timedelta` in C++ overflows far above
 
 
 @dataclass(frozen=True)
@@ -116,18 +117,12 @@ class Config:
 
 def validate(config: Config) -> None:
     """Raise UserError for values that cannot work, before anything is read, written or trained."""
-    for name in COUNTS.split():
-        value = getattr(config, name)
-        is_valid = not isinstance(value, int) or value >= 1
-        require(is_valid, name, f"must be at least 1, but is {value}.")
-    for name in AMOUNTS.split():
-        value = getattr(config, name)
-        is_valid = value == "auto" or (math.isfinite(value) and value >= 0)
-        require(is_valid, name, f"must be a finite number of at least 0, but is {value}.")
-    for name in ("max_minutes", "timeout"):
-        value = getattr(config, name)
-        message = f"must be above 0 and at most {MAX_TIMEOUT}, but is {value}."
-        require(value is None or 0 < value <= MAX_TIMEOUT, name, message)
+    for names, (smallest, largest) in LIMITS.items():
+        for name in names.split():
+            value = getattr(config, name)
+            if isinstance(value, int | float):  # not None, "auto" or "epoch"
+                require(value >= smallest, name, f"must be at least {smallest}, but is {value}.")
+                require(value <= largest, name, f"must be at most {largest}, but is {value}.")
     size, warmup = config.micro_batch_size, config.warmup
     message = f"must be a whole number of steps or a fraction below 1, but is {warmup}."
     require(warmup <= 1 or warmup == int(warmup), "warmup", message)
@@ -235,10 +230,8 @@ def read_record(run_dir: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{file} is not the record of a run: {error!r}.") from error
     if version.startswith("0.1."):
-        raise UserError(
-            f"{str(run_dir)!r} was written by ftloop {version}, whose runs this version cannot "
-            "read; its model/ still loads in transformers."
-        )
+        message = f"{str(run_dir)!r} was written by ftloop {version}, whose runs this version "
+        raise UserError(f"{message}cannot read; its model/ still loads in transformers.")
     return record
 
 

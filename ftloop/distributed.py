@@ -18,13 +18,20 @@ from accelerate import Accelerator, utils
 
 from ftloop.errors import Stopped, UserError
 from ftloop.extensions import Setup
-from ftloop.loader import make_batch
+from ftloop.loader import STOP_SIGNALS, make_batch
 from ftloop.state import TrainState
 from ftloop.task import Task
 
 logger = logging.getLogger("ftloop")
 
 PRECISIONS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}  # accelerate's names and ours
+
+
+class DDPOptions(utils.DistributedDataParallelKwargs):
+    """Turns off the broadcast of buffers in each step, by the name that torch 2.15 has for it."""
+
+    def to_kwargs(self) -> dict[str, Any]:
+        return {**super().to_kwargs(), "forward_sync_buffers": False}
 
 
 def build_accelerator(
@@ -40,10 +47,8 @@ def build_accelerator(
     for a precision or a kind of parallelism that this device or ftloop does not support.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    handlers: list[Any] = [utils.InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))]
-    ddp = {"broadcast_buffers": False, "find_unused_parameters": find_unused_parameters}
-    handlers.append(utils.DistributedDataParallelKwargs(**ddp))
     options: dict[str, Any] = {}
+    init_options = utils.InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
     for setup in setups:
         options |= setup.accelerator_options()
     try:
@@ -59,24 +64,19 @@ def build_accelerator(
             step_scheduler_with_optimizer=False,
             # The loop divides the loss; steps configured in the launcher would divide it again.
             gradient_accumulation_plugin=utils.GradientAccumulationPlugin(num_steps=1),
-            kwargs_handlers=handlers + options.pop("kwargs_handlers", []),
+            kwargs_handlers=[init_options, *options.pop("kwargs_handlers", [])],
             **options,
         )
     except (ValueError, RuntimeError) as error:  # the device lacks the precision, no address, ...
         field = "precision" if "precision" in str(error) else None
         raise UserError(f"accelerate cannot start: {error}", field=field) from error
+    accelerator.ddp_handler = DDPOptions(find_unused_parameters=find_unused_parameters)
     name, device = accelerator.mixed_precision, accelerator.device.type
     if name not in PRECISIONS or (name == "fp16" and not accelerator.scaler):
         raise UserError(f"{name} is not available on this device ({device}).", field="precision")
     if accelerator.num_processes < world_size:
-        count = accelerator.num_processes
-        raise UserError(f"{world_size} processes were started, but accelerate sees {count}.")
+        raise UserError(f"accelerate sees {accelerator.num_processes} of {world_size} processes.")
     return accelerator
-
-
-def precision_of(accelerator: Accelerator) -> str:
-    """Return fp32, bf16 or fp16."""
-    return PRECISIONS[accelerator.mixed_precision]
 
 
 def check_rows(datasets: dict[str, Any], state: TrainState, allow_changes: bool) -> None:
@@ -134,21 +134,24 @@ def warm_up_ddp_buckets(model: Any, task: Task, sampler: Any, accelerator: Accel
 class StopSignals:
     """Turns signals and a time limit into a request to stop, on which all ranks agree.
 
-    After `install`, SIGTERM, SIGINT and SIGUSR1 (which SLURM sends before its time limit) do not
-    interrupt a step. A second signal ends the process at once; what is on disk stays intact.
+    After `install`, SIGTERM, SIGINT, SIGUSR1 (which SLURM sends before its time limit) and SIGHUP
+    (the terminal is gone) do not interrupt a step. Another signal ends the process at once, unless
+    it comes in the same second: torchrun passes on a signal that its whole group got already. What
+    is on disk stays intact.
     """
 
     def __init__(self, max_minutes: float | None = None):
         self.deadline = time.monotonic() + 60 * (max_minutes or math.inf)
         self.reason: str | None = None
-        self.exit_code = 143
+        self.exit_code, self.received_at = 143, math.inf
         self._previous_handlers: dict[int, Any] = {}
 
     def install(self) -> None:
         """Handle the signals from now on. In another thread than the main one, nothing changes."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-                self._previous_handlers[number] = signal.signal(number, self._handle)
+            for number in STOP_SIGNALS:
+                if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+                    self._previous_handlers[number] = signal.signal(number, self._handle)
 
     def restore(self) -> None:
         """Give the signals back to their previous handlers."""
@@ -157,26 +160,23 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         exit_code = 130 if number == signal.SIGINT else 143
-        if self.reason is not None:
+        if time.monotonic() > self.received_at + 1:
             os._exit(exit_code)
         self.reason, self.exit_code = signal.Signals(number).name, exit_code
+        self.received_at = min(self.received_at, time.monotonic())
 
-    def received(self) -> bool:
-        """Tell whether this process got a signal, or its time is over."""
-        if self.reason is None and time.monotonic() > self.deadline:
-            self.reason = "max_minutes"
-        return self.reason is not None
-
-    def agree(self, accelerator: Accelerator, may_wait: bool) -> bool:
+    def agree(self, accelerator: Accelerator, may_wait: bool, may_time_out: bool = True) -> bool:
         """Tell whether any rank should stop: the same answer on all.
 
         Asking several GPUs waits for them. Unless the caller `may_wait`, the answer is no.
         """
+        if self.reason is None and may_time_out and time.monotonic() > self.deadline:
+            self.reason = "max_minutes"
         if accelerator.num_processes == 1:
-            return self.received()
+            return self.reason is not None
         if not may_wait and accelerator.device.type != "cpu":
             return False
-        exit_code = self.exit_code if self.received() else 0
+        exit_code = 0 if self.reason is None else self.exit_code
         codes = accelerator.gather(torch.tensor([exit_code], device=accelerator.device))
         agreed = int(codes.max())
         if agreed and self.reason is None:

@@ -1,7 +1,10 @@
 """Exceptions whose message is all that a user needs: they are printed without a traceback."""
 
 import difflib
+import json
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 
 class UserError(Exception):
@@ -41,3 +44,19 @@ def root_cause(error: BaseException) -> str:
         error = error.__cause__
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+
+
+def read_json(file: Path, expected: Any, text: bytes | None = None) -> Any:
+    """Return the content of a JSON file, or of one line of it. Everything of a run is read so.
+
+    expected: its type, also a TypedDict. Raises UserError if the content has another one.
+    """
+    from typeguard import CollectionCheckStrategy as Items, TypeCheckError, check_type
+
+    try:
+        text = file.read_bytes() if text is None else text
+        # An integer of 20 digits, which nothing of a run has, would overflow somewhere later.
+        value = json.loads(text, parse_int=lambda word: (int if len(word) < 20 else float)(word))
+        return check_type(value, expected, collection_check_strategy=Items.ALL_ITEMS)
+    except (OSError, ValueError, RecursionError, TypeCheckError) as error:
+        raise UserError(f"{file} cannot be read: {error}.") from error

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from torch.nn import Module
 from torch.utils.data import DataLoader
 
 from ftloop.errors import UserError
@@ -22,6 +23,7 @@ from ftloop.task import Batch, Task, model_inputs
 
 LABEL_PADDING = -100  # fills up what has different lengths in different batches; losses ignore it
 Values = dict[str, torch.Tensor]
+StopCheck = Callable[[], bool] | None  # tells, on all ranks alike, whether to stop
 
 
 class EvaluationStopped(Exception):
@@ -37,28 +39,13 @@ def build_eval_loader(
     return accelerator.prepare(build_dataloader(dataset, sampler, task.collate, workers=workers))
 
 
-def build_eval_loaders(
-    datasets: dict[str, Any], task: Task, accelerator: Accelerator, batch_size: int, workers: int
-) -> dict[str, DataLoader]:
-    """Build the loaders of "validation" and "test", as far as the data has these splits."""
-    return {
-        split: build_eval_loader(datasets[split], task, accelerator, batch_size, workers)
-        for split in ("validation", "test")
-        if split in datasets
-    }
-
-
 def evaluate(
-    model: torch.nn.Module,
-    loader: DataLoader,
-    task: Task,
-    accelerator: Accelerator,
-    stop_requested: Callable[[], bool] | None = None,
+    model: Module, loader: DataLoader, task: Task, accelerator: Accelerator, stop: StopCheck = None
 ) -> dict[str, float] | None:
     """Return the scores of a prepared model: "loss", the weighted mean of the losses, and the
     metrics.
 
-    All ranks call it and get the same scores. `stop_requested` is called after each batch; if it
+    All ranks call it and get the same scores. `stop` is called after each batch; if it
     returns True, the result is None. Raises RuntimeError unless every row was evaluated exactly
     once.
     """
@@ -66,7 +53,7 @@ def evaluate(
     num_rows = len(loader.dataset)  # type: ignore[arg-type]
     sums = torch.zeros(2, num_rows, dtype=torch.float64)  # weighted losses; weights
     try:
-        for values in iterate_predictions(model, loader, task, accelerator, stop_requested):
+        for values in iterate_predictions(model, loader, task, accelerator, stop):
             row_ids = values["row_ids"]
             sums[0, row_ids] = values.pop("loss_sums").double()
             sums[1, row_ids] = values.pop("weight_sums").double()
@@ -85,17 +72,13 @@ def evaluate(
 
 @torch.no_grad()
 def iterate_predictions(
-    model: torch.nn.Module,
-    loader: DataLoader,
-    task: Task,
-    accelerator: Accelerator,
-    stop_requested: Callable[[], bool] | None = None,
+    model: Module, loader: DataLoader, task: Task, accelerator: Accelerator, stop: StopCheck = None
 ) -> Iterator[Values]:
     """Yield what `task.predict` returns for each batch, on the CPU of the main process.
 
     One entry per row, without padding rows, with "row_ids" and, if rows have labels, "references",
     "losses", "loss_sums" and "weight_sums". Other ranks take part and yield nothing. Leaves the
-    model in training mode. Raises EvaluationStopped if `stop_requested` returns True on all ranks.
+    model in training mode. Raises EvaluationStopped if `stop` returns True on all ranks.
     """
     model.eval()
     num_rows = len(loader.dataset)  # type: ignore[arg-type]
@@ -111,7 +94,7 @@ def iterate_predictions(
                 values = {name: value[is_real].cpu() for name, value in values.items()}
                 num_evaluations[values["row_ids"]] += 1
                 yield values
-            if stop_requested is not None and stop_requested():
+            if stop is not None and stop():
                 raise EvaluationStopped
     finally:
         model.train()
@@ -120,7 +103,7 @@ def iterate_predictions(
         raise RuntimeError(f"{num_wrong} rows were not evaluated exactly once")
 
 
-def predict_batch(model: torch.nn.Module, batch: Batch, task: Task) -> Values:
+def predict_batch(model: Module, batch: Batch, task: Task) -> Values:
     """Compute the predictions of a batch on this rank and, if it has labels, its losses."""
     outputs = model(**model_inputs(batch))
     values = {"row_ids": batch["row_ids"], **task.predict(outputs, batch)}

@@ -5,6 +5,7 @@ Data workers change the speed of loading, never the batches.
 
 import os
 import random
+import signal
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -21,6 +22,7 @@ from ftloop.sampler import TrainSampler
 from ftloop.state import fold_in, temporary_seed
 from ftloop.task import Batch
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 MAX_WORKERS = 8  # per process, for workers="auto": more rarely help, and hold batches in memory
 CollateFunction = Callable[[Any], Batch]
 Keys = list[tuple[int, int]]  # (epoch, row id) of the rows of a micro-batch
@@ -107,9 +109,14 @@ def count_workers(workers: int | str, dataset: Any, device: torch.device) -> int
         return int(workers)
     is_needed = device.type != "cpu" and not getattr(dataset, "is_deterministic", False)
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    has_affinity = hasattr(os, "sched_getaffinity")  # the cores that a job scheduler gave us
-    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0))  # those that a job scheduler gave us
     return max(0, min(MAX_WORKERS, cores // processes - 1)) if is_needed else 0
+
+
+def ignore_stop_signals(worker: int) -> None:
+    """Let a data worker live until the training process, which gets the same signal, ends it."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def build_dataloader(
@@ -123,6 +130,7 @@ def build_dataloader(
         batch_sampler=sampler,
         collate_fn=Collate(collate),
         num_workers=workers,
+        worker_init_fn=ignore_stop_signals,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),  # otherwise copies to the GPU are not asynchronous
         generator=torch.Generator(),  # otherwise iter(loader) draws from the global generator

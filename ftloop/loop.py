@@ -20,7 +20,7 @@ from accelerate import Accelerator
 
 from ftloop.config import Config, validate, validate_with_datasets
 from ftloop.distributed import build_accelerator, check_rows, full_tensor, warm_up_ddp_buckets
-from ftloop.evaluation import build_eval_loaders, evaluate
+from ftloop.evaluation import build_eval_loader, evaluate
 from ftloop.loader import build_dataloader, check_collate, count_workers, optimizer_steps
 from ftloop.metric_log import weighted_sum
 from ftloop.optim import build_scheduler, drop_frozen_gradients
@@ -94,18 +94,21 @@ def train(config: Config) -> Scores:
         optimizer = config.optimizer(model, config)
 
         # Order of the rows, number of steps, learning-rate schedule
-        num_processes, device = accelerator.num_processes, accelerator.device
-        sampler = TrainSampler(train_dataset, config, num_processes, device.type)
+        device = accelerator.device
+        sampler = TrainSampler(train_dataset, config, accelerator.num_processes, device.type)
         run.choose_micro_batch_size(model, sampler)
         check_division(task, model, sampler)
         scheduler = build_scheduler(optimizer, config, sampler.total_steps)
-        workers = count_workers(config.workers, train_dataset, accelerator.device)
+        workers = count_workers(config.workers, train_dataset, device)
         train_loader = build_dataloader(train_dataset, sampler, task.collate, config.seed, workers)
         model, optimizer, train_loader, scheduler = accelerator.prepare(
             model, optimizer, train_loader, scheduler
         )
-        eval_batch_size = config.eval_batch_size
-        eval_loaders = build_eval_loaders(datasets, task, accelerator, eval_batch_size, workers)
+        eval_loaders = {
+            split: build_eval_loader(dataset, task, accelerator, config.eval_batch_size, workers)
+            for split, dataset in datasets.items()
+            if split != "train"
+        }
         warm_up_ddp_buckets(model, task, sampler, accelerator)
 
         # Resume

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import time
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from accelerate.utils import gather_object
 
 from ftloop.errors import TrainingError
 from ftloop.sampler import StepPlan, TrainSampler
+from ftloop.state import TrainState
 from ftloop.task import Batch, Losses
 
 logger = logging.getLogger("ftloop")
@@ -35,21 +37,16 @@ class StepRecord:
     step: int  # from 1
     epoch: float  # epochs done after this step
     plan: StepPlan
-    learning_rate: float
-    row_ids: list[torch.Tensor] = field(default_factory=list)
+    row_ids: list[torch.Tensor]
     """Of each micro-batch of this rank; negative ids are padding rows."""
-    weights: list[torch.Tensor] = field(default_factory=list)
-    outputs: list[Losses] = field(default_factory=list)
-    total_weight: Any = math.nan  # over all micro-batches and ranks
-    grad_norm_tensor: Any = None
+    weights: list[torch.Tensor]
+    outputs: list[Losses]
+    total_weight: Any  # over all micro-batches and ranks
+    grad_norm_tensor: Any
+    learning_rate: float
     loss: float = math.nan
     grad_norm: float = math.nan
     scalars: dict[str, float] = field(default_factory=dict)  # named values of the task
-
-    @property
-    def rows(self) -> int:
-        """The number of rows of the step, over all ranks."""
-        return len(self.plan.row_ids)
 
 
 class MetricLog:
@@ -63,7 +60,7 @@ class MetricLog:
         self.buffer: list[StepRecord] = []
         self.num_skipped_steps = 0  # in a row, by the gradient scaler of fp16
         self.stream: Any = None  # on the main process, once the run has started
-        self.lines = b""  # that are not written yet
+        self.lines, self.checksum = b"", 0  # not written yet; crc32 of the file
         self.restart_clock()
 
     def restart_clock(self) -> None:
@@ -74,28 +71,26 @@ class MetricLog:
         """Return the seconds since the clock was restarted."""
         return max(time.perf_counter() - self.began, 1e-9)
 
-    def open(self, file: Path, keep_bytes: int) -> None:
+    def open(self, file: Path, state: TrainState) -> None:
         """Open the file and cut it to the length it had at the step from which the run resumes."""
         self.stream = file.open("ab")
-        self.stream.truncate(min(keep_bytes, file.stat().st_size))
+        kept = file.read_bytes()[: state.log_bytes]
+        kept = kept[: kept.rfind(b"\n") + 1]  # complete lines: it may have been cut anywhere
+        self.checksum = zlib.crc32(kept)
+        if self.checksum != state.log_checksum:
+            message = "%s has changed since step %d was saved; values are missing or wrong"
+            logger.warning(message, file, state.step)
+        self.stream.truncate(len(kept))
 
-    def add_step(
-        self,
-        step: int,
-        sampler: TrainSampler,
-        micro_batches: list[Batch],
-        outputs: list[Losses],
-        total_weight: float | torch.Tensor,
-        grad_norm: torch.Tensor,
-        learning_rate: float,
-    ) -> None:
-        """Buffer what an optimizer step leaves behind. `step` counts from 1."""
-        record = StepRecord(step, sampler.epochs_done(step), sampler.plan(step - 1), learning_rate)
-        record.row_ids = [batch["row_ids"] for batch in micro_batches]
-        record.weights = [batch["weights"] for batch in micro_batches]
-        record.outputs, record.total_weight = outputs, total_weight
-        record.grad_norm_tensor = grad_norm
-        self.buffer.append(record)
+    def add_step(self, step: int, sampler: TrainSampler, batches: list[Batch], *rest: Any) -> None:
+        """Buffer what an optimizer step leaves behind. `step` counts from 1.
+
+        rest: outputs, total_weight, grad_norm_tensor and learning_rate; see `StepRecord`.
+        """
+        row_ids = [batch["row_ids"] for batch in batches]
+        weights = [batch["weights"] for batch in batches]
+        plan, epoch = sampler.plan(step - 1), sampler.epochs_done(step)
+        self.buffer.append(StepRecord(step, epoch, plan, row_ids, weights, *rest))
 
     def flush(self) -> tuple[list[StepRecord], dict[str, float]]:
         """Read and write the values of the buffered steps. Returns them, and the speed since then.
@@ -118,9 +113,9 @@ class MetricLog:
             record.scalars = dict(zip(names, scalars, strict=True))
             record.grad_norm = grad_norms[index]
             self._check_finite(record)
-        rate = round(sum(record.rows for record in records) / self.seconds(), 2)
-        share = round(self.data_wait_seconds / self.seconds(), 4)
-        speed = {"rows_per_second": rate, "data_wait": share}
+        rate = round(sum(len(record.plan.row_ids) for record in records) / self.seconds(), 2)
+        wait = round(self.data_wait_seconds / self.seconds(), 4)
+        speed = {"rows_per_second": rate, "data_wait": wait}
         for record in records:
             scores = {"loss": record.loss, "learning_rate": record.learning_rate}
             scores |= {"grad_norm": record.grad_norm, **record.scalars}
@@ -147,6 +142,7 @@ class MetricLog:
             return 0
         with raise_write_errors(self.stream.name):
             self.stream.write(lines)
+            self.checksum = zlib.crc32(lines, self.checksum)
             self.stream.flush()
             if wait_for_disk:
                 os.fsync(self.stream.fileno())
@@ -163,11 +159,12 @@ class MetricLog:
         self.num_skipped_steps = self.num_skipped_steps + 1 if is_skipped else 0
         limit = MAX_SKIPPED_STEPS if self.accelerator.scaler else 0
         if not math.isfinite(record.loss) or self.num_skipped_steps > limit:
-            raise TrainingError(
-                f"step {record.step}: the loss is {record.loss} and the gradient norm is "
-                f"{record.grad_norm}, because of {find_cause(record)}. The last checkpoint is from "
-                "before. A smaller learning_rate or max_grad_norm may help."
+            message = f"step {record.step}: the loss is {record.loss} and the gradient norm is "
+            message += f"{record.grad_norm}, because of {find_cause(record)}. A smaller "
+            message += (
+                "learning_rate or max_grad_norm may help. The last checkpoint is from before."
             )
+            raise TrainingError(message)
         if self.num_skipped_steps:
             message = "step %d was skipped: its gradient overflows in fp16 (%d in a row)"
             logger.warning(message, record.step, self.num_skipped_steps)
@@ -179,10 +176,8 @@ def raise_write_errors(file: str) -> Any:
     try:
         yield
     except OSError as error:
-        raise TrainingError(
-            f"cannot write {file}: {error}. The newest checkpoint is intact: free some space and "
-            "run the same command again to resume."
-        ) from error
+        message = f"cannot write {file}: {error}. The newest checkpoint is intact: free some space"
+        raise TrainingError(f"{message} and run the same command again to resume.") from error
 
 
 def weighted_sum(losses: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -196,10 +191,8 @@ def weighted(losses: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     Raises TrainingError if the shapes differ.
     """
     if losses.shape != weights.shape:
-        raise TrainingError(
-            f"the losses have shape {tuple(losses.shape)}, but batch['weights'] has shape "
-            f"{tuple(weights.shape)}: the task must return one loss per weight."
-        )
+        message = f"the losses have shape {tuple(losses.shape)}, but batch['weights'] has shape "
+        raise TrainingError(f"{message}{tuple(weights.shape)}: return one loss per weight.")
     return torch.where(weights != 0, losses * weights, 0)
 
 
@@ -208,10 +201,8 @@ def sum_losses(record: StepRecord, names: list[str]) -> torch.Tensor:
     rows = []
     for output, weights in zip(record.outputs, record.weights, strict=True):
         if sorted(output.scalars) != names:
-            raise TrainingError(
-                f"a micro-batch has the scalars {sorted(output.scalars)}, but the first one has "
-                f"{names}: compute_losses must always return the same names."
-            )
+            message = f"a micro-batch has the scalars {sorted(output.scalars)}, but the first has "
+            raise TrainingError(f"{message}{names}: compute_losses must return the same ones.")
         values = [output.losses, *(output.scalars[name] for name in names)]
         # A scalar without dimensions stands for all items of the micro-batch.
         values = [value if value.ndim else value.expand_as(weights) for value in values]
@@ -222,11 +213,9 @@ def sum_losses(record: StepRecord, names: list[str]) -> torch.Tensor:
 def find_cause(record: StepRecord) -> str:
     """Name the rows whose losses are not finite, over all ranks. All ranks must call it."""
     rows: list[int] = []
-    for row_ids, weights, output in zip(
-        record.row_ids, record.weights, record.outputs, strict=True
-    ):
+    for ids, weights, output in zip(record.row_ids, record.weights, record.outputs, strict=True):
         is_valid = output.losses.isfinite() | (weights == 0)
-        rows += row_ids[~is_valid.reshape(len(row_ids), -1).all(dim=1)].tolist()
+        rows += ids[~is_valid.reshape(len(ids), -1).all(dim=1)].tolist()
     rows = sorted(gather_object(rows))
     if rows:
         return f"rows {', '.join(map(str, rows[:20]))} of train (counted from 0)"
@@ -236,8 +225,3 @@ def find_cause(record: StepRecord) -> str:
 def json_scores(scores: dict[str, float]) -> dict[str, float | None]:
     """Return scores for JSON, which has neither NaN nor infinity: they become None."""
     return {name: value if math.isfinite(value) else None for name, value in scores.items()}
-
-
-def format_scores(scores: dict[str, float]) -> str:
-    """Format scores for a log line: "loss 0.3121  accuracy 0.8912"."""
-    return "  ".join(f"{name} {value:.4f}" for name, value in scores.items())

@@ -80,6 +80,19 @@ def build_scheduler(optimizer: "torch.optim.Optimizer", config: Any, total_steps
         raise UserError(message, field="schedule_options") from error
 
 
+def restore_hyperparameters(optimizer: Any, scheduler: Any, groups: list[dict[str, Any]]) -> None:
+    """Let the hyperparameters of the config take effect after a checkpoint with others was loaded.
+
+    groups: the parameter groups before it was loaded.
+    """
+    for group, configured in zip(optimizer.param_groups, groups, strict=True):
+        group |= configured
+    scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+    if scheduler.last_epoch > 0:  # compute the rates of this step again
+        scheduler.last_epoch -= 1
+        scheduler.step()
+
+
 def drop_frozen_gradients(optimizer: Any) -> None:
     """Delete the gradients of groups that the schedule freezes while it trains others.
 

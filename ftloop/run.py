@@ -20,10 +20,11 @@ from accelerate import Accelerator
 
 from ftloop import checkpoint as checkpoints, distributed
 from ftloop.config import Config, record_text
-from ftloop.errors import UserError
+from ftloop.errors import UserError, read_json
 from ftloop.evaluation import evaluate
 from ftloop.extensions import Setup, wrap_objects
 from ftloop.metric_log import MetricLog, json_scores
+from ftloop.optim import restore_hyperparameters
 from ftloop.sampler import TrainSampler
 from ftloop.state import TrainState
 
@@ -46,10 +47,12 @@ class Run:
         self.lock: int | None = None
         if self.is_main_process and not self.is_finished:
             self.lock = checkpoints.lock_run_folder(self.folder)
+        accelerator.wait_for_everyone()  # all ranks look at the folder after it is locked
         self.resumed_from = checkpoints.find_resume_checkpoint(config)
-        self.state = TrainState(seed=config.seed)
+        self.state = TrainState()
         if self.resumed_from is not None:
             self.state = checkpoints.load_state(self.resumed_from)
+        self.state.seed, self.start_step = config.seed, self.state.step
         self.observers = config.observers()
         self.log = MetricLog(accelerator)
         self.stop_signals = distributed.StopSignals(config.max_minutes)
@@ -65,7 +68,7 @@ class Run:
         if self.config.allow_changes:
             raise UserError("has no effect on a finished run.", field="allow_changes")
         logger.info("%s is finished already: nothing to do", self.folder)
-        return json.loads((self.folder / "scores.json").read_text())
+        return read_json(self.folder / "scores.json", dict[str, dict[str, float | None]])
 
     # Before the first step
 
@@ -83,11 +86,12 @@ class Run:
         if self.config.micro_batch_size == "auto" and not any(sizes):
             raise UserError("'auto' needs a setup that measures it.", field="micro_batch_size")
         sampler.micro_batch_size = min(filter(None, [sampler.micro_batch_size, *sizes]))
-        recorded = self.state.micro_batch_size
-        if recorded not in (None, sampler.micro_batch_size):
-            message = "resume: micro_batch_size %s -> %d. Without dropout, only rounding differs."
-            logger.warning(message, recorded, sampler.micro_batch_size)
-        self.state.micro_batch_size = sampler.micro_batch_size
+        for name in ("micro_batch_size", "max_tokens"):
+            before, now = getattr(self.state, name), getattr(sampler, name)
+            if self.resumed_from is not None and before != now:
+                message = "resume: %s %s -> %s. Without dropout, only rounding differs."
+                logger.warning(message, name, before, now)
+            setattr(self.state, name, now)
 
     def register_for_checkpointing(self, **objects: Any) -> None:
         """Save and restore the state_dict of these objects with each checkpoint, by their names.
@@ -95,7 +99,8 @@ class Run:
         "model", "optimizer" and "scheduler" are needed. Add what else has a state: an average of
         the weights, a queue, a momentum teacher.
         """
-        self.model = objects["model"]
+        self.model, self.optimizer = objects["model"], objects["optimizer"]
+        self.scheduler = objects["scheduler"].scheduler  # without accelerate's wrapper
         self.registered = wrap_objects(self.setups, objects, self.accelerator)
 
     def start(self, sampler: TrainSampler, eval_loaders: dict[Any, Any]) -> TrainState:
@@ -106,7 +111,10 @@ class Run:
         self.sampler, self.eval_loaders = sampler, eval_loaders
         self.total_steps, folder = sampler.total_steps, self.checkpoint_folder
         if self.resumed_from is not None:
+            groups = [dict(group) for group in self.optimizer.param_groups]
             checkpoints.load_objects(self.registered, self.resumed_from)
+            if self.config.allow_changes:
+                restore_hyperparameters(self.optimizer, self.scheduler, groups)
             self.saved_position = (self.state.step, self.state.last_eval_step)
             logger.info("resuming from %s", self.resumed_from)
         if self.is_main_process:
@@ -115,11 +123,9 @@ class Run:
             folder.mkdir(exist_ok=True)
             checkpoints.discard_after(folder, self.state.step)
             checkpoints.prune(folder, self.config)  # the run may have been killed before it could
-            self.log.open(self.folder / "metrics.jsonl", self.state.log_bytes)
-        for observer in self.observers:
-            observer.on_start(self)
+            self.log.open(self.folder / "metrics.jsonl", self.state)
+        self.notify("on_start")
         self.stop_signals.install()
-        logger.info("%d optimizer steps of %d rows", self.total_steps, sampler.rows_per_step)
         self.log.restart_clock()
         return self.state
 
@@ -148,7 +154,9 @@ class Run:
         Several GPUs agree only at steps that wait for the GPU anyway; at others the answer is no.
         """
         may_wait = self._log_is_due(self.state.step)
-        is_stopping = self.stop_signals.agree(self.accelerator, may_wait)
+        # A time limit that is shorter than the start of the run must not stop it for ever.
+        has_advanced = self.state.step > self.start_step
+        is_stopping = self.stop_signals.agree(self.accelerator, may_wait, has_advanced)
         if is_stopping:
             self.flush_log()
         return is_stopping
@@ -162,8 +170,8 @@ class Run:
     def flush_log(self) -> None:
         """Write the buffered steps. Raises TrainingError for a loss that is not finite."""
         records, speed = self.log.flush()
-        for observer in self.observers if records else ():
-            observer.on_log(self, records, speed)
+        if records:
+            self.notify("on_log", records, speed)
 
     def log_scores(self, scores: dict[str, float] | None, split: str = "validation") -> None:
         """Record scores and, if they are on validation, update the best checkpoint.
@@ -178,8 +186,7 @@ class Run:
         rate = round(len(self.eval_loaders[split].dataset) / self.log.seconds(), 2)
         self.log.write(self.state.step, epoch, split, scores, rate)
         self.log.sync(wait_for_disk=False)
-        for observer in self.observers:
-            observer.on_scores(self, split, scores, epoch)
+        self.notify("on_scores", split, scores, epoch)
         self.log.restart_clock()
 
     def save_checkpoint(self, state: TrainState) -> None:
@@ -188,20 +195,23 @@ class Run:
             return
         for observer in self.observers:
             observer.sync()
-        state.log_bytes = self.log.sync()
+        state.log_bytes, state.log_checksum = self.log.sync(), self.log.checksum
         # All ranks take part: a sharded model gathers its weights.
         state_dicts = {name: value.state_dict() for name, value in self.registered.items()}
         if self.is_main_process:
-            recorded = (setup.environment() for setup in self.setups)
-            environment = dict(item for values in recorded for item in values.items())
+            environment = {k: v for setup in self.setups for k, v in setup.environment().items()}
             folder = self.checkpoint_folder
             path = checkpoints.save_checkpoint(folder, state, state_dicts, environment)
             checkpoints.prune(folder, self.config)
-            for observer in self.observers:
-                observer.on_save(self, path)
+            self.notify("on_save", path)
         self.saved_position = (state.step, state.last_eval_step)
         self.accelerator.wait_for_everyone()
         self.log.restart_clock()
+
+    def notify(self, event: str, *values: Any) -> None:
+        """Call the method of this name of each observer."""
+        for observer in self.observers:
+            getattr(observer, event)(self, *values)
 
     def _evaluation_is_due(self, step: int) -> bool:
         every = self.config.eval_every
@@ -237,13 +247,11 @@ class Run:
         weights = wrapped["model"].state_dict()  # all ranks take part
         if self.is_main_process:
             self.export(self.folder / "model", weights, model)
-            for observer in self.observers:  # before scores.json: a killed run repeats it
-                observer.on_export(self, scores)
+            self.notify("on_export", scores)  # before scores.json: a killed run repeats it
             finite = {split: json_scores(values) for split, values in scores.items()}
             checkpoints.write_text(self.folder / "scores.json", json.dumps(finite, indent=1) + "\n")
         self.accelerator.wait_for_everyone()
-        for observer in self.observers:
-            observer.on_finish(self, scores)
+        self.notify("on_finish", scores)
         return scores
 
     def export(self, folder: Path, weights: dict[str, Any], model: torch.nn.Module) -> None:
@@ -259,7 +267,6 @@ class Run:
         """Release what the run holds, however it ends: signal handlers, logs, the lock."""
         self.stop_signals.restore()
         self.log.close()
-        for observer in self.observers:
-            observer.close(self)
+        self.notify("close")
         if self.lock is not None:
             os.close(self.lock)

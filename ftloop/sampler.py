@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
+from ftloop.config import Config, require
 from ftloop.errors import UserError
 from ftloop.state import fold_in
 
 if TYPE_CHECKING:
-    from ftloop.config import Config
     from ftloop.task import Task
 
 UNBOUNDED = sys.maxsize  # the length of a dataset without end (a stream)
@@ -101,7 +101,7 @@ class TrainSampler:
     the micro-batches to the ranks as they are. With that attribute it would divide them anew.
     """
 
-    def __init__(self, dataset: Any, config: "Config", num_processes: int = 1, device: str = ""):
+    def __init__(self, dataset: Any, config: Config, num_processes: int = 1, device: str = ""):
         self.dataset, self.seed, self.num_processes = dataset, config.seed, num_processes
         self.rows_per_step = config.batch_size
         lengths = getattr(dataset, "lengths", None)
@@ -111,6 +111,7 @@ class TrainSampler:
         default_order = own_order if hasattr(dataset, "row_order") else random_order
         self.row_order = config.row_order or default_order
         self.num_rows = len(self.row_order(dataset, self.seed, 0))  # in an epoch
+        require(self.num_rows > 0, "row_order", "returned no rows for epoch 0.")
         self.steps_per_epoch = ceil_div(self.num_rows, self.rows_per_step)
         self.total_steps = config.max_steps or config.epochs * self.steps_per_epoch
         has_default_order = lengths is not None and self.row_order is random_order

@@ -29,9 +29,11 @@ class TrainState:
     best_scores: dict[str, float] | None = None  # on validation, at best_step
     evaluations_since_best: int = 0  # early stopping compares it with `patience`
     micro_batch_size: int | None = None  # rows per forward pass on each rank
+    max_tokens: int | None = None  # padded tokens per forward pass on each rank
     # By split, a digest of its rows: a run resumes on the same rows only
     fingerprints: dict[str, str] = field(default_factory=dict)
     log_bytes: int = 0  # length of metrics.jsonl at this step; later lines are cut off on resume
+    log_checksum: int = 0  # crc32 of these bytes
 
     def update_best(self, scores: dict[str, float], metric: str, direction: str) -> None:
         """Record validation scores and update the best step. Of equal ones, the first is best."""

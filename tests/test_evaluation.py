@@ -397,5 +397,5 @@ def test_a_stream_has_no_scores(tiny, tmp_path):
 
 def test_one_process_where_several_were_started_is_an_error(run, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")  # in this process, accelerate is set up for one already
-    with pytest.raises(UserError, match="2 processes were started, but accelerate sees 1"):
+    with pytest.raises(UserError, match="accelerate sees 1 of 2 processes"):
         evaluate_run(run)

@@ -75,7 +75,7 @@ KILLED_IN = {
     "the third evaluation": ("ftloop.evaluation:predict_batch", 8),
     "recording the scores": ("ftloop.state:TrainState.update_best", 3),
     "opening the run folder": ("ftloop.config:encode", 1),
-    "writing config.json": ("ftloop.checkpoint:_fsync", 1),
+    "writing config.json": ("os:fsync", 1),
     "opening the log": ("ftloop.metric_log:MetricLog.open", 1),
     # Of a checkpoint, 3 files and 2 folders are synced, and its manifest once more.
     **{f"call {call} of fsync": ("ftloop.checkpoint:_fsync", call) for call in range(2, 15)},

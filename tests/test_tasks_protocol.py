@@ -666,6 +666,8 @@ def test_steps_that_the_scaler_of_fp16_skips_are_logged_and_limited(caplog):
     """The scale is too large at first: some steps in a row may overflow, but not all."""
     log = MetricLog(SimpleNamespace(scaler="a scaler"))
     fields = {"epoch": 0.1, "plan": StepPlan(0, 0, [1]), "learning_rate": 0.1, "loss": 0.5}
+    fields |= {"row_ids": [], "weights": [], "outputs": [], "total_weight": 1.0}
+    fields |= {"grad_norm_tensor": None}
     skipped = StepRecord(step=3, grad_norm=math.inf, **fields)
     for _ in range(MAX_SKIPPED_STEPS):
         log._check_finite(skipped)

@@ -35,8 +35,9 @@ def main() -> None:
 
     from accelerate import PartialState
 
+    from ftloop.logs.summary import format_scores
     from ftloop.logs.terminal import configure_logging
-    from ftloop.metric_log import format_scores, json_scores
+    from ftloop.metric_log import json_scores
     from ftloop.runs.finished import evaluate_run
 
     configure_logging(level)

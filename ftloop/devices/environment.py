@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from ftloop.config import __version__
-from ftloop.distributed import precision_of
+from ftloop.distributed import PRECISIONS
 from ftloop.extensions import Setup
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class RecordEnvironment(Setup):
             "cpu": torch.backends.cpu.get_cpu_capability(),
             "threads": torch.get_num_threads(),
             "num_processes": accelerator.num_processes,
-            "precision": precision_of(accelerator),
+            "precision": PRECISIONS[accelerator.mixed_precision],
         }
         now = dict(self.values)
         for setup in self.others:

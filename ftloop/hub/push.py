@@ -25,7 +25,7 @@ from ftloop.hub.repository import (
     upload_folder,
     without_token,
 )
-from ftloop.metric_log import format_scores, json_scores
+from ftloop.metric_log import json_scores
 
 if TYPE_CHECKING:
     from ftloop.run import Run
@@ -131,7 +131,8 @@ class Pusher(Observer):
             return
         message = f"step {state.step}"
         if scores:
-            message += f": {format_scores(state.scores)}"
+            shown = [f"{name} {value:.4f}" for name, value in state.scores.items()]
+            message += f": {'  '.join(shown)}"
         self.upload = BackgroundCall(
             lambda: upload_folder(self.live_folder, self.repository, self.revision, message)
         )

@@ -34,7 +34,7 @@ class ScoreTable(Observer):
 
     def on_log(self, run: Any, steps: list[Any], speed: dict[str, float]) -> None:
         """Remember the losses of the steps."""
-        self.losses += [(record.rows, record.loss) for record in steps]
+        self.losses += [(len(record.plan.row_ids), record.loss) for record in steps]
 
     def on_scores(self, run: Any, split: str, scores: dict[str, float], epoch: float) -> None:
         """Log a line, and before the first one a header."""

@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 from ftloop.extensions import Observer
-from ftloop.metric_log import format_scores
+from ftloop.sampler import UNBOUNDED
 
 logger = logging.getLogger("ftloop")
 
@@ -12,7 +12,24 @@ RECORDS = ("config.json", "metrics.jsonl", "scores.json")
 
 
 class Summary(Observer):
-    """Logs where a finished run left its files, and commands that continue from there."""
+    """Logs what will be trained; at the end, where the files are, and commands that continue."""
+
+    def on_start(self, run: Any) -> None:
+        """Log the numbers of steps, rows and processes, and the limits of a forward pass."""
+        sampler = run.sampler
+        rows = "a stream" if sampler.num_rows == UNBOUNDED else f"{sampler.num_rows} rows"
+        limit = f"{sampler.micro_batch_size} rows"
+        if sampler.group_by_length and sampler.max_tokens is not None:
+            limit += f" and {sampler.max_tokens} tokens"
+        count = sampler.num_processes
+        logger.info(
+            "training    %d optimizer steps of %d rows, from %s; at most %s per forward pass%s",
+            sampler.total_steps,
+            sampler.rows_per_step,
+            rows,
+            limit,
+            f" on each of {count} processes" if count > 1 else "",
+        )
 
     def on_finish(self, run: Any, scores: dict[str, dict[str, float]]) -> None:
         """Log the summary."""
@@ -32,3 +49,8 @@ class Summary(Observer):
         logger.info("record      %s", ", ".join(str(folder / name) for name in RECORDS))
         logger.info("next        python evaluate.py %s --split %s", folder, split)
         logger.info("            python predict.py %s --help", folder)
+
+
+def format_scores(scores: dict[str, float]) -> str:
+    """Format scores for a log line: "loss 0.3121  accuracy 0.8912"."""
+    return "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
