@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -12,10 +13,12 @@ import yaml
 from conftest import run_command, run_script, run_script_of_ftloop, sentences, write_csv
 from PIL import Image
 
-from ftloop.hub import card, sections
+from ftloop.data import Data
+from ftloop.hub import card, sections, usage
 from ftloop.hub.markdown import table
 from ftloop.hub.metadata import hub_id, pipeline_task
 from ftloop.runs.finished import load_run
+from ftloop.tasks.text_classification import TextClassification
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +249,8 @@ def test_an_image(tmp_path, monkeypatch):
             colour = ("red", "green")[number % 2]
             file = tmp_path / "photos" / split / colour / f"{number}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (40, 32), colour).save(file)
+            mode = "RGBA" if split == "test" and number == 3 else "RGB"
+            Image.new(mode, (40, 32), colour).save(file)
     command = ["train.py", "configs/image.py", "--run-dir", tmp_path / "run"]
     command += ["--data.path", tmp_path / "photos", "--data.validation", "2"]
     command += ["--model", "vit", "--init", "random", "--model-options", "hidden_size=16"]
@@ -254,12 +258,16 @@ def test_an_image(tmp_path, monkeypatch):
     command += ["image_size=32", "--batch-size", "4", "--max-steps", "1"]
     result = run_script(*command)
     assert result.code == 0, result.err
+    note = "1 of 4 images are transparent or have more than 8 bits per channel: a pipeline"
+    assert f"data: test: {note}" in result.err
+    assert result.err.count("are transparent") == 1
     folder = tmp_path / "run" / "model"
     Image.new("RGB", (50, 40), "red").save(folder / "photo.jpg")
     assert {answer["label"] for answer in execute(folder, monkeypatch)} == {"red", "green"}
     text = (folder / "README.md").read_text()
     assert metadata(text)["pipeline_tag"] == "image-classification"
     assert "trained from random weights (vit)" in text
+    assert "It drops the transparency of an image" in text
     # In a new process, without ftloop
     code = (
         "import sys\nfrom transformers import pipeline\n"
@@ -273,9 +281,43 @@ def test_an_image(tmp_path, monkeypatch):
 def test_a_class_that_transformers_lacks_has_no_pipeline():
     model_config = {"architectures": ["MeanPooled"], "problem_type": "regression"}
     assert pipeline_task(model_config) is None
-    assert "`MeanPooled.from_pretrained`" in sections.usage_example(None, model_config)
+    assert "`MeanPooled.from_pretrained`" in usage.usage_example(None, model_config)
     bert = {"architectures": ["BertForSequenceClassification"]}
     assert pipeline_task(bert) == "text-classification"
+
+
+def test_a_class_without_a_pipeline_is_loaded_by_its_name():
+    text = usage.usage_example(None, {"architectures": ["BertForMaskedLM"]})
+    assert text.startswith("`BertForMaskedLM.from_pretrained` of transformers loads the model")
+
+
+def test_a_card_says_that_a_pipeline_does_not_load_an_adapter(run, tmp_path, caplog):
+    config, task, _ = load_run(run)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    shutil.copy(run / "model" / "config.json", tmp_path)  # some exports write it as well
+    text = card.build_card(tmp_path, config, task, {})
+    assert "This folder holds only an adapter" in text
+    assert "pipeline(" not in text
+    assert metadata(text)["library_name"] == "peft"
+    assert "pipeline_tag" not in metadata(text)
+    assert "holds only an adapter" in caplog.text
+
+
+def test_a_card_says_where_a_pipeline_differs_from_training():
+    class MaskedInputs(TextClassification):
+        def collate(self, examples):
+            return super().collate(examples)
+
+    bert = {"architectures": ["BertForSequenceClassification"]}
+    task = MaskedInputs(model="bert")
+    assert "`MaskedInputs` has methods of its own (`collate`)" in usage.usage_example(task, bert)
+    assert "of its own" not in usage.usage_example(TextClassification(model="bert"), bert)
+    joined = TextClassification(model="bert", data=Data(join={"text": ("title", "body")}))
+    assert "options of the data (`join`) changed the rows" in usage.usage_example(joined, bert)
+    tags = {"architectures": ["BertForTokenClassification"]}
+    text = usage.usage_example(TextClassification(model="bert"), tags)
+    assert 'pipeline("token-classification", model=model, aggregation_strategy="first")' in text
+    assert "may separate punctuation" in text
 
 
 @pytest.mark.parametrize(
@@ -294,7 +336,7 @@ def test_only_names_of_the_hub_are_shown_as_such(name, expected):
 
 
 def test_the_text_of_a_cell_does_not_end_the_table():
-    markdown = "| a\\|b | - |\n| --- | --- |\n| x y&lt;z> | 0.2500 |"
+    markdown = "| `a\\|b` | - |\n| --- | --- |\n| `x\\ny<z>` | 0.2500 |"
     assert table([["a|b", None], ["x\ny<z>", 0.25]]) == markdown
 
 

@@ -94,6 +94,7 @@ def test_the_hub_has_what_was_pushed(run, hub, tmp_path):
     assert result.code == 0, result.err
     assert f"{hub.url}/me/colours, branch main, commit" in result.out
     assert "report.html is included and shows rows of the data" in result.out
+    assert "files: README.md, config.json, model.safetensors, report.html, " in result.out
     fetched = Path(snapshot_download("me/colours", local_dir=tmp_path / "fetched"))
     names = {file.name for file in (run / "model").iterdir()}
     fetched_names = {file.name for file in fetched.iterdir() if file.is_file()}
@@ -320,6 +321,29 @@ def test_without_the_folder_hub_only_its_option_is_refused(monkeypatch):
     assert not any(type(each).__name__ == "CardWriter" for each in job.observers())
     with pytest.raises(UserError, match=r"^push_to_hub: .*ftloop\.hub"):
         replace(job, push_to_hub="me/colours").observers()
+
+
+@pytest.mark.parametrize(
+    ("plant", "problem"),
+    [
+        (lambda file, mine: file.symlink_to(mine), "is a symbolic link"),
+        (lambda file, mine: file.symlink_to(mine.parent), "is a symbolic link"),
+        (lambda file, mine: file.hardlink_to(mine), "has another name (a hard link)"),
+        (lambda file, mine: os.mkfifo(file), "is not an ordinary file"),
+        (lambda file, mine: shutil.copy(mine, file.with_name(".netrc")), "is hidden"),
+    ],
+)
+def test_only_ordinary_files_are_pushed(plant, problem, run, hub, tmp_path):
+    mine = tmp_path / "private" / "key"
+    mine.parent.mkdir()
+    mine.write_text("secret")
+    (run / "model" / "more").mkdir()
+    plant(run / "model" / "more" / "vocab.txt", mine)
+    result = run_script_of_ftloop("push", run, "colours")
+    assert result.code == 2
+    assert f"{problem} and is not pushed" in result.err
+    assert str(run / "model" / "more") in result.err
+    assert not hub.repositories
 
 
 @pytest.mark.parametrize("place", ["nowhere", "unfinished"])

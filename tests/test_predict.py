@@ -10,6 +10,7 @@ import math
 import os
 import pickle
 import re
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -27,7 +28,7 @@ from ftloop.errors import UserError
 from ftloop.evaluation import build_eval_loader, iterate_predictions
 from ftloop.report import plots
 from ftloop.runs.finished import load_run, predict_blocks, prepare_for_inference, split_into_blocks
-from ftloop.tasks import TextClassification
+from ftloop.tasks import TextClassification, TokenClassification
 from ftloop.tasks.predictor import build_predictor
 
 ROWS = sentences(30, seed=5)
@@ -522,6 +523,11 @@ def test_a_plot_shows_texts_as_they_are_and_the_highest_of_many_labels(single, t
     )
 
 
+def test_a_task_without_a_prediction_per_row_has_no_plot():
+    assert not plots.can_draw(TokenClassification(model="bert"))
+    assert plots.can_draw(TextClassification(model="bert"))
+
+
 def test_without_plots_py_all_else_works(single, monkeypatch):
     monkeypatch.setitem(sys.modules, "ftloop.report.plots", None)
     assert len(predict(single, "red")) == 1
@@ -619,6 +625,13 @@ def broken(single, tmp_path):
     return str(folder)
 
 
+def test_allow_changes_on_a_finished_run_is_an_error(single):
+    command = json.loads((Path(single) / "config.json").read_text())["command"]
+    result = run_script(*shlex.split(command)[1:], "--allow-changes")
+    assert result.code == 2
+    assert "--allow-changes: has no effect on a finished run" in result.err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -631,6 +644,9 @@ def broken(single, tmp_path):
         ("RUN red --out nowhere/labels.csv", "the folder 'nowhere' does not exist"),
         ("RUN red --out FOLDER/folder.csv", "is a folder: give the name of a file"),
         ("RUN red --plot bars.gif", "the ending must be one of .png, .svg, .pdf"),
+        ("RUN red --format csv", "--format has no effect without --file"),
+        ("RUN red --options sep ;", "--options has no effect without --file"),
+        ("RUN red --query SELECT", "--query has no effect without --file"),
         ("RUN red --block-size 0", "--block-size: must be at least 1, but is 0."),
         ("RUN red --device cuda:99", "--device 'cuda:99' does not exist here. Choices: auto, cpu"),
         ("RUN - red", "- stands for standard input and cannot be combined"),

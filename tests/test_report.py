@@ -261,9 +261,10 @@ def test_images_and_their_data_before_training(tmp_path):
 
 def test_explore_takes_options_of_the_config_and_a_file(run, tmp_path):
     out = tmp_path / "data.html"
-    options = [*data_options(run), "--label", "colour", "--out", out]
+    options = [*data_options(run), "--label", "colour", "--quiet", "--out", out]
     result = run_ftloop("explore", "configs/text.py", *options)
     assert result.code == 0, result.err
+    assert not [line for line in result.err.splitlines() if line.startswith("data:")]
     found = ParsedPage(out)
     assert set(found.figures) == {"classes", "lengths"}
     assert found.shows("1 of the 20 rows of test")

@@ -187,6 +187,11 @@ def test_levels_have_colors_on_a_terminal(monkeypatch):
     record = logging.LogRecord("ftloop", logging.WARNING, "", 0, "watch %s", ("out",), None)
     terminal.TerminalHandler().handle(record)
     assert screen.getvalue() == "\033[33mwarning:\033[0m watch out\n"
+    screen.seek(screen.truncate(0))
+    record = logging.LogRecord("ftloop", logging.INFO, "", 0, "%s  best", ("\033[2J",), None)
+    record.highlighted = "best"
+    terminal.TerminalHandler().handle(record)
+    assert screen.getvalue() == "\\x1b[2J  \033[32mbest\033[0m\n"
     assert terminal.colored("best", "green", screen) == "\033[32mbest\033[0m"
     assert terminal.colored("best", "green", io.StringIO()) == "best"
     monkeypatch.setenv("NO_COLOR", "1")

@@ -4,6 +4,7 @@ Each imports the part that it needs when it is called, so that --help answers at
 that was deleted takes only its own command away.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,11 +19,19 @@ Repository = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REPO")]
 JobOptions = Annotated[tuple[str, ...], tyro.conf.Suppress]  # words that are options of the config
 
 
-def configure_logging() -> None:
+def configure_logging(level: str = "info") -> None:
     """Show the messages of ftloop, as training does."""
     from ftloop.logs.terminal import configure_logging
 
-    configure_logging("info")
+    configure_logging(level)
+
+
+def print_lines(lines: Iterable[object]) -> None:
+    """Print lines on standard output. They may name what a data set or a record holds."""
+    from ftloop.escape import for_terminal
+
+    for line in lines:
+        print(for_terminal(line))
 
 
 def report(run: RunFolder, out: Path | None = None, search: int | None = None) -> int:
@@ -38,7 +47,7 @@ def report(run: RunFolder, out: Path | None = None, search: int | None = None) -
     from ftloop.report.run_report import write_report
 
     configure_logging()
-    print(write_report(run, out, search))
+    print_lines([write_report(run, out, search)])
     return 0
 
 
@@ -52,7 +61,7 @@ def compare(runs: RunFolders, out: Path = Path("compare.html")) -> int:
     from ftloop.report.compare import write_comparison
 
     configure_logging()
-    print(write_comparison(runs, out))
+    print_lines([write_comparison(runs, out)])
     return 0
 
 
@@ -69,8 +78,8 @@ def explore(config: ConfigFile, out: Path | None = None, job_options: JobOptions
     from ftloop.report.explore import write_data_page
 
     job = from_command_line([config, *job_options])
-    configure_logging()
-    print(write_data_page(job, out))
+    configure_logging(job.effective_log_level)
+    print_lines([write_data_page(job, out)])
     return 0
 
 
@@ -107,7 +116,7 @@ def features(
     if run_dir is not None and job_options:
         raise UserError(f"{job_options[0]} is not an option of a finished run.")
     job = None if run_dir is not None else from_command_line([source, *job_options])
-    configure_logging()
+    configure_logging("info" if job is None else job.effective_log_level)
     lines = write_features(
         run_dir or job,
         out,
@@ -117,7 +126,7 @@ def features(
         pretrained=pretrained,
         probe=probe,
     )
-    print("\n".join(lines))
+    print_lines(lines)
     return 0
 
 
@@ -136,7 +145,7 @@ def verify(run: RunFolder, other: OtherRun = None) -> int:
     from ftloop.provenance.verify import verify_run
 
     is_correct, lines = verify_run(run) if other is None else compare_runs(run, other)
-    print("\n".join(lines))
+    print_lines(lines)
     return 0 if is_correct else 1
 
 
@@ -153,7 +162,7 @@ def card(run: RunFolder, overwrite: bool = False) -> int:
     from ftloop.hub.card import write_card
 
     configure_logging()
-    print(write_card(run, compute=True, overwrite=overwrite))
+    print_lines([write_card(run, compute=True, overwrite=overwrite)])
     return 0
 
 
@@ -189,5 +198,5 @@ def push(
         report=report,
         overwrite_card=overwrite_card,
     )
-    print("\n".join(lines))
+    print_lines(lines)
     return 0

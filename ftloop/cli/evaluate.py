@@ -9,6 +9,7 @@ import tyro
 
 from ftloop.cli.options import LogLevel, effective_log_level
 from ftloop.errors import TrainingError, UserError
+from ftloop.escape import for_terminal
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ def main() -> None:
     configure_logging(level)
     scores = evaluate_run(options.run, options.split, options.batch_size)
     if PartialState().is_main_process:
-        print(json.dumps(json_scores(scores)) if options.json else format_scores(scores))
+        text = json.dumps(json_scores(scores)) if options.json else format_scores(scores)
+        print(for_terminal(text))
         if options.report:
             write_report(Path(options.run))
 

@@ -11,6 +11,7 @@ from types import FrameType
 
 from ftloop.cli.options import option_name
 from ftloop.errors import Stopped, TrainingError, UserError, root_cause
+from ftloop.escape import for_terminal
 
 
 def run_main(main: Callable[[], None]) -> int:
@@ -34,7 +35,7 @@ def run_main(main: Callable[[], None]) -> int:
         return 1
     except Stopped as stopped:
         if is_first_rank:
-            print(stopped, file=sys.stderr)
+            print(for_terminal(stopped), file=sys.stderr)
         return stopped.exit_code
     except BrokenPipeError:  # `... --help | head`: the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -58,7 +59,8 @@ def print_error(message: str) -> None:
     """Print "error: message" on standard error, "error:" in red on a terminal."""
     from ftloop.logs.terminal import colored
 
-    print(f"{colored('error:', 'red', sys.stderr)} {message}", file=sys.stderr)
+    text = for_terminal(message)  # it may quote texts of the data or of a record
+    print(f"{colored('error:', 'red', sys.stderr)} {text}", file=sys.stderr)
 
 
 @contextlib.contextmanager

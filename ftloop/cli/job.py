@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import tyro
@@ -11,6 +12,7 @@ from ftloop.cli.options import LogLevel, effective_log_level
 from ftloop.config import Config
 from ftloop.errors import UserError
 from ftloop.extensions import Observer, Setup
+from ftloop.files import refuse_links
 from ftloop.task import Task
 
 
@@ -194,6 +196,8 @@ def part_needed_by(field: str, is_explicit: bool = True) -> Iterator[None]:
 def validate_job(job: Job) -> None:
     """Raise UserError for options of the parts that cannot work."""
     effective_log_level(job.log_level, job.quiet)
+    for folder in (Path(job.run_dir), Path(job.run_dir) / "checkpoints"):
+        refuse_links(folder)
     for name in ("digest_every", "report_every"):
         value = getattr(job, name)
         if value is not None and value < 1:

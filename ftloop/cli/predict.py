@@ -14,6 +14,7 @@ from ftloop.cli.exit_codes import signals_to
 from ftloop.cli.options import REGISTRY, effective_log_level
 from ftloop.cli.predict_options import PredictOptions, validate_options
 from ftloop.errors import Stopped, UserError
+from ftloop.escape import for_terminal
 
 logger = logging.getLogger("ftloop")
 
@@ -44,6 +45,8 @@ def predict(options: PredictOptions, plots: Any) -> None:
     from ftloop.runs.record import load_config
 
     task = load_config(options.run).task
+    if plots and not plots.can_draw(task):
+        raise UserError(f"--plot shows a prediction per row, which {type(task).__name__} has not.")
     num_rows, plotted_rows = 0, []
     try:
         with signals_to(raise_keyboard_interrupt), open_writer(options.out) as write:
@@ -92,8 +95,8 @@ def save_plot(name: str, rows: list[dict[str, Any]], task: Any, plots: Any) -> N
     """Write the plot of some labelled rows."""
     from ftloop.cli.predict_output import complete_file
 
-    with complete_file(name) as file:
-        plots.save_predictions(rows, task, file, Path(name).suffix[1:])
+    with complete_file(name) as stream:
+        plots.save_predictions(rows, task, stream, Path(name).suffix[1:])
 
 
 def device_environment(device: str) -> dict[str, str]:
@@ -140,7 +143,8 @@ def print_replaced_columns(columns: list[str], prediction: dict[str, Any]) -> No
     replaced = sorted(set(columns) & prediction.keys())
     if replaced:
         names = ", ".join(map(repr, replaced))
-        print(f"The predictions replace these columns of the file: {names}.", file=sys.stderr)
+        text = f"The predictions replace these columns of the file: {names}."
+        print(for_terminal(text), file=sys.stderr)
 
 
 def raise_keyboard_interrupt(number: int, frame: Any) -> None:

@@ -41,8 +41,8 @@ class PredictOptions:
     trust_pickle: bool = False
     """Read a pickled file. This runs code that the author of the file chose."""
     out: str | None = None
-    """File to write: .csv or .jsonl, either with .gz, or .parquet. Default: JSON lines on the
-    terminal."""
+    """File to write: .csv or .jsonl, either with .gz, or .parquet. In CSV, texts that a spreadsheet
+    takes for a formula get an apostrophe. Default: JSON lines on the terminal."""
     plot: str | None = None
     """File for a plot of the probabilities of the first rows: .png, .svg or .pdf. Default: none."""
     batch_size: int = 64  # Rows per forward pass (texts on a CPU: at most 4096 tokens).
@@ -71,6 +71,10 @@ def validate_options(options: PredictOptions) -> None:
             raise UserError(f"must be at least 1, but is {getattr(options, name)}.", field=name)
     if options.file == "-":
         validate_stdin_options(options)
+    elif options.file is None:
+        for option, value in {"--format": options.format, **reader_options(options)}.items():
+            if value and option != "--trust-pickle":
+                raise UserError(f"{option} has no effect without --file.")
 
 
 def validate_file_name(option: str, name: str | None, endings: tuple[str, ...]) -> None:
@@ -92,13 +96,19 @@ def validate_stdin_options(options: PredictOptions) -> None:
         raise UserError(
             f"--format {format!r}: standard input must be one of {', '.join(STDIN_FORMATS)}."
         )
-    file_options = {
+    file_options = reader_options(options)
+    if format in ("csv", "tsv"):
+        del file_options["--options"]
+    for option, value in file_options.items():
+        if value:
+            raise UserError(f"{option} has no effect on standard input in the format {format}.")
+
+
+def reader_options(options: PredictOptions) -> dict[str, Any]:
+    """Return the options that only reading a file uses, as they are spelled."""
+    return {
+        "--options": options.options,
         "--field": options.field,
         "--query": options.query,
         "--trust-pickle": options.trust_pickle,
     }
-    if format not in ("csv", "tsv"):
-        file_options["--options"] = options.options
-    for option, value in file_options.items():
-        if value:
-            raise UserError(f"{option} has no effect on standard input in the format {format}.")

@@ -3,17 +3,24 @@
 import contextlib
 import csv
 import gzip
+import io
 import json
-import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from ftloop.errors import UserError, root_cause
+from ftloop.escape import for_csv
+from ftloop.files import replace_file
 
 Row = dict[str, Any]
 Writer = Callable[[list[Row]], None]
+
+# Control characters that JSON may hold as they are, and marks that reverse the order of text: a
+# terminal would obey them.
+INVISIBLE = re.compile("[\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
 
 
 def make_printable(row: Row) -> Row:
@@ -29,20 +36,15 @@ def printable_cell(cell: Any) -> Any:
 
 
 @contextlib.contextmanager
-def complete_file(name: str) -> Iterator[Path]:
-    """Yield a temporary file; rename it to `name` after the block, or delete it after an error."""
+def complete_file(name: str) -> Iterator[BinaryIO]:
+    """Yield a new file that replaces `name` after the block, and is deleted after an error.
+
+    If `name` is a link, the file that it points to is replaced.
+    """
     target = Path(name).resolve()
-    if target.exists() and not target.is_file():  # a pipe or device cannot be replaced
-        yield target
-        return
-    file = target.with_name(target.name + ".tmp")
-    try:
-        yield file
-        with file.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        file.replace(target)
-    finally:
-        file.unlink(missing_ok=True)
+    is_special = target.exists() and not target.is_file()  # a pipe or device cannot be replaced
+    with target.open("wb") if is_special else replace_file(target) as stream:
+        yield stream
 
 
 @contextlib.contextmanager
@@ -51,31 +53,41 @@ def open_writer(name: str | None) -> Iterator[Writer]:
     if name is None:
         yield jsonl_writer(sys.stdout)
         return
-    with complete_file(name) as file:
+    with contextlib.ExitStack() as stack:
+        stream: Any = stack.enter_context(complete_file(name))
         if name.endswith(".parquet"):
-            with parquet_writer(file) as write:
-                yield write
+            yield stack.enter_context(parquet_writer(stream))
             return
-        open_file = gzip.open if name.endswith(".gz") else open
+        if name.endswith(".gz"):
+            stream = stack.enter_context(gzip.open(stream, "wb"))
         make_writer = csv_writer if name.endswith((".csv", ".csv.gz")) else jsonl_writer
-        with open_file(file, "wt", encoding="utf-8", newline="") as stream:
-            yield make_writer(stream)
+        text_stream = io.TextIOWrapper(stream, encoding="utf-8", newline="")
+        stack.callback(text_stream.detach)  # flushes it and leaves the file open
+        yield make_writer(text_stream)
 
 
 def jsonl_writer(stream: TextIO) -> Writer:
     """Return a function that writes a JSON object per row."""
 
     def write(rows: list[Row]) -> None:
-        stream.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+        for row in rows:
+            line = json.dumps(row, ensure_ascii=False, default=str)
+            stream.write(INVISIBLE.sub(escape_character, line) + "\n")
         stream.flush()
 
     return write
 
 
+def escape_character(match: re.Match[str]) -> str:
+    """Return a character as JSON spells it in ASCII: readers of JSON get the same text."""
+    return json.dumps(match.group())[1:-1]
+
+
 def csv_writer(stream: TextIO) -> Writer:
     """Return a function that writes CSV rows.
 
-    There is a column for each probability ("probability_joy"); lists are joined by commas.
+    There is a column for each probability ("probability_joy"); lists are joined by commas. Texts
+    that a spreadsheet would take for a formula get an apostrophe; see `for_csv`.
     """
     writer = csv.DictWriter(stream, fieldnames=[])
 
@@ -83,9 +95,10 @@ def csv_writer(stream: TextIO) -> Writer:
         flat_rows = [flatten(row) for row in rows]
         if not writer.fieldnames:
             writer.fieldnames = list(flat_rows[0])
-            writer.writeheader()
+            writer.writerow({name: for_csv(name) for name in writer.fieldnames})
         require_same_columns(writer.fieldnames, flat_rows[0])
-        writer.writerows(flat_rows)
+        for row in flat_rows:
+            writer.writerow({name: for_csv(cell) for name, cell in row.items()})
         stream.flush()
 
     return write
@@ -104,7 +117,7 @@ def flatten(row: Row) -> Row:
 
 
 @contextlib.contextmanager
-def parquet_writer(file: Path) -> Iterator[Writer]:
+def parquet_writer(file: BinaryIO) -> Iterator[Writer]:
     """Yield a function that writes a row group per block.
 
     Probabilities are a struct and labels a list.

@@ -18,7 +18,6 @@ import logging
 import os
 import re
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING
 
 from ftloop.data.source import Data
 from ftloop.errors import UserError
+from ftloop.files import temporary_folder
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -166,9 +166,8 @@ def build_docstrings(cache: Path | None = None) -> Path:
     splits = _build_splits()
 
     # Write under a temporary name and rename, so that no other process reads half a folder.
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix=f"{folder.name}-") as temporary:
-        new = Path(temporary) / "docstrings"
+    with temporary_folder(cache, folder.name) as temporary:
+        new = temporary / "docstrings"
         new.mkdir()
         for split, rows in splits.items():
             lines = [json.dumps(row) + "\n" for row in rows]

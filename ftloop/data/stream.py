@@ -15,7 +15,6 @@ import glob
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch.utils.data import get_worker_info
 from ftloop.data.formats import expand_paths
 from ftloop.data.prepared import fingerprint_table
 from ftloop.errors import UserError, root_cause
+from ftloop.files import write_text
 from ftloop.sampler import UNBOUNDED, random_permutation
 from ftloop.state import fold_in, temporary_seed
 
@@ -268,10 +268,9 @@ class Stream:
         if self.shard_sizes.get(shard) == size:
             return
         self.shard_sizes[shard] = size
-        temporary = self.shard_sizes_file.with_suffix(f".{os.getpid()}.tmp")
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(self.shard_sizes))
-        temporary.replace(self.shard_sizes_file)  # atomic: other processes write the same sizes
+        self.shard_sizes_file.parent.mkdir(parents=True, exist_ok=True)
+        # Atomic: other processes write the same sizes.
+        write_text(self.shard_sizes_file, json.dumps(self.shard_sizes))
 
 
 def _to_dataset(table: "pyarrow.Table") -> "Dataset":

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import sqlite3
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from urllib.parse import quote
 
 from ftloop.data.splits import SPLIT_ALIASES, SPLITS
 from ftloop.errors import UserError, did_you_mean, root_cause
+from ftloop.files import temporary_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,9 +38,8 @@ def store_splits(splits: "dict[str, Dataset]") -> Path:
         if len(rows) == 0:
             raise UserError(f"--data: the split {split!r} is empty.")
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "ftloop"
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix="partial-") as temporary:
-        new = Path(temporary) / "rows"
+    with temporary_folder(cache, "partial") as temporary:
+        new = temporary / "rows"
         datasets.DatasetDict(splits).save_to_disk(new)
         digest = hashlib.sha256()
         for file in sorted(new.rglob("*.arrow")):  # the other files hold random ids and dates

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from ftloop.devices.matmul_settings import Backend, MatmulSettings, set_matmul_backend
+from ftloop.files import write_text
 
 logger = logging.getLogger("ftloop")
 
@@ -226,8 +227,6 @@ def read_cache() -> Measurement | None:
 def write_cache(measurement: Measurement) -> None:
     """Remember a measurement, atomically. A folder that cannot be written is not an error."""
     file = cache_file()
-    temporary = file.with_suffix(f".{os.getpid()}")
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(asdict(measurement)))
-        temporary.rename(file)
+        write_text(file, json.dumps(asdict(measurement)))

@@ -13,14 +13,16 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftloop.checkpoint import write_text
 from ftloop.config import Config
 from ftloop.errors import UserError, root_cause
+from ftloop.escape import for_markdown
 from ftloop.extensions import Observer
+from ftloop.files import refuse_links, write_text
 from ftloop.hub import sections
 from ftloop.hub.confusion_matrix import draw_confusion_matrix
 from ftloop.hub.markdown import table
 from ftloop.hub.metadata import Intervals, Scores, build_metadata
+from ftloop.hub.usage import ADAPTER, LOCAL_MODEL, usage_example
 from ftloop.metric_log import json_scores
 from ftloop.runs.finished import load_task, recorded_environment
 from ftloop.runs.record import load_config
@@ -78,6 +80,7 @@ def write_card(
     with `compute`, those of a new evaluation. An edited card is not changed, unless `overwrite`.
     Raises UserError if the run is not finished.
     """
+    refuse_links(run_dir)
     folder = run_dir / "model"
     file = folder / CARD
     if scores is None:
@@ -131,13 +134,15 @@ def build_card(
     exported = scores.get("validation") if step is None else None
     versions = sections.library_versions(environment)
     parts = [
-        build_metadata(title, config.task, model_config, scores, intervals),
-        f"# {title}",
+        build_metadata(
+            title, config.task, model_config, scores, intervals, (folder / ADAPTER).is_file()
+        ),
+        f"# {for_markdown(title)}",
         sections.describe_model(config.task, model_config, step),
         "## Intended uses and limits",
         sections.INTENDED_USES,
         "## How to use it",
-        sections.usage_example(task, model_config),
+        usage_example(task, model_config, folder),
         "## Data",
         sections.describe_data(getattr(config.task, "data", None), task),
         "## Preprocessing",
@@ -213,5 +218,5 @@ def is_edited(text: str) -> bool:
 
 def card_for_repository(text: str, repository: str) -> str:
     """Return a card whose example loads the model from a repository."""
-    changed = text.replace(sections.LOCAL_MODEL, f'model = "{repository}"')
+    changed = text.replace(LOCAL_MODEL, f'model = "{repository}"')
     return changed if is_edited(text) else sign(SIGNATURE.sub("", changed))

@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ftloop.escape import printable
+from ftloop.files import replace_file
+
 if TYPE_CHECKING:
     from ftloop.report.scored import ScoredSplit
 
@@ -48,9 +51,11 @@ def draw_confusion_matrix(outputs: "ScoredSplit", file: Path) -> None:
     axes.set_ylabel("true")
     axes.set_title(f"{outputs.split}, {outputs.rows} rows; color: share of the true class")
     figure.colorbar(image, fraction=0.046)
-    figure.savefig(file, metadata={"Software": None})  # the same run gives the same bytes
+    with replace_file(file) as stream:  # without metadata, the same run gives the same bytes
+        figure.savefig(stream, metadata={"Software": None})
 
 
 def shorten(name: str) -> str:
-    """Cut a label that is too long for an axis."""
+    """Return a label for an axis: on one line, and cut if it is too long."""
+    name = printable(name)
     return name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 1]}…"

@@ -1,9 +1,13 @@
-"""Markdown for a model card: tables, option values, and long passages that are folded away."""
+"""Markdown for a model card: tables, option values, and long passages that are folded away.
+
+Texts of the data, of options and of records are escaped by `ftloop.escape.for_markdown`.
+"""
 
 from pathlib import Path
 from typing import Any
 
 from ftloop.config import encode
+from ftloop.escape import for_markdown
 
 MAX_OPEN_LINES = 15  # longer lists are folded away
 
@@ -21,8 +25,8 @@ def format_cell(cell: Any) -> str:
         return "-"
     if isinstance(cell, float):
         return f"{cell:.4f}"
-    text = " ".join(str(cell).split())
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    # In a table, also in code, \| is a pipe. A backslash before a pipe is written as its code.
+    return for_markdown(cell).replace("\\|", "\\x5c|").replace("|", "\\|")
 
 
 def format_option(value: Any) -> str:

@@ -7,6 +7,9 @@ import math
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+from ftloop.escape import printable
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Names on the Hub of scores that have another name here
@@ -55,8 +58,13 @@ def describe_source(data: Any) -> tuple[str | None, str]:
     names = []
     for entry in data.files.values() if data.files else [data.path]:
         files = entry if isinstance(entry, list | tuple) else [entry]
-        names += [Path(str(file)).name for file in files if file]
-    return None, ", ".join(dict.fromkeys(names)) or type(data).__name__
+        names += [file_name(str(file)) for file in files if file]
+    return None, ", ".join(dict.fromkeys(filter(None, names))) or type(data).__name__
+
+
+def file_name(path: str) -> str:
+    """Return the name of a file or of an address, without its query, which may hold a secret."""
+    return Path(urlsplit(path).path if "://" in path else path).name
 
 
 def pipeline_task(model_config: dict[str, Any]) -> str | None:
@@ -89,27 +97,36 @@ def hub_metric(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def build_metadata(
-    title: str, task: Any, model_config: dict[str, Any], scores: Scores, intervals: Intervals
+    title: str,
+    task: Any,
+    model_config: dict[str, Any],
+    scores: Scores,
+    intervals: Intervals,
+    is_adapter: bool = False,
 ) -> str:
-    """Return the YAML block at the top of a card. `task` is the one of the config."""
+    """Return the YAML block at the top of a card. `task` is the one of the config.
+
+    `is_adapter`: the folder holds the changes of a model only, by the library peft.
+    """
     from huggingface_hub import ModelCardData
 
     is_pretrained = getattr(task, "init", "pretrained") == "pretrained"
     base_model = hub_id(getattr(task, "model", None)) if is_pretrained else None
     dataset_id, _ = describe_source(getattr(task, "data", None))
+    library = "peft" if is_adapter else "transformers" if model_config else "pytorch"
     problem_type = model_config.get("problem_type")
     results = build_results(task, model_config, scores, intervals)
     metrics = dict.fromkeys(result.metric_type for result in results)
     metrics.pop("loss", None)
     card_data = ModelCardData(
-        library_name="transformers" if model_config else "pytorch",
-        pipeline_tag=pipeline_task(model_config),
+        library_name=library,
+        pipeline_tag=None if is_adapter else pipeline_task(model_config),
         base_model=base_model,
         datasets=[dataset_id] if dataset_id else None,
         tags=["ftloop", *([problem_type.replace("_", "-")] if problem_type else [])],
         metrics=list(metrics) or None,
         eval_results=results or None,
-        model_name=title if results else None,
+        model_name=printable(title) if results else None,
     )
     return f"---\n{FIELDS_TO_FILL}\n{card_data.to_yaml()}\n---"
 
@@ -136,7 +153,7 @@ def build_results(
             result = EvalResult(
                 task_type=pipeline_task(model_config) or "other",
                 dataset_type=dataset_id or "local",
-                dataset_name=dataset_name,
+                dataset_name=printable(dataset_name),
                 dataset_config=getattr(data, "name", None),
                 dataset_revision=getattr(data, "revision", None),
                 dataset_split=split,

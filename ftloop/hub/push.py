@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING, Literal
 from ftloop.checkpoint import load_weights
 from ftloop.errors import UserError, root_cause
 from ftloop.extensions import Observer
+from ftloop.files import refuse_links, write_text
 from ftloop.hub.card import CARD, build_card
 from ftloop.hub.repository import (
     REPORT,
     BackgroundCall,
     explain,
+    list_ordinary_files,
     prepare_repository,
+    require_ordinary_file,
     upload_folder,
     without_token,
 )
@@ -47,14 +50,18 @@ def push(
     `private`; so is the branch `revision`. `overwrite_card` replaces a model card that was edited
     on the Hub. Raises UserError.
     """
+    refuse_links(run_dir)
     folder = run_dir / "model"
     if not folder.is_dir():
         raise UserError(
             f"{str(run_dir)!r} has no folder model/ to push: its training is not finished, or it "
             "is no run."
         )
+    list_ordinary_files(folder)  # before anything is created on the Hub
     name = prepare_repository(repository, private, revision)
     report_file = run_dir / REPORT if report and (run_dir / REPORT).is_file() else None
+    if report_file is not None:
+        require_ordinary_file(report_file, run_dir)
     message = f"{run_dir.resolve().name}, trained with ftloop"
     try:
         return upload_folder(folder, name, revision, message, report_file, overwrite_card)
@@ -124,7 +131,7 @@ class Pusher(Observer):
         try:
             run.export(self.live_folder, load_weights(checkpoint), run.model)
             card = build_card(self.live_folder, run.config, run.task, scores, step=state.step)
-            (self.live_folder / CARD).write_text(card, encoding="utf-8")
+            write_text(self.live_folder / CARD, card)
         except Exception as error:  # a failed push must not end training
             reason = without_token(root_cause(error))
             logger.error("The weights of step %d are not pushed: %s", state.step, reason)

@@ -5,6 +5,7 @@ record or a message: messages about errors pass through `without_token`.
 """
 
 import re
+import stat
 import tempfile
 import threading
 from collections.abc import Callable
@@ -113,12 +114,12 @@ def upload_folder(
     api = HfApi()
     lines = []
     files: dict[str, Path | bytes] = {}
-    for file in folder.rglob("*"):
-        if file.is_file():
-            files[str(file.relative_to(folder))] = file
+    for file in list_ordinary_files(folder):
+        files[str(file.relative_to(folder))] = file
     if report is not None:
         files[REPORT] = report
-        lines.append(f"{REPORT} is included and shows rows of the data (--no-report leaves it out)")
+        note = "shows rows of the data and the command with its paths (--no-report leaves it out)"
+        lines.append(f"{REPORT} is included and {note}")
     if (folder / CARD).is_file():
         card = card_for_repository((folder / CARD).read_text(encoding="utf-8"), repository)
         card_on_hub = _download_card(api, repository, revision)
@@ -130,10 +131,44 @@ def upload_folder(
             )
         else:
             files[CARD] = card.encode()
+    lines.append(f"files: {', '.join(sorted(files))}")
     operations = [CommitOperationAdd(path, files[path]) for path in sorted(files)]
     commit = api.create_commit(repository, operations, commit_message=message, revision=revision)
     branch = revision or "main"
     return [*lines, f"{api.endpoint}/{repository}, branch {branch}, commit {commit.oid[:10]}"]
+
+
+def list_ordinary_files(folder: Path) -> list[Path]:
+    """Return the files of a folder and its subfolders, sorted. Raises UserError for others."""
+    files = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not path.is_dir():  # rglob does not follow links to folders
+            require_ordinary_file(path, folder)
+            files.append(path)
+    return files
+
+
+def require_ordinary_file(file: Path, folder: Path) -> None:
+    """Raise UserError for a file in a folder that should not be published with a model.
+
+    Links are refused because their content lies elsewhere: a folder from somebody else could
+    publish a private file of this machine. A hard link to such a file, which an archive can hold,
+    has more than one name. Hidden files, such as those of .git, may hold passwords.
+    """
+    status = file.lstat()
+    if stat.S_ISLNK(status.st_mode):
+        problem = "is a symbolic link"
+    elif not stat.S_ISREG(status.st_mode):
+        problem = "is not an ordinary file"
+    elif status.st_nlink > 1:
+        problem = "has another name (a hard link)"
+    elif any(part.startswith(".") for part in file.relative_to(folder).parts):
+        problem = "is hidden"
+    else:
+        return
+    raise UserError(
+        f"{str(file)!r} {problem} and is not pushed. Delete it, or replace it by an ordinary copy."
+    )
 
 
 def _download_card(api: Any, repository: str, revision: str | None) -> str | None:

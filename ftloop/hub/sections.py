@@ -1,9 +1,10 @@
-"""The sections of a model card: what the model is, how to use it, its data and its training."""
+"""The sections of a model card: what the model is, its data and its training."""
 
 import contextlib
 import dataclasses
 import importlib.metadata
 import json
+import logging
 import math
 import platform
 from collections import Counter
@@ -13,12 +14,14 @@ from typing import Any
 from ftloop import __version__
 from ftloop.config import Config
 from ftloop.errors import UserError
+from ftloop.escape import code_span, for_markdown
 from ftloop.hub.markdown import fold, format_option, option_rows, table
 from ftloop.hub.metadata import Intervals, Scores, describe_source, hub_id, pipeline_task
 from ftloop.sampler import UNBOUNDED
 
+logger = logging.getLogger("ftloop")
+
 BLOCK_SIZE = 65_536  # rows whose labels are counted at once
-LOCAL_MODEL = 'model = "."  # this folder'  # a push puts the name of the repository in its place
 INTENDED_USES = """\
 - Intended for: [to be filled: who should use it, for what]
 - Not for: [to be filled: uses it was not made for, or would do harm in]
@@ -50,11 +53,11 @@ def describe_model(task: Any, model_config: dict[str, Any], step: int | None) ->
     inputs = INPUTS.get(pipeline_task(model_config) or "", "a text")
     if len(getattr(task, "input_columns", ())) == 2:
         inputs = "a pair of texts"
-    paragraphs = [f"`{architecture}`, {describe_origin(task)}."]
+    paragraphs = [f"{code_span(architecture)}, {describe_origin(task)}."]
     if problem_type in OUTPUTS:
         paragraphs[0] += f" It {OUTPUTS[problem_type].format(count=len(names))} {inputs}."
     if names and problem_type != "regression":
-        labels = f"Labels: {', '.join(f'`{name}`' for name in names)}"
+        labels = f"Labels: {', '.join(map(code_span, names))}"
         paragraphs.append(fold(f"The {len(names)} labels", labels, len(names)))
     if step is not None:
         paragraphs.append(f"Training has not ended: these are the weights after step {step}.")
@@ -67,61 +70,10 @@ def describe_origin(task: Any) -> str:
     if base is None:
         return "trained from the weights that its task builds"
     if getattr(task, "init", "pretrained") == "random":
-        return f"trained from random weights ({Path(base).name})"
+        return f"trained from random weights ({for_markdown(Path(base).name)})"
     if hub_id(base):
         return f"fine-tuned from [{base}](https://huggingface.co/{base})"
-    return f"fine-tuned from weights in a local folder ({Path(base).name})"
-
-
-def usage_example(task: Any, model_config: dict[str, Any]) -> str:
-    """Return code that runs in the folder of the model."""
-    pipeline = pipeline_task(model_config)
-    if pipeline is None:
-        if not model_config.get("architectures"):
-            return (
-                "The weights are in `model.safetensors`. They fit the module that "
-                f"`{type(task).__name__}.build_model` returns, in the code that trained it."
-            )
-        name = model_config["architectures"][0]
-        return (
-            f"The model is a `{name}`, which is not a class of transformers. With the code that "
-            f"trained it, `{name}.from_pretrained` loads it, and `python predict.py RUN` predicts "
-            "new rows."
-        )
-    is_multi_label = model_config.get("problem_type") == "multi_label_classification"
-    arguments = ['"photo.jpg"'] if pipeline == "image-classification" else ['"a new text"']
-    if len(getattr(task, "input_columns", ())) == 2:
-        arguments = ['{"text": "a new text", "text_pair": "its second text"}']
-    if pipeline == "text-classification":
-        max_length = getattr(task, "max_length", None) or 512
-        arguments += ["truncation=True", f"max_length={max_length}"]
-    if is_multi_label:
-        arguments.append("top_k=None")
-    code = (
-        f"from transformers import pipeline\n\n{LOCAL_MODEL}\n"
-        f'classify = pipeline("{pipeline}", model=model)\n'
-        f"print(classify({', '.join(arguments)}))"
-    )
-    paragraphs = [f"```python\n{code}\n```"]
-    if is_multi_label:
-        threshold = getattr(task, "threshold", 0.5)
-        paragraphs.append(f"A label is predicted if its score is at least {threshold:g}.")
-    if getattr(task, "long_text", "truncate") != "truncate":
-        paragraphs.append(describe_long_text(task))
-    return "\n\n".join(paragraphs)
-
-
-def describe_long_text(task: Any) -> str:
-    """Tell that a pipeline reads less of a long text than the model did in training."""
-    if task.long_text == "windows":
-        parts = "all of a long text, in overlapping windows whose logits are averaged"
-    else:
-        parts = "the beginning and the end of a long text"
-    return (
-        f"In training, the model read {parts}. A pipeline reads only the first {task.max_length} "
-        "tokens, and the scores below do not hold for it; ftloop's predict.py reads long texts as "
-        "training did."
-    )
+    return f"fine-tuned from weights in a local folder ({for_markdown(Path(base).name)})"
 
 
 # The data
@@ -132,7 +84,7 @@ def describe_data(data: Any, task: Any) -> str:
 
     Rows and options are there only if the task has `rows`, labels only if it also has `labels`.
     """
-    _, source_name = describe_source(data)
+    source_name = for_markdown(describe_source(data)[1])
     paragraphs = [
         f"Source: {source_name}. [to be filled: where the rows come from, who labelled them, how]"
     ]
@@ -141,7 +93,8 @@ def describe_data(data: Any, task: Any) -> str:
     try:
         splits, original_splits = task.rows, task.source
     except UserError as error:
-        paragraphs.append(f"The rows could not be read when this card was written: {error}")
+        logger.warning("The model card does not describe the rows: %s", error)
+        paragraphs.append("The rows could not be read when this card was written.")
         return "\n\n".join(paragraphs)
     rows: list[list[Any]] = [["split", "rows", "in the source"]]
     for split, dataset in splits.items():
@@ -170,7 +123,7 @@ def changed_options(data: Any) -> list[str]:
             if field.default_factory is not dataclasses.MISSING:
                 default = field.default_factory()
             if value != default:
-                options.append(f"`{field.name} {format_option(value)}`")
+                options.append(code_span(f"{field.name} {format_option(value)}"))
     return options
 
 

@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 from ftloop.extensions import Observer
-from ftloop.logs.terminal import colored, terminal_stream
 
 logger = logging.getLogger("ftloop")
 
@@ -49,10 +48,10 @@ class ScoreTable(Observer):
         cells = [str(run.state.step), f"{epoch:.2f}", *(f"{value:.4f}" for value in values)]
         widths = [max(len(title), MIN_WIDTH) for title in self._titles()]
         line = "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
-        is_best = run.state.best_step == run.state.step
-        logger.info(
-            "%s%s", line, "  " + colored("best", "green", terminal_stream()) if is_best else ""
-        )
+        if run.state.best_step == run.state.step:
+            logger.info("%s  best", line, extra={"highlighted": "best"})
+        else:
+            logger.info("%s", line)
 
     def _log_header(self, scores: dict[str, float], best_metric: str) -> None:
         metrics = [name for name in scores if name != "loss"]

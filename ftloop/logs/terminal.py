@@ -7,6 +7,7 @@ from typing import TextIO
 
 from tqdm.auto import tqdm
 
+from ftloop.escape import for_terminal
 from ftloop.extensions import Setup
 
 logger = logging.getLogger("ftloop")
@@ -51,10 +52,17 @@ def colored(text: str, color: str, stream: TextIO) -> str:
 
 
 class TerminalHandler(logging.Handler):
-    """Prints log records above a progress bar, with their level unless it is info."""
+    """Prints log records above a progress bar, with their level unless it is info.
+
+    Texts of the data may be part of a record, so all of it is escaped. A record with the attribute
+    `highlighted` ends with this word, which is shown in green.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
-        stream, text = terminal_stream(), self.format(record)
+        stream, text = terminal_stream(), for_terminal(self.format(record))
+        highlighted = getattr(record, "highlighted", "")  # the last word of the message
+        if highlighted:
+            text = text.removesuffix(highlighted) + colored(highlighted, "green", stream)
         if record.levelno != logging.INFO:
             color = "red" if record.levelno > logging.WARNING else "yellow"
             text = f"{colored(record.levelname.lower() + ':', color, stream)} {text}"

@@ -9,12 +9,14 @@ import io
 import json
 import logging
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ftloop.errors import root_cause
+from ftloop.files import write_text
 
 logger = logging.getLogger("ftloop")
 
@@ -50,7 +52,7 @@ class Tracker:
         with redirect_stdout_to_log():
             self.tracker.start()
         self.read_location()
-        self.id_file.write_text(self.id)
+        write_text(self.id_file, self.id)
         if self.is_new:
             self.tracker.store_init_configuration(settings)
 
@@ -65,9 +67,7 @@ class Tracker:
         self.tracker.log(values, step=step)
         self.sent_splits = [*self.sent_splits, split] if is_same_step else [split]
         self.sent_step = step
-        temporary = self.sent_file.with_suffix(".tmp")  # a killed process leaves old or new content
-        temporary.write_text(json.dumps([self.sent_step, self.sent_splits]))
-        temporary.replace(self.sent_file)
+        write_text(self.sent_file, json.dumps([self.sent_step, self.sent_splits]))
 
     def send_report(self, file: Path, step: int) -> None:
         """Send a page of HTML, if the tracker can show it."""
@@ -180,6 +180,9 @@ class MLflow(Tracker):
     def read_location(self) -> None:
         self.id = self.tracker.tracker.info.run_id
 
+    def send(self, step: int, split: str, values: dict[str, float]) -> None:
+        super().send(step, split, {mlflow_name(name): value for name, value in values.items()})
+
     def send_report(self, file: Path, step: int) -> None:
         self.tracker.log_artifact(str(file))
 
@@ -187,6 +190,18 @@ class MLflow(Tracker):
         super().finish()
         if self.is_local:  # set by set_tracking_uri; the next run in this process has its own
             os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+def mlflow_name(name: str) -> str:
+    """Return a name that MLflow accepts: "test/f1[joy!]" becomes "test/f1/joy-21-".
+
+    It refuses most characters besides letters and digits, and a label may have any.
+    """
+    score, bracket, label = name.partition("[")
+    if not bracket:
+        return name
+    label = label.removesuffix("]")
+    return f"{score}/{re.sub(r'[^a-zA-Z0-9 _]', lambda match: f'-{ord(match[0]):x}-', label)}"
 
 
 class Comet(Tracker):

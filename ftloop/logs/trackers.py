@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from ftloop.config import Config, encode
 from ftloop.errors import UserError, did_you_mean, root_cause
 from ftloop.extensions import Observer
+from ftloop.files import refuse_links
 from ftloop.logs.tracker_types import TRACKERS, Tracker
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Trackers(Observer):
             return
         folder = run.folder / "trackers"
         folder.mkdir(exist_ok=True)
+        refuse_links(folder)
         for name in self.names:
             tracker = TRACKERS.get(name, Tracker)(name, folder, run.folder.absolute().name)
             try:

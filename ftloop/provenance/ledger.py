@@ -21,6 +21,7 @@ import torch
 from ftloop.config import encode
 from ftloop.errors import UserError
 from ftloop.extensions import Observer
+from ftloop.files import replace_file
 from ftloop.metric_log import StepRecord, raise_write_errors
 from ftloop.provenance.row_digest import format_digest, hash_rows
 
@@ -49,7 +50,8 @@ class Ledger(Observer):
         self.stream.truncate(sum(map(len, lines)))
         plan = {**describe_plan(run.sampler), "fingerprints": run.state.fingerprints}
         if run.sampler.group_by_length:  # `verify` computes the order of the rows from them
-            numpy.save(run.folder / "lengths.npy", run.sampler.lengths)
+            with replace_file(run.folder / "lengths.npy") as stream:
+                numpy.save(stream, run.sampler.lengths)
         plans = [line for line in map(json.loads, lines) if "num_rows" in line]
         if not plans or any(plans[-1].get(name) != value for name, value in plan.items()):
             self._append({"step": run.state.step, **plan, "weights": digest})

@@ -7,16 +7,26 @@ import logging
 import sys
 
 from ftloop.errors import UserError
+from ftloop.escape import for_terminal
 from ftloop.report.run_report import write_report
+
+
+class TerminalFormatter(logging.Formatter):
+    """Formats log records for a terminal: they may quote texts of the data."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return for_terminal(super().format(record))
 
 
 def main() -> int:
     """Write the report of the run named by the first argument. Return 2 for a UserError."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(TerminalFormatter())
     try:
-        print(write_report(sys.argv[1]))
+        print(for_terminal(write_report(sys.argv[1])))
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(for_terminal(error), file=sys.stderr)
         return 2
     return 0
 

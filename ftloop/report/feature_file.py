@@ -1,5 +1,6 @@
 """The Parquet file of features: columns split, row, label and features."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,11 @@ from typing import Any
 import numpy
 
 from ftloop.errors import UserError
+from ftloop.files import replace_file
 
 
 class FeatureWriter:
-    """Writes blocks of rows, each as a row group. A file that is not completed is deleted.
+    """Writes blocks of rows, each as a row group. The file is replaced when all are written.
 
     Labels are names, lists of names, or numbers, by the problem type of `labels`.
     """
@@ -35,10 +37,13 @@ class FeatureWriter:
     def __enter__(self) -> "FeatureWriter":
         from pyarrow import parquet
 
-        try:
-            self.parquet = parquet.ParquetWriter(self.file, self.schema)
-        except OSError as error:
-            raise UserError(f"--out: {self.file} cannot be written: {error}") from error
+        with contextlib.ExitStack() as stack:
+            try:
+                stream = stack.enter_context(replace_file(self.file))
+            except OSError as error:
+                raise UserError(f"--out: {self.file} cannot be written: {error}") from error
+            self.parquet = stack.enter_context(parquet.ParquetWriter(stream, self.schema))
+            self.stack = stack.pop_all()
         return self
 
     def write(
@@ -66,10 +71,8 @@ class FeatureWriter:
             return [name for name, is_present in zip(names, label, strict=True) if is_present]
         return names[label] if names else float(label)
 
-    def __exit__(self, error_type: Any, *_: Any) -> None:
-        self.parquet.close()
-        if error_type is not None:
-            self.file.unlink(missing_ok=True)
+    def __exit__(self, *error: Any) -> None:
+        self.stack.__exit__(*error)
 
 
 def read_features(file: Path, split: str) -> tuple[list[Any], numpy.ndarray]:

@@ -57,12 +57,11 @@ def write_features(
     config, task, model = load_source(source, pretrained)
     row_counts = {split: len(find_rows(task, split)) for split in splits}
     datasets = load_datasets_once(task)
-    temporary = out.with_name(f"{out.name}.tmp")
     metadata = {"model": task.model, "pooling": pooling, "labels": task.labels.problem_type}
     references = {}
     with (
         prepare_for_inference(config, model) as (accelerator, _),
-        FeatureWriter(temporary, task.labels, metadata) as writer,
+        FeatureWriter(out, task.labels, metadata) as writer,
     ):
         for split in splits:
             labels = task.encode_labels(task.rows[split], split)
@@ -79,7 +78,6 @@ def write_features(
             ):
                 writer.write(split, block, [labels[row] for row in block], features)
             references[split] = numpy.asarray(labels)[row_ids]
-    temporary.replace(out)
     lines = [
         f"{writer.num_rows} rows of {writer.width} features ({pooling} of {task.model}) in {out}"
     ]

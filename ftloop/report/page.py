@@ -12,7 +12,6 @@ import csv
 import hashlib
 import html
 import io
-import os
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,12 +19,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ftloop.escape import for_csv
+from ftloop.files import replace_file
 from ftloop.report.page_assets import SCRIPT, STYLE
 
 Columns = Mapping[str, Iterable[Any]]
 """Columns of equal length by name, for a CSV file."""
 
-NOT_ALLOWED_IN_HTML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+# Control characters and surrogates, and marks that reverse the order of the text around them
+NOT_ALLOWED_IN_HTML = re.compile(
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 class Html(str):
@@ -36,7 +40,7 @@ class Html(str):
 
 
 def escape(value: Any) -> str:
-    """Return any value as HTML. Control characters become replacement characters."""
+    """Return any value as HTML. Invisible control characters become replacement characters."""
     if isinstance(value, Html):
         return value
     return html.escape(NOT_ALLOWED_IN_HTML.sub("\N{REPLACEMENT CHARACTER}", str(value)))
@@ -66,11 +70,12 @@ def slug(text: str) -> str:
 
 
 def to_csv(columns: Columns) -> str:
-    """Return columns of equal length as CSV. Numbers keep all their digits."""
+    """Return columns of equal length as CSV. Numbers keep all their digits; see `for_csv`."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
+    writer.writerow(map(for_csv, columns))
+    for row in zip(*columns.values(), strict=True):
+        writer.writerow(map(for_csv, row))
     return stream.getvalue()
 
 
@@ -240,8 +245,7 @@ class Page:
 def write_page(file: Path, text: str) -> int:
     """Write a page atomically: a reader sees the old one or the new one. Return its size."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     encoded = text.encode("utf-8", "replace")
-    temporary.write_bytes(encoded)
-    temporary.replace(file)
+    with replace_file(file) as stream:
+        stream.write(encoded)
     return len(encoded)

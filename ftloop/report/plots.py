@@ -9,7 +9,9 @@ import math
 import textwrap
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from ftloop.escape import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,12 +27,12 @@ MAX_PIXELS = 400  # of an image in a panel
 PREDICTED, OTHER = "#1f6fb4", "#b9cbdb"
 
 
-def save_predictions(rows: list[dict[str, Any]], task: Any, file: Path, format: str) -> None:
+def save_predictions(rows: list[dict[str, Any]], task: Any, stream: BinaryIO, format: str) -> None:
     """Draw predictions and save them as png, svg or pdf. Missing characters are logged once."""
     figure = draw_predictions(rows, task)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        figure.savefig(file, format=format, dpi=110)
+        figure.savefig(stream, format=format, dpi=110)
     missing = [warning for warning in caught if "missing from font" in str(warning.message)]
     if missing:
         logger.warning(
@@ -42,6 +44,11 @@ def save_predictions(rows: list[dict[str, Any]], task: Any, file: Path, format: 
             warnings.warn_explicit(
                 warning.message, warning.category, warning.filename, warning.lineno
             )
+
+
+def can_draw(task: Any) -> bool:
+    """Return whether the task predicts class probabilities or a number for a row."""
+    return hasattr(type(task), "labels")
 
 
 def draw_predictions(rows: list[dict[str, Any]], task: Any) -> "Figure":
@@ -99,7 +106,7 @@ def draw_bars(axes: "Axes", row: dict[str, Any]) -> None:
     bars = axes.barh(positions, lengths, color=colors)
     number_format = "%.3g" if "value" in row else "%.1f"
     axes.bar_label(bars, fmt=number_format, padding=3, fontsize="x-small")
-    labels = [textwrap.shorten(name, 28, placeholder="…") for name in names]
+    labels = [textwrap.shorten(printable(name), 28, placeholder="…") for name in names]
     axes.set_yticks(positions, labels, parse_math=False)
     axes.tick_params(labelsize="small")
     axes.invert_yaxis()
@@ -133,6 +140,6 @@ def image_name(cell: Any) -> str:
 
 def wrap_title(text: str) -> str:
     """Return a text in lines for a title; the end of a long text is left out."""
-    text = " ".join(text.split())
+    text = printable(" ".join(text.split()))
     lines = textwrap.wrap(text, TITLE_WIDTH, max_lines=TITLE_LINES, placeholder=" …")
     return "\n".join(lines)

@@ -16,6 +16,7 @@ from ftloop.report.page import (
     Html,
     Page,
     bullet_list,
+    escape,
     format_number,
     key_figures,
     paragraph,
@@ -160,7 +161,7 @@ def scores_on_split(page: Page, run: FinishedRun, split: str, fitted: list[Basel
             for model, of_model in values.items()
         ]
         columns.append(Column(score, cells, "number", 4))
-    heading = f"<h3>{split}, {format_number(scored.rows)} rows</h3>\n"
+    heading = f"<h3>{escape(split)}, {format_number(scored.rows)} rows</h3>\n"
     figure = main_score_figure(page, run, split, values, intervals)
     return Html(f"<div>{heading}{table(columns)}{figure}</div>\n")
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from ftloop.config import Config
 from ftloop.errors import UserError
+from ftloop.files import refuse_links
 from ftloop.report import (
     classes_section,
     config_section,
@@ -45,6 +46,7 @@ def write_report(
         raise UserError(f"--search must be at least 1, but is {search_rows}.")
     run_dir = Path(run_dir)
     config = load_config(run_dir)
+    refuse_links(run_dir)
     out = out or run_dir / "report.html"
     import sklearn.linear_model  # noqa: F401 - loads the libraries whose threads are limited here
     from threadpoolctl import threadpool_limits

@@ -8,7 +8,6 @@ from there the next time.
 import hashlib
 import json
 import logging
-import os
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy
 
 from ftloop.config import read_record
 from ftloop.errors import UserError, did_you_mean
+from ftloop.files import refuse_links, replace_file
 from ftloop.report.subset import Subset, sample_rows
 from ftloop.runs.finished import load_model, load_task, model_folder, prepare_for_inference
 from ftloop.runs.record import load_config
@@ -98,10 +98,8 @@ class ScoredSplit:
             "key": key,
         }
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-        with temporary.open("wb") as stream:
+        with replace_file(file) as stream:
             numpy.savez_compressed(stream, about=numpy.array(json.dumps(header)), **arrays)
-        temporary.replace(file)
 
     @classmethod
     def load(cls, file: Path, key: str | None = None) -> "ScoredSplit":
@@ -149,6 +147,7 @@ def score_split(
     is_sample = len(row_ids) < len(rows)
 
     # Stored outputs: those of the whole split, or those of the same sample
+    refuse_links(run_dir)
     folder = run_dir / "outputs"
     split_file, sample_file = folder / f"{split}.npz", folder / f"{split}-{max_rows}.npz"
     if use_stored:

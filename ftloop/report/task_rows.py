@@ -123,7 +123,7 @@ def show_images(
     items = []
     for index, (row, jpeg) in enumerate(zip(row_ids, thumbnails, strict=True)):
         name = f"{split} {row}"
-        lines = [f"<b>{name}</b>"]
+        lines = [f"<b>{page.escape(name)}</b>"]
         for column in columns:
             lines.append(page.escape(f"{column.header} {format_cell(column, index)}"))
         items.append((page.image(jpeg, name), Html("<br>".join(lines))))

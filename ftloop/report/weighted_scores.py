@@ -118,7 +118,10 @@ def ratio_scores(name: str, counts: LabelCounts, labels: Sequence[str]) -> dict[
     ratio, _, average = name.partition("_")
     values = counts.ratio(ratio)
     if average == "per_class":
-        return {f"{ratio}[{label}]": values[:, index] for index, label in enumerate(labels)}
+        return {
+            metrics.class_score(ratio, label): values[:, index]
+            for index, label in enumerate(labels)
+        }
     if average == "micro":
         return {name: counts.pool_labels().ratio(ratio)[:, 0]}
     if average == "weighted":

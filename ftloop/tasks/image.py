@@ -24,6 +24,7 @@ from ftloop.data.images import (
 )
 from ftloop.data.prepared import PreparedDataset
 from ftloop.data.shape import require_columns, shape_rows
+from ftloop.data.special_images import count_special_images
 from ftloop.data.splits import SPLIT_ALIASES
 from ftloop.errors import UserError, root_cause
 from ftloop.task import Batch
@@ -146,6 +147,19 @@ class ImageClassification(Classification):
         missing = missing._replace(rows=missing.rows - errors.keys())
         reason = f"unreadable image(s): {format_errors(errors)}"
         return [empty, missing, UnusableRows(reason, set(errors), "drop_unreadable")]
+
+    def report_on_data(self, labels: dict[str, Any]) -> None:
+        super().report_on_data(labels)
+        for split, rows in self.rows.items():
+            count = count_special_images(rows, self.image_column)
+            if count:
+                logger.info(
+                    "data: %s: %d of %d images are transparent or have more than 8 bits per "
+                    "channel: a pipeline of transformers decodes these differently than training",
+                    split,
+                    count,
+                    len(rows),
+                )
 
     # Rows to examples
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ftloop.errors import UserError, did_you_mean
+from ftloop.escape import printable
 
 if TYPE_CHECKING:
     import evaluate
@@ -170,8 +171,13 @@ def score_names(names: Sequence[str], labels: Sequence[str]) -> tuple[str, ...] 
         if name.startswith(HUB):
             return None
         ratio, per_class, _ = name.partition("_per_class")
-        scores += [f"{ratio}[{label}]" for label in labels] if per_class else [name]
+        scores += [class_score(ratio, label) for label in labels] if per_class else [name]
     return tuple(scores)
+
+
+def class_score(ratio: str, label: str) -> str:
+    """Return the name of the score of one class: "recall[benign]"."""
+    return f"{ratio}[{printable(label)}]"
 
 
 # Metrics
@@ -222,7 +228,7 @@ def _local_metric_class() -> type:
             if np.ndim(value):
                 ratio = self.name.removesuffix("_per_class")
                 scores = zip(self.labels, value, strict=True)
-                return {f"{ratio}[{label}]": float(score) for label, score in scores}
+                return {class_score(ratio, label): float(score) for label, score in scores}
             if np.isnan(value):
                 logger.warning(
                     "%s is not defined on these %d rows (one class only, a constant or a NaN)",
