@@ -161,7 +161,8 @@ def test_in_evaluate_itself_and_its_spawned_processes_it_is_the_library(seen, li
         "config": {"class": "recorded:Anything"},
     }
     (run / "config.json").write_text(json.dumps(record))
-    assert seen("python", "evaluate.py", run) == [library / "__init__.py"] * 2
+    command = ("python", "evaluate.py", run, "--trust-code")
+    assert seen(*command) == [library / "__init__.py"] * 2
 
 
 def test_in_spawned_processes_and_workers_it_is_the_library(seen, library, project):

@@ -454,6 +454,8 @@ def test_an_sqlite_query_keeps_the_types_of_the_columns(tmp_path):
         ("SELECT * FROM notes WHERE label = 7", "the split 'train' is empty"),
         ("SELECT text, text FROM notes", "two columns are named 'text'"),
         ("DELETE FROM notes", "attempt to write a readonly database"),
+        ("ATTACH DATABASE 'written.db' AS other", "not authorized"),
+        ("VACUUM INTO 'written.db'", "authorization denied"),
     ],
 )
 def test_an_sqlite_query_that_gives_no_table_is_refused(tmp_path, query, message):
@@ -766,4 +768,6 @@ def test_a_pickled_dictionary_trains_on_the_command_line(tiny, tmp_path):
     assert refused.code == 2
     assert "--data.trust-pickle" in refused.err
     assert run_script("train.py", *words, "--data.trust-pickle").code == 0
-    assert run_script("evaluate.py", run_dir, "--split", "validation").code == 0
+    words = ["evaluate.py", run_dir, "--split", "validation"]
+    assert run_script(*words).code == 2  # the record gives no permission
+    assert run_script(*words, "--trust-pickle").code == 0

@@ -38,8 +38,8 @@ def train(*options: Any) -> None:
     assert result.code == 0, result.err
 
 
-def verify(*run_dirs: Path) -> Result:
-    return run_script_of_ftloop("verify", *run_dirs)
+def verify(*words: Path | str) -> Result:
+    return run_script_of_ftloop("verify", *words)
 
 
 def read_lines(run: Path) -> list[dict[str, Any]]:
@@ -319,21 +319,24 @@ def test_a_row_order_of_ones_own_is_verified_by_its_function(options, tmp_path, 
     train_until_step(7, *options)
     train(*options)
     assert len(read_lines(run)) == 13
-    verified = verify(run)
+    refused = verify(run)
+    assert refused.code == 2
+    assert f"this run names code outside of ftloop: {name}. Use --trust-code" in refused.err
+    verified = verify(run, "--trust-code")
     assert verified.code == 0, verified.out
     assert f"from step 1: 45 rows, 8 per step, in the order of {name}, seed 42" in verified.out
     assert "rows      steps 1 to 12 used the 90 rows of the plan\n" in verified.out
     assert "epochs" not in verified.out
 
     monkeypatch.setattr("test_ledger.repeated_row", 5)
-    verified = verify(run)
+    verified = verify(run, "--trust-code")
     assert verified.code == 1
     message = f"step 6 used other rows than those of the plan, or {name} has changed since the run"
     assert message in verified.out
 
     table = tmp_path / "train.csv"
     table.write_text(table.read_text().replace("rose", "sea"))
-    verified = verify(run)
+    verified = verify(run, "--trust-code")
     assert verified.code == 2
     assert "the training rows have changed since the run" in verified.err
 

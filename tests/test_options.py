@@ -17,6 +17,7 @@ from ftloop import Task, UserError, checkpoint, train as train_job
 from ftloop.cli import Job
 from ftloop.data import Data
 from ftloop.runs.finished import evaluate_run
+from ftloop.runs.trust import allow
 from ftloop.sampler import ceil_div
 from ftloop.tasks import TextClassification
 
@@ -297,7 +298,8 @@ def test_a_task_of_its_own_needs_the_six_methods_alone(tmp_path):
     scores = train_job(job)
     assert scores["validation"]["loss"] < 1
     assert (run / "model" / "model.safetensors").is_file()
-    assert evaluate_run(run) == pytest.approx(scores["validation"], rel=1e-6)
+    with allow(code=True):
+        assert evaluate_run(run) == pytest.approx(scores["validation"], rel=1e-6)
 
 
 class Line(torch.nn.Module):

@@ -18,6 +18,7 @@ from ftloop.errors import UserError
 from ftloop.extensions import Setup
 from ftloop.runs import finished
 from ftloop.runs.record import add_import_folders, decode, import_folders, import_name, load_config
+from ftloop.runs.trust import allow
 from ftloop.task import Task
 from ftloop.tasks.text_classification import TextClassification
 
@@ -57,7 +58,8 @@ def fresh_imports(monkeypatch):
 
 
 def encode_and_decode(value):
-    return decode(json.loads(json.dumps(encode(value))))
+    with allow(code=True):  # the classes of this file
+        return decode(json.loads(json.dumps(encode(value))))
 
 
 def write_record(folder: Path, config: dict, import_from: tuple[str, ...] = ()) -> None:
@@ -97,22 +99,23 @@ def test_partial_functions_keep_their_arguments():
 
 def test_a_task_that_is_not_a_dataclass_is_rebuilt_if_it_takes_no_arguments():
     assert isinstance(encode_and_decode(PlainTask()), PlainTask)
-    with pytest.raises(UserError, match="Make it a dataclass"):
+    with pytest.raises(UserError, match="must be a dataclass"):
         encode_and_decode(TaskWithArgument(3))
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"class": "ftloop.errors:UserError"}, "neither a dataclass nor a Task"),
-        ({"class": "ftloop.errors:root_cause"}, "neither a dataclass nor a Task"),
+        ({"class": "ftloop.errors:UserError"}, "which is no Config, Task or Data"),
+        ({"class": "ftloop.errors:root_cause"}, "which is no Config, Task or Data"),
+        ({"class": "ftloop.cli.predict_options:PredictOptions"}, "no Config, Task or Data"),
         ({"function": "no_colon"}, "is not a qualified name"),
         ({"function": "ftloop.optim:no_such_name"}, "cannot be imported"),
         ({"function": "no_such_module:name"}, "cannot be imported"),
     ],
 )
 def test_names_that_cannot_be_used_are_errors(value, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message), allow(code=True):
         decode(value)
 
 
@@ -134,7 +137,8 @@ def test_a_run_is_rebuilt_wherever_its_folder_was_moved(tmp_path):
     del sys.modules["module_of_rate"]
     sys.path.remove(str(tmp_path / "code"))
     moved = Path(shutil.move(run, tmp_path / "moved"))
-    config = load_config(moved)
+    with allow(code=True):
+        config = load_config(moved)
     assert config.run_dir == str(moved)
     assert config.schedule(1, 2, 3) == 0.25
 
@@ -183,7 +187,8 @@ def test_functions_of_a_script_are_found_again(tmp_path, started_as):
     assert result.code == 0, result.err
     name = json.loads((run / "config.json").read_text())["config"]["schedule"]["function"]
     assert name == ("own_script:rate" if started_as == "script" else "papers.own_script:rate")
-    assert load_config(run).schedule(1, 2, 3) == 0.5
+    with allow(code=True):
+        assert load_config(run).schedule(1, 2, 3) == 0.5
 
 
 @pytest.mark.parametrize("layout", ["own folder", "package above"])
@@ -199,23 +204,10 @@ def test_no_file_of_a_run_folder_is_executed(tmp_path, layout):
     else:
         folder, name, message = run.parent, "planted.evil_module:schedule", "file of the run folder"
     write_record(run, encode(BASE) | {"schedule": {"function": name}}, (str(folder),))
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message), allow(code=True):
         load_config(run)
     assert not witness.exists()
     assert str(run) not in sys.path
-
-
-@pytest.mark.parametrize(
-    "name", ["builtins:exec", "os:system", "subprocess:run", "ftloop.distributed:os.system"]
-)
-@pytest.mark.parametrize("kind", ["function", "partial", "class"])
-def test_a_record_names_nothing_of_the_standard_library(tmp_path, name, kind):
-    value = {"class": name} if kind == "class" else {"function": name}
-    if kind == "partial":
-        value |= {"arguments": ["raise SystemExit"], "options": {}}
-    write_record(tmp_path, encode(BASE) | {"schedule": value})
-    with pytest.raises(UserError, match="standard library"):
-        load_config(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "not json", '{"config": {}}'])

@@ -366,14 +366,14 @@ def test_a_signal_while_the_report_is_written_ends_its_process(config, monkeypat
     assert process.kills == 1
 
 
-def test_a_live_report_is_started_when_it_is_due_and_one_at_a_time(tmp_path, monkeypatch):
+def test_a_live_report_is_started_when_it_is_due_and_one_at_a_time(config, tmp_path, monkeypatch):
     started = []
 
     class Process:
         is_running = False
 
-        def __init__(self, run_dir):
-            started.append(run_dir)
+        def __init__(self, config):
+            started.append(config)
 
         def kill(self):
             pass
@@ -384,7 +384,7 @@ def test_a_live_report_is_started_when_it_is_due_and_one_at_a_time(tmp_path, mon
         for step in steps:
             state = SimpleNamespace(step=step)
             observer.on_save(
-                SimpleNamespace(is_main_process=True, folder=tmp_path, state=state), tmp_path
+                SimpleNamespace(is_main_process=True, config=config, state=state), tmp_path
             )
 
     observer = Reporter(every=10)
@@ -397,7 +397,9 @@ def test_a_live_report_is_started_when_it_is_due_and_one_at_a_time(tmp_path, mon
     assert len(started) == 2
 
 
-def test_a_report_that_fails_is_logged_in_one_line(config, caplog, monkeypatch):
+def test_a_report_that_fails_is_logged_in_one_line(config, caplog, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "numpy.py").write_text("raise SystemExit('a file of the working folder ran')")
     monkeypatch.setattr(logging.getLogger("ftloop"), "propagate", True)
     assert write_report_and_wait(config) is False
     errors = {record.message for record in caplog.records if record.levelname == "ERROR"}
@@ -407,9 +409,9 @@ def test_a_report_that_fails_is_logged_in_one_line(config, caplog, monkeypatch):
     assert f"-m ftloop.cli report {config.run_dir}" in message
 
 
-def test_the_process_of_a_report_is_ended_when_the_run_ends(tmp_path):
+def test_the_process_of_a_report_is_ended_when_the_run_ends(config):
     observer = Reporter(every=1)
-    observer.live_report = process = ReportProcess(tmp_path)
+    observer.live_report = process = ReportProcess(config)
     start = time.monotonic()
     observer.close(SimpleNamespace())
     assert time.monotonic() - start < 5

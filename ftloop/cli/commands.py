@@ -34,7 +34,13 @@ def print_lines(lines: Iterable[object]) -> None:
         print(for_terminal(line))
 
 
-def report(run: RunFolder, out: Path | None = None, search: int | None = None) -> int:
+def report(
+    run: RunFolder,
+    out: Path | None = None,
+    search: int | None = None,
+    trust_code: bool = False,
+    trust_pickle: bool = False,
+) -> int:
     """Write the report of a run: scores, curves, errors, data and config on one HTML page.
 
     For a run that is still training, the report has its curves, data and config.
@@ -43,25 +49,40 @@ def report(run: RunFolder, out: Path | None = None, search: int | None = None) -
         run: Folder of the run.
         out: File to write. Default: report.html in the folder of the run.
         search: Training rows to search for label errors. Default: as many as take some seconds.
+        trust_code: Run code outside of ftloop that the record of the run names, such as a task of
+            your own.
+        trust_pickle: Read pickled data. This runs code that the author of the file chose.
     """
     from ftloop.report.run_report import write_report
+    from ftloop.runs.trust import allow
 
     configure_logging()
-    print_lines([write_report(run, out, search)])
+    with allow(code=trust_code, pickle=trust_pickle):
+        print_lines([write_report(run, out, search)])
     return 0
 
 
-def compare(runs: RunFolders, out: Path = Path("compare.html")) -> int:
+def compare(
+    runs: RunFolders,
+    out: Path = Path("compare.html"),
+    trust_code: bool = False,
+    trust_pickle: bool = False,
+) -> int:
     """Write a page about several runs: differences in config, curves, scores and predictions.
 
     Args:
         runs: Folders of the runs. Each is compared with the first.
         out: File to write.
+        trust_code: Run code outside of ftloop that the record of a run names, such as a task of
+            your own.
+        trust_pickle: Read pickled data. This runs code that the author of the file chose.
     """
     from ftloop.report.compare import write_comparison
+    from ftloop.runs.trust import allow
 
     configure_logging()
-    print_lines([write_comparison(runs, out)])
+    with allow(code=trust_code, pickle=trust_pickle):
+        print_lines([write_comparison(runs, out)])
     return 0
 
 
@@ -91,6 +112,8 @@ def features(
     at_most: int | None = None,
     pretrained: bool = False,
     probe: bool = False,
+    trust_code: bool = False,
+    trust_pickle: bool = False,
     job_options: JobOptions = (),
 ) -> int:
     """Write the features of each row to a Parquet file: split, row, label, features.
@@ -107,30 +130,37 @@ def features(
         at_most: Maximum number of rows per split, chosen by the seed. Default: all rows.
         pretrained: Use the model with which the training of the run started.
         probe: Fit a logistic regression and a majority baseline on train, and print their scores.
+        trust_code: Run code outside of ftloop that the record of the run names, such as a task of
+            your own.
+        trust_pickle: Read pickled data. This runs code that the author of the file chose.
     """
     from ftloop.cli.config_file import from_command_line
     from ftloop.errors import UserError
     from ftloop.report.features import write_features
+    from ftloop.runs.trust import allow
 
     run_dir = Path(source) if (Path(source) / "config.json").is_file() else None
     if run_dir is not None and job_options:
         raise UserError(f"{job_options[0]} is not an option of a finished run.")
     job = None if run_dir is not None else from_command_line([source, *job_options])
     configure_logging("info" if job is None else job.effective_log_level)
-    lines = write_features(
-        run_dir or job,
-        out,
-        splits=split,
-        pooling=pooling,
-        at_most=at_most,
-        pretrained=pretrained,
-        probe=probe,
-    )
+    with allow(code=trust_code, pickle=trust_pickle):
+        lines = write_features(
+            run_dir or job,
+            out,
+            splits=split,
+            pooling=pooling,
+            at_most=at_most,
+            pretrained=pretrained,
+            probe=probe,
+        )
     print_lines(lines)
     return 0
 
 
-def verify(run: RunFolder, other: OtherRun = None) -> int:
+def verify(
+    run: RunFolder, other: OtherRun = None, trust_code: bool = False, trust_pickle: bool = False
+) -> int:
     """Verify the ledger of a run, or find the first step at which two runs differ.
 
     One run: every step used the rows that the seed determines, so every row was used once per
@@ -140,16 +170,23 @@ def verify(run: RunFolder, other: OtherRun = None) -> int:
     Args:
         run: Folder of the run.
         other: Folder of another run, to compare.
+        trust_code: Run code outside of ftloop that the record of the run names, such as a row order
+            of your own.
+        trust_pickle: Read pickled data. This runs code that the author of the file chose.
     """
     from ftloop.provenance.compare import compare_runs
     from ftloop.provenance.verify import verify_run
+    from ftloop.runs.trust import allow
 
-    is_correct, lines = verify_run(run) if other is None else compare_runs(run, other)
+    with allow(code=trust_code, pickle=trust_pickle):
+        is_correct, lines = verify_run(run) if other is None else compare_runs(run, other)
     print_lines(lines)
     return 0 if is_correct else 1
 
 
-def card(run: RunFolder, overwrite: bool = False) -> int:
+def card(
+    run: RunFolder, overwrite: bool = False, trust_code: bool = False, trust_pickle: bool = False
+) -> int:
     """Write the model card of a finished run, with 95 % intervals and the confusion matrix.
 
     The card is RUN/model/README.md. Training writes it as well. What only a person knows is marked
@@ -158,11 +195,16 @@ def card(run: RunFolder, overwrite: bool = False) -> int:
     Args:
         run: Folder of the run.
         overwrite: Replace a card that was edited.
+        trust_code: Run code outside of ftloop that the record of the run names, such as a task of
+            your own.
+        trust_pickle: Read pickled data. This runs code that the author of the file chose.
     """
     from ftloop.hub.card import write_card
+    from ftloop.runs.trust import allow
 
     configure_logging()
-    print_lines([write_card(run, compute=True, overwrite=overwrite)])
+    with allow(code=trust_code, pickle=trust_pickle):
+        print_lines([write_card(run, compute=True, overwrite=overwrite)])
     return 0
 
 

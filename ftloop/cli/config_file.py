@@ -14,7 +14,7 @@ from typing import Any
 import tyro
 
 from ftloop.cli.help import print_help
-from ftloop.cli.job import Job, validate_job
+from ftloop.cli.job import Job, validate_job, validate_track
 from ftloop.cli.option_names import OptionNames, expand_short_forms, reject_unknown_options
 from ftloop.cli.options import REGISTRY
 from ftloop.config import Config
@@ -43,6 +43,7 @@ def from_command_line(words: list[str]) -> Job:
         words = expand_short_forms(words, names)
     job = tyro.cli(type(job), default=job, args=words, prog=prog, registry=REGISTRY)
     validate_job(job)
+    validate_track(job)
     return job
 
 

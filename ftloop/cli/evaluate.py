@@ -23,6 +23,10 @@ class EvaluateOptions:
     """Rows per forward pass on each process (texts on a CPU: at most 4096 tokens). Default: as in
     training."""
     json: bool = False  # Print the scores as one line of JSON.
+    trust_code: bool = False
+    """Run code outside of ftloop that the record of the run names, such as a task of your own."""
+    trust_pickle: bool = False
+    """Read pickled data. This runs code that the author of the file chose."""
     report: bool = False  # Write report.html in the folder of the run again.
     log_level: LogLevel = "info"  # Lowest level of the messages besides the scores.
     quiet: bool = False  # Print only the scores, warnings and errors.
@@ -40,14 +44,16 @@ def main() -> None:
     from ftloop.logs.terminal import configure_logging
     from ftloop.metric_log import json_scores
     from ftloop.runs.finished import evaluate_run
+    from ftloop.runs.trust import allow
 
     configure_logging(level)
-    scores = evaluate_run(options.run, options.split, options.batch_size)
-    if PartialState().is_main_process:
-        text = json.dumps(json_scores(scores)) if options.json else format_scores(scores)
-        print(for_terminal(text))
-        if options.report:
-            write_report(Path(options.run))
+    with allow(code=options.trust_code, pickle=options.trust_pickle):
+        scores = evaluate_run(options.run, options.split, options.batch_size)
+        if PartialState().is_main_process:
+            text = json.dumps(json_scores(scores)) if options.json else format_scores(scores)
+            print(for_terminal(text))
+            if options.report:
+                write_report(Path(options.run))
 
 
 def write_report(run_dir: Path) -> None:

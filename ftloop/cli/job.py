@@ -145,6 +145,7 @@ class Job(Config):
             with part_needed_by("track"):
                 from ftloop.logs.trackers import Trackers
 
+                validate_track(self)
                 observers.append(Trackers(self.track))
         with part_needed_by("digest_every", is_explicit=self.digest_every is not None):
             from ftloop.provenance.ledger import Ledger
@@ -193,6 +194,15 @@ def part_needed_by(field: str, is_explicit: bool = True) -> Iterator[None]:
         raise UserError(f"cannot be used: {missing}.", field=field) from error
 
 
+def validate_track(job: Job) -> None:
+    """Raise UserError for trackers that training cannot use. Evaluating a run needs none."""
+    if job.track:
+        with part_needed_by("track"):
+            from ftloop.logs.trackers import validate_trackers
+
+            validate_trackers(job.track)
+
+
 def validate_job(job: Job) -> None:
     """Raise UserError for options of the parts that cannot work."""
     effective_log_level(job.log_level, job.quiet)
@@ -210,8 +220,3 @@ def validate_job(job: Job) -> None:
             "cannot be combined with --packing: every batch would be compiled anew.",
             field="compile",
         )
-    if job.track:
-        with part_needed_by("track"):
-            from ftloop.logs.trackers import validate_trackers
-
-            validate_trackers(job.track)

@@ -28,11 +28,12 @@ def main() -> None:
     from accelerate.utils import patch_environment
 
     from ftloop.logs.terminal import configure_logging
+    from ftloop.runs.trust import allow
 
     environment = device_environment(options.device)
     plots = import_plots() if options.plot else None
     configure_logging(effective_log_level(options.log_level, options.quiet))
-    with patch_environment(**environment):
+    with patch_environment(**environment), allow(code=options.trust_code):
         predict(options, plots)
 
 
@@ -44,7 +45,9 @@ def predict(options: PredictOptions, plots: Any) -> None:
     from ftloop.cli.predict_output import make_printable, open_writer
     from ftloop.runs.record import load_config
 
-    task = load_config(options.run).task
+    # Inputs on the command line are what the model sees; rows of a file are shaped as in training.
+    has_file = options.file is not None
+    task = load_config(options.run, needs_data=False, shapes_rows=has_file).task
     if plots and not plots.can_draw(task):
         raise UserError(f"--plot shows a prediction per row, which {type(task).__name__} has not.")
     num_rows, plotted_rows = 0, []

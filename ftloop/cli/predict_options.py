@@ -40,6 +40,8 @@ class PredictOptions:
     query: str | None = None  # SQL query for an SQLite file.
     trust_pickle: bool = False
     """Read a pickled file. This runs code that the author of the file chose."""
+    trust_code: bool = False
+    """Run code outside of ftloop that the record of the run names, such as a task of your own."""
     out: str | None = None
     """File to write: .csv or .jsonl, either with .gz, or .parquet. In CSV, texts that a spreadsheet
     takes for a formula get an apostrophe. Default: JSON lines on the terminal."""

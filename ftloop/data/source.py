@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -267,6 +268,12 @@ class Data:
         from datasets import DatasetDict, IterableDatasetDict, load_dataset
 
         validate_reader_options({"Hub datasets"}, **self._reader_options())
+        name = str(self.path)
+        if name.isidentifier() and find_spec(f"datasets.packaged_modules.{name}"):
+            raise UserError(  # it would read, and sql could write, whatever the options name
+                f"--data.path {name!r} is a reader of the library datasets. Give a file, a folder "
+                "or the id of a Hub dataset."
+            )
         streaming = {"streaming": True} if self.streaming else {}
         try:
             data = load_dataset(

@@ -152,12 +152,13 @@ def read_tables(
 
 
 def read_sqlite(name: str, query: str | None) -> "Dataset":
-    """Read the result of a query; the database is opened read-only.
+    """Read the result of a query, which may read this database and write nothing.
 
     Raises UserError that lists the tables if `query` is None.
     """
     uri = f"file:{quote(os.path.abspath(name))}?mode=ro"
     with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
+        connection.set_authorizer(_forbid_other_files)
         if query is None:
             tables = connection.execute(
                 "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY name"
@@ -173,6 +174,11 @@ def read_sqlite(name: str, query: str | None) -> "Dataset":
     return columns_to_dataset(
         [(column, [row[index] for row in rows]) for index, column in enumerate(columns)]
     )
+
+
+def _forbid_other_files(action: int, *_: Any) -> int:
+    """Refuse ATTACH and VACUUM INTO, which open other files, and may write them."""
+    return sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_ATTACH else sqlite3.SQLITE_OK
 
 
 def read_xml(name: str) -> "Dataset":

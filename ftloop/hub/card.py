@@ -25,7 +25,7 @@ from ftloop.hub.metadata import Intervals, Scores, build_metadata
 from ftloop.hub.usage import ADAPTER, LOCAL_MODEL, usage_example
 from ftloop.metric_log import json_scores
 from ftloop.runs.finished import load_task, recorded_environment
-from ftloop.runs.record import load_config
+from ftloop.runs.record import load_config, options_needed
 
 if TYPE_CHECKING:
     from ftloop.report.scored import ScoredSplit
@@ -99,7 +99,8 @@ def write_card(
     write_text(file, build_card(folder, config, task, scores, outputs))
     if outputs or compute:
         return str(file)
-    return f"{file} (python -m ftloop.cli card {run_dir} adds intervals and a confusion matrix)"
+    command = " ".join(["python -m ftloop.cli card", str(run_dir), *options_needed(config)])
+    return f"{file} ({command} adds intervals and a confusion matrix)"
 
 
 def read_scores(run_dir: Path) -> Scores:

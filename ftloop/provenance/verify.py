@@ -127,7 +127,7 @@ def build_sampler(run_dir: Path, plan: Entry) -> TrainSampler | None:
     if has_random_order(plan):
         lengths = load_lengths(run_dir, plan["num_rows"]) if grouped else None
         return TrainSampler(Rows(plan["num_rows"], lengths), config)
-    recorded = load_config(run_dir)
+    recorded = load_config(run_dir, functions=("row_order",))
     dataset = recorded.task.load_datasets()["train"]
     check_fingerprint(run_dir, plan, dataset)
     sampler = TrainSampler(dataset, replace(config, row_order=recorded.row_order))

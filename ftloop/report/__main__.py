@@ -1,6 +1,7 @@
 """`python -m ftloop.report RUN` writes the report of a run: what the reporter starts as a process.
 
-On the command line, `python -m ftloop.cli report RUN` does the same and has options.
+It takes --trust-code and --trust-pickle. `python -m ftloop.cli report RUN` does the same for a
+person, and has more options.
 """
 
 import logging
@@ -9,6 +10,7 @@ import sys
 from ftloop.errors import UserError
 from ftloop.escape import for_terminal
 from ftloop.report.run_report import write_report
+from ftloop.runs.trust import allow
 
 
 class TerminalFormatter(logging.Formatter):
@@ -24,7 +26,9 @@ def main() -> int:
     for handler in logging.getLogger().handlers:
         handler.setFormatter(TerminalFormatter())
     try:
-        print(for_terminal(write_report(sys.argv[1])))
+        run_dir, *options = sys.argv[1:]
+        with allow(code="--trust-code" in options, pickle="--trust-pickle" in options):
+            print(for_terminal(write_report(run_dir)))
     except UserError as error:
         print(for_terminal(error), file=sys.stderr)
         return 2

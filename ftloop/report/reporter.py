@@ -14,6 +14,7 @@ from ftloop.config import Config
 from ftloop.distributed import StopSignals
 from ftloop.errors import Stopped
 from ftloop.extensions import Observer
+from ftloop.runs.record import options_needed
 
 if TYPE_CHECKING:
     from ftloop.run import Run
@@ -40,7 +41,7 @@ class Reporter(Observer):
         if run.is_main_process and is_due and not is_writing:
             self.last_step = run.state.step
             self.close(run)
-            self.live_report = ReportProcess(run.folder)
+            self.live_report = ReportProcess(run.config)
 
     def on_finish(self, run: "Run", scores: dict[str, dict[str, float]]) -> None:
         """Write the final report. Raises Stopped if a signal interrupts it."""
@@ -64,9 +65,9 @@ def write_report_and_wait(config: Config) -> bool:
     A failure is logged. Raises Stopped if a signal arrives while the report is being written, or if
     that takes longer than `config.max_minutes`.
     """
-    run_dir, start = Path(config.run_dir), time.monotonic()
+    start = time.monotonic()
     logger.info("Writing the report (baselines, intervals, label errors). The run is complete.")
-    report, signals = ReportProcess(run_dir), StopSignals(config.max_minutes)
+    report, signals = ReportProcess(config), StopSignals(config.max_minutes)
     signals.install()
     try:
         while report.is_running:
@@ -78,7 +79,7 @@ def write_report_and_wait(config: Config) -> bool:
                 )
             time.sleep(0.05)
         if report.exit_code == 0:
-            page, seconds = run_dir / "report.html", time.monotonic() - start
+            page, seconds = Path(config.run_dir) / "report.html", time.monotonic() - start
             megabytes = page.stat().st_size / 1e6
             logger.info("The report is %s (%.1f MB, %.0f s).", page, megabytes, seconds)
         else:
@@ -94,14 +95,19 @@ def write_report_and_wait(config: Config) -> bool:
 
 
 class ReportProcess:
-    """A running `python -m ftloop.report RUN`. The page is replaced when it is complete."""
+    """A running `python -m ftloop.report RUN`. The page is replaced when it is complete.
 
-    def __init__(self, run_dir: Path):
+    It may run the code that this process has run already, to train or to evaluate.
+    """
+
+    def __init__(self, config: Config):
+        arguments = [config.run_dir, *options_needed(config)]
         python = os.path.relpath(sys.executable)
-        self.command = f"{python} -m ftloop.cli report {run_dir}"  # for a person who tries again
+        self.command = f"{python} -m ftloop.cli report {' '.join(arguments)}"  # to try again
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `kill`
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __package__, str(run_dir)],
+            # -P: without the working folder on sys.path, which may hold files of anybody
+            [sys.executable, "-P", "-m", __package__, *arguments],
             env=report_environment(os.environ),
             stdin=subprocess.DEVNULL,
             stdout=self._output,

@@ -20,13 +20,15 @@ logger = logging.getLogger("ftloop")
 BLOCK_SIZE = 4096  # new rows that are read, sorted by length and predicted together
 
 
-def load_run(run_dir: str | Path) -> tuple[Config, Any, "torch.nn.Module"]:
+def load_run(run_dir: str | Path, needs_data: bool = True) -> tuple[Config, Any, "torch.nn.Module"]:
     """Return the config, the task and the exported model of a finished run.
 
     The task has the labels that the model was trained with. The model is on the CPU; see
-    `prepare_for_inference`. Raises UserError if the run is not finished.
+    `prepare_for_inference`. Without `needs_data`, the task can only predict rows that have the
+    shape of the training rows. Raises UserError if the run is not finished, and for code that may
+    not run; see `load_config`.
     """
-    config = load_config(run_dir)
+    config = load_config(run_dir, needs_data=needs_data, shapes_rows=needs_data)
     task = load_task(config)
     return config, task, load_model(task, model_folder(run_dir))
 
@@ -209,7 +211,7 @@ def predict_blocks(
     from ftloop.evaluation import build_eval_loader, iterate_predictions
     from ftloop.tasks.predictor import build_predictor
 
-    config, task, model = load_run(run_dir)
+    config, task, model = load_run(run_dir, needs_data=False)
     if not hasattr(task, "predictor_class") and not hasattr(task, "build_dataset"):
         raise UserError(
             f"{type(task).__name__} cannot predict new rows: it has no predictor_class, and no "

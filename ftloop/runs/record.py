@@ -1,8 +1,9 @@
 """Rebuild the Config of a run from its record, config.json.
 
 The record is data: values, and qualified names of classes and functions ("package.module:name").
-The names are imported from ftloop, from installed packages and from the folders where the run found
-them ("import_from"), but never from the run folder: nothing in a run folder is executed.
+trust.py says which of them may run. With --trust-code, all are imported, also from the folders
+where the run found them ("import_from"), but never from the run folder: nothing in a run folder is
+executed.
 """
 
 import dataclasses
@@ -10,13 +11,14 @@ import functools
 import importlib
 import json
 import sys
-from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftloop.config import Config, read_record
+from ftloop.config import Config, encode, read_record
+from ftloop.data import Data
 from ftloop.errors import UserError
 from ftloop.extensions import Observer
+from ftloop.runs import trust
 from ftloop.task import Task
 
 if TYPE_CHECKING:
@@ -43,85 +45,180 @@ def add_import_folders(run_dir: Path) -> None:
     write_text(run_dir / "config.json", json.dumps(record, indent=1) + "\n")
 
 
-def load_config(run_dir: str | Path) -> Config:
+def load_config(
+    run_dir: str | Path,
+    *,
+    functions: tuple[str, ...] = (),
+    needs_data: bool = True,
+    shapes_rows: bool = True,
+) -> Config:
     """Return the config of a run, with `run_dir` set to where the run is now.
 
-    Raises UserError if the folder holds no run, if the code of the run cannot be imported, or if
-    its record names a file of the run folder.
+    What the caller will not use needs no permission. Only training calls the functions of the
+    config itself, such as its optimizer: those that may not run are not imported, except for the
+    fields in `functions`; nor are those of the data without `shapes_rows`. Without `needs_data`,
+    the metrics and the files of the run are not used.
+
+    Raises UserError if the folder holds no run, if its record names code that may not run or cannot
+    be imported, or if it names a file of the run folder.
     """
     run_dir = Path(run_dir)
     record = read_record(run_dir)
-    for folder in record.get("import_from", ()):
-        if not is_inside(folder, run_dir):
-            add_to_path(folder)
-    for module in sorted(recorded_modules(record["config"])):
-        if is_module_inside(module, run_dir):
-            raise UserError(
-                f"the record of {str(run_dir)!r} names the module {module}, which is a file of the "
-                "run folder. Nothing in a run folder is executed: move the module elsewhere."
-            )
-    config = decode(record["config"])
+    try:
+        encoded = leave_out_functions(record["config"], functions)
+        if not shapes_rows:
+            encoded["task"] = leave_out_data_functions(encoded["task"])
+        trust.require_permissions(encoded, needs_data)
+        if trust.granted().code:
+            import_from_recorded_folders(run_dir, record)
+        config = decode(encoded)
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise UserError(f"{run_dir / 'config.json'} cannot be read: {error!r}.") from error
     if not isinstance(config, Config):
         raise UserError(f"{run_dir / 'config.json'} holds no ftloop.Config.")
     return dataclasses.replace(config, run_dir=str(run_dir))
 
 
-def decode(value: Any) -> Any:
+class RecordedFunction:
+    """A function of the record that may not run, and that nobody will call."""
+
+    def __init__(self, name: str):
+        self.__module__, _, self.__qualname__ = name.partition(":")
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        raise UserError(f"{self.__module__}:{self.__qualname__} of the run was not imported.")
+
+
+def leave_out_functions(encoded: dict[str, Any], used: tuple[str, ...]) -> dict[str, Any]:
+    """Replace the functions of an object that may not run, except for the fields in `used`."""
+    result = dict(encoded)
+    for field, value in encoded.items():
+        is_function = isinstance(value, dict) and "function" in value
+        if is_function and field not in used and trust.find_untrusted(value):
+            function = RecordedFunction(str(value["function"]))
+            arguments, options = value.get("arguments", ()), value.get("options", {})
+            is_partial = "arguments" in value
+            result[field] = (
+                functools.partial(function, *arguments, **options) if is_partial else function
+            )
+    return result
+
+
+def leave_out_data_functions(task: Any) -> Any:
+    """Replace the functions of the data of a task, and of its sources, that may not run."""
+    if not isinstance(task, dict) or not isinstance(task.get("data"), dict):
+        return task
+    data = leave_out_functions(task["data"], ())
+    if isinstance(data.get("sources"), list):
+        data["sources"] = [
+            leave_out_functions(source, ()) if isinstance(source, dict) else source
+            for source in data["sources"]
+        ]
+    return {**task, "data": data}
+
+
+def options_needed(config: Config) -> list[str]:
+    """Return the options that a command on a run of this config needs: ["--trust-code"]."""
+    options = []
+    for option, pickle in (("--trust-code", True), ("--trust-pickle", False)):
+        with trust.allow(code=not pickle, pickle=pickle):
+            try:
+                trust.require_permissions(leave_out_functions(encode(config), ()), needs_data=True)
+            except UserError:
+                options.append(option)
+    return options
+
+
+def import_from_recorded_folders(run_dir: Path, record: dict[str, Any]) -> None:
+    """Make the modules of a record importable from where the run found them.
+
+    Raises UserError for a module that is a file of the run folder.
+    """
+    for folder in record.get("import_from", ()):
+        if not trust.is_inside(folder, run_dir):
+            add_to_path(folder)
+    for module in sorted(recorded_modules(record["config"])):
+        if any(trust.is_inside(file, run_dir) for file in trust.module_files(module)):
+            raise UserError(
+                f"the record of {str(run_dir)!r} names the module {module}, which is a file of the "
+                "run folder. Nothing in a run folder is executed: move the module elsewhere."
+            )
+
+
+# Decoding
+
+
+def decode(value: Any, takes_functions: bool = True) -> Any:
     """Return what `ftloop.config.encode` encoded. Lists become tuples: configs are immutable.
 
-    Raises UserError for a name that cannot be imported and for a field that a class does not have.
+    Raises UserError for a name that may not run or cannot be imported, for a function where
+    `takes_functions` is False, and for a field that a class does not have.
     """
     if isinstance(value, list):
-        return tuple(decode(item) for item in value)
+        return tuple(decode(item, takes_functions) for item in value)
     if not isinstance(value, dict):
         return value
     if "class" in value:
         return _decode_object(value)
     if "function" in value:
-        function = _import_recorded(value["function"])
+        name = str(value["function"])
+        if not takes_functions:
+            message = "in a field that takes no function: its annotation is no Callable."
+            raise UserError(f"the record names {name} {message}")
+        function = _import_recorded(name, "function")
         if "arguments" not in value:
             return function
         return functools.partial(
             function, *decode(value["arguments"]), **decode(value.get("options", {}))
         )
-    if "pairs" in value:  # a dictionary that has one of these words among its keys
-        return {key: decode(item) for key, item in value["pairs"]}
-    return {key: decode(item) for key, item in value.items()}
+    # "pairs" is a dictionary that has one of these words among its keys.
+    pairs = value["pairs"] if "pairs" in value else value.items()
+    return {key: decode(item, takes_functions) for key, item in pairs}
 
 
 def _decode_object(value: dict[str, Any]) -> Any:
     """Rebuild a dataclass from its fields, or a task that is not a dataclass without arguments."""
-    name, cls = value["class"], _import_recorded(value["class"])
-    fields = {field: decode(item) for field, item in value.items() if field != "class"}
-    if isinstance(cls, type) and dataclasses.is_dataclass(cls):
-        unknown = fields.keys() - {field.name for field in dataclasses.fields(cls)}
-        if unknown:
-            raise UserError(
-                f"the record has fields that {name} lacks: {', '.join(sorted(unknown))}. "
-                "It was written by another version of this code."
-            )
-        return cls(**fields)
+    name = str(value["class"])
+    cls = _import_recorded(name, "class")
+    is_dataclass = isinstance(cls, type) and dataclasses.is_dataclass(cls)
+    is_library = name.partition(":")[0].partition(".")[0] in trust.LIBRARIES
+    is_expected = isinstance(cls, type) and issubclass(cls, Config | Task | Data)
+    if not is_expected and (is_library or not is_dataclass):  # a fork may nest its own dataclasses
+        raise UserError(f"the record names {name}, which is no Config, Task or Data.")
+    encoded = {field: item for field, item in value.items() if field != "class"}
+    if not is_dataclass and encoded:
+        raise UserError(f"the record has fields for {name}, which is no dataclass.")
+    known = {field.name: field for field in dataclasses.fields(cls)} if is_dataclass else {}
+    unknown = encoded.keys() - known.keys()
+    if unknown:
+        raise UserError(
+            f"the record has fields that {name} lacks: {', '.join(sorted(unknown))}. "
+            "It was written by another version of this code."
+        )
+    fields = {
+        field: decode(item, takes_functions="Callable" in str(known[field].type))
+        for field, item in encoded.items()
+    }
+    fields |= trust.permitted(fields)
     try:
-        if isinstance(cls, type) and issubclass(cls, Task) and not fields:
-            return cls()
+        return cls(**fields)
     except TypeError as error:
         raise UserError(
-            f"{name} cannot be rebuilt from the record of the run: {error}. Make it a dataclass, "
-            "whose fields are recorded."
+            f"{name} cannot be rebuilt from the record of the run: {error}. A task that takes "
+            "arguments must be a dataclass, whose fields are recorded."
         ) from error
-    raise UserError(f"the record names {name}, which is neither a dataclass nor a Task.")
 
 
-def _import_recorded(name: str) -> Any:
-    """Import a name of a record. Names of the standard library are refused: a record could combine
-    `exec`, also as "ftloop.module:os.system", with arguments of its own."""
+def _import_recorded(name: str, kind: str) -> Any:
+    """Import a class or function of a record. Raises UserError if it may not run.
+
+    What a trusted module has imported is not trusted with it: "torch.optim:os.system".
+    """
+    if trust.granted().code:
+        return import_name(name)
+    trust.refuse([] if trust.is_trusted(name, kind) else [name])
     value = import_name(name)
-    module = getattr(value, "__module__", None) or "builtins"
-    if module.partition(".")[0] in sys.stdlib_module_names:
-        raise UserError(
-            f"the record names {name} of Python's standard library. Records may name "
-            "only code of ftloop, of installed packages and of your own modules."
-        )
+    trust.refuse([] if trust.is_trusted(trust.name_of(value), kind) else [name])
     return value
 
 
@@ -138,16 +235,8 @@ def import_name(name: str) -> Any:
 
 def recorded_modules(encoded: Any) -> set[str]:
     """Return the modules outside ftloop whose classes and functions an encoded config names."""
-    if isinstance(encoded, list):
-        return set().union(*map(recorded_modules, encoded))
-    if not isinstance(encoded, dict):
-        return set()
-    modules = set().union(*map(recorded_modules, encoded.values()))
-    for kind in ("class", "function"):
-        name = encoded.get(kind)
-        if isinstance(name, str) and name.partition(":")[0].partition(".")[0] != "ftloop":
-            modules.add(name.partition(":")[0])
-    return modules
+    modules = {name.partition(":")[0] for _, name in trust.recorded_names(encoded)}
+    return {module for module in modules if module.partition(".")[0] != "ftloop"}
 
 
 def import_folders(encoded: Any) -> list[str]:
@@ -167,25 +256,3 @@ def add_to_path(folder: str | Path) -> None:
     """Make the modules of a folder importable, also in data workers, which inherit sys.path."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
-
-
-def is_inside(path: str | Path, folder: Path) -> bool:
-    """Tell whether a path, with its links resolved, is a folder or lies inside it."""
-    return Path(path).resolve().is_relative_to(folder.resolve())
-
-
-def is_module_inside(module: str, folder: Path) -> bool:
-    """Tell whether importing a module would execute a file inside a folder. Imports nothing.
-
-    The module may be in a package: with runs/ in the working directory, `runs.mrpc.task` is a file
-    of the run folder runs/mrpc.
-    """
-    search_path = None  # sys.path for the first part, then the folders of each package
-    for part in module.split("."):
-        spec = PathFinder.find_spec(part, search_path)
-        if spec is None:
-            return False
-        if spec.origin is not None and is_inside(spec.origin, folder):
-            return True
-        search_path = spec.submodule_search_locations
-    return False

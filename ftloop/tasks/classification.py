@@ -18,11 +18,11 @@ from ftloop.data.labels import (
     resolve_columns,
 )
 from ftloop.data.relabel import relabel_rows
-from ftloop.errors import UserError, root_cause
+from ftloop.errors import UserError
 from ftloop.task import Batch
 from ftloop.tasks import metrics
 from ftloop.tasks.predictor import ClassificationPredictor, Predictor
-from ftloop.tasks.pretrained import PretrainedTask
+from ftloop.tasks.pretrained import PretrainedTask, explain_loading
 from ftloop.tasks.rows import UnusableRows
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Classification(PretrainedTask):
             config = AutoConfig.from_pretrained(model_folder, trust_remote_code=False)
         except Exception as error:
             raise UserError(
-                f"the model of the run, {model_folder!r}, cannot be read: {root_cause(error)}"
+                f"the model of the run, {model_folder!r}, cannot be read: {explain_loading(error)}"
             ) from error
         names: tuple[str, ...] = ()
         if config.problem_type != "regression":

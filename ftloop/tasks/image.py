@@ -26,12 +26,13 @@ from ftloop.data.prepared import PreparedDataset
 from ftloop.data.shape import require_columns, shape_rows
 from ftloop.data.special_images import count_special_images
 from ftloop.data.splits import SPLIT_ALIASES
-from ftloop.errors import UserError, root_cause
+from ftloop.errors import UserError
 from ftloop.task import Batch
 from ftloop.tasks.augmentation import MIXING, ImageTransform, build_transform, parse_augmentations
 from ftloop.tasks.classification import Classification
 from ftloop.tasks.image_models import build_image_processor, resize_positions, side_of
 from ftloop.tasks.predictor import ImagePredictor, Predictor
+from ftloop.tasks.pretrained import explain_loading
 from ftloop.tasks.rows import UnusableRows
 
 if TYPE_CHECKING:
@@ -279,7 +280,8 @@ class ImageClassification(Classification):
             _ = processor.resample, processor.do_center_crop
         except Exception as error:  # of the Hub, files, JSON, and processors of other kinds
             raise UserError(
-                f"--model {self.model!r}: its image processor cannot be loaded: {root_cause(error)}"
+                f"--model {self.model!r}: its image processor cannot be loaded: "
+                f"{explain_loading(error)}"
             ) from error
         return processor
 

@@ -19,6 +19,7 @@ import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -259,6 +260,11 @@ def build(name: str, problem_type: str, labels: Sequence[str]) -> "evaluate.Metr
     # The library has its own variable for being offline, and otherwise waits for each time-out.
     evaluate.config.HF_EVALUATE_OFFLINE |= constants.HF_HUB_OFFLINE
     path, _, config_name = name.removeprefix(HUB).partition(":")
+    if not path.startswith((".", "/")) and Path(path).exists():  # the library would prefer it
+        raise UserError(
+            f"--metrics: {name!r} is a metric of the Hub, but {path!r} also exists in this folder. "
+            f"Write {HUB}./{path} to run the script that is here."
+        )
     try:
         return evaluate.load(path, config_name or None, keep_in_memory=True)
     except (OSError, ImportError) as error:

@@ -15,6 +15,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ftloop")
 
 
+def explain_loading(error: BaseException) -> str:
+    """Return in one line why transformers cannot load a model, a tokenizer or a processor."""
+    innermost = error
+    while innermost.__cause__ is not None:
+        innermost = innermost.__cause__
+    if "trust_remote_code" in str(innermost):  # its advice would run the code of a stranger
+        return "it comes with Python code of its own, and such models are not supported"
+    return root_cause(error)
+
+
 @dataclass(frozen=True)
 class PretrainedTask(DataTask):
     """A task whose model comes from transformers, with the head that `model_class` gives it."""
@@ -83,6 +93,7 @@ class PretrainedTask(DataTask):
             else:
                 config = AutoConfig.from_pretrained(self.model, trust_remote_code=False)
             self.apply_model_options(config)
+            self.refuse_attention_kernels(config)
             if self.is_model_type:
                 # Some values are derived in __init__ (Swin's hidden_size), so the options are
                 # passed there. AutoModel reads config.architectures to choose among the model
@@ -93,6 +104,17 @@ class PretrainedTask(DataTask):
             raise
         except Exception as error:  # from the Hub, files, JSON parsing or checks of the config
             raise self.loading_error(error) from error
+
+    def refuse_attention_kernels(self, config: "PretrainedConfig") -> None:
+        """Raise UserError if a configuration names code of the Hub, which would be imported."""
+        parts = [getattr(config, name, None) for name in config.sub_configs]
+        for part in (config, *parts):
+            kernel = str(getattr(part, "_attn_implementation", None))
+            if "/" in kernel:
+                raise UserError(
+                    f"--model {self.model!r}: its config.json asks for {kernel!r}, an attention "
+                    "kernel of the Hub. Such kernels are code, and are not supported."
+                )
 
     def apply_model_options(self, config: "PretrainedConfig") -> None:
         """Change a configuration by `model_options`. Raises UserError for unknown names."""
@@ -115,7 +137,7 @@ class PretrainedTask(DataTask):
                 setattr(config, name, self.dropout)
 
     def loading_error(self, error: Exception) -> UserError:
-        return UserError(f"--model {self.model!r} cannot be loaded: {root_cause(error)}")
+        return UserError(f"--model {self.model!r} cannot be loaded: {explain_loading(error)}")
 
     # Model
 
@@ -145,7 +167,7 @@ class PretrainedTask(DataTask):
         name = type(config).__name__.removesuffix("Config")
         logger.info("model: %s with random weights, %s", name, self.model)
         if hasattr(model_class, "from_config"):
-            return model_class.from_config(config)
+            return model_class.from_config(config, trust_remote_code=False)
         return model_class(config)
 
     def load_pretrained(self, model_class: Any, config: "PretrainedConfig") -> "PreTrainedModel":

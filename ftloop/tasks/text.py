@@ -9,13 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ftloop.errors import UserError, root_cause
+from ftloop.errors import UserError
 from ftloop.task import Batch
 from ftloop.tasks import tokenization
 from ftloop.tasks.metrics import IGNORED
 from ftloop.tasks.packing import Packing, locate_tokens, validate_packing
 from ftloop.tasks.predictor import Predictor, TextPredictor
-from ftloop.tasks.pretrained import PretrainedTask
+from ftloop.tasks.pretrained import PretrainedTask, explain_loading
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -120,7 +120,7 @@ class TextTask(PretrainedTask):
                 self.model, trust_remote_code=False, **self.tokenizer_options()
             )
         except Exception as error:  # of the Hub, files, JSON and conversion
-            raise UserError(f"{name} cannot be loaded: {root_cause(error)}") from error
+            raise UserError(f"{name} cannot be loaded: {explain_loading(error)}") from error
         # Without files, from_pretrained makes an empty tokenizer.
         if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
             raise UserError(f"{name} has no words. Are its files missing?")

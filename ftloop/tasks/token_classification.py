@@ -12,12 +12,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ftloop.data.labels import is_missing, label_name
-from ftloop.errors import UserError, did_you_mean, root_cause
+from ftloop.errors import UserError, did_you_mean
 from ftloop.task import Batch
 from ftloop.tasks import metrics, tokenization
 from ftloop.tasks.classification import read_label_names
 from ftloop.tasks.metrics import IGNORED
 from ftloop.tasks.predictor import Predictor, TokenPredictor
+from ftloop.tasks.pretrained import explain_loading
 from ftloop.tasks.rows import UnusableRows
 from ftloop.tasks.text import TextTask
 
@@ -67,7 +68,7 @@ class TokenClassification(TextTask):
             config = AutoConfig.from_pretrained(model_folder, trust_remote_code=False)
         except Exception as error:
             raise UserError(
-                f"the model of the run, {model_folder!r}, cannot be read: {root_cause(error)}"
+                f"the model of the run, {model_folder!r}, cannot be read: {explain_loading(error)}"
             ) from error
         task = super().from_finished_run(model_folder)
         names = tuple(config.id2label[number] for number in range(config.num_labels))
