@@ -246,7 +246,9 @@ def test_check_reports_everything_and_writes_nothing(command, tmp_path):
     assert "\n    Red: 1, 0\n" in result.err
     assert "1 of 43 texts are longer than" in result.err
     assert "train: 43 rows of length" in result.err
-    assert "check: 3 finding(s)" in result.err
+    assert "train has fewer than 5 rows of 1 of the 4 classes ('Red' 1)" in result.err
+    assert "test has fewer than 5 rows of 1 of the 4 classes ('Red' 0)" in result.err
+    assert "check: 5 finding(s)" in result.err
     assert "million parameters" not in result.err
     assert not (tmp_path / "run").exists()
 

@@ -119,7 +119,7 @@ def test_rows_that_stray_quotes_join_are_reported(tmp_path, messages):
     assert read_train(path=str(file), options={**names, "quoting": 3}) == ROWS
     assert messages() == ""
     assert len(read_train(path=str(file), options=names)) == len(ROWS) - 1
-    assert "1 row(s) have a line break inside quotes, the first is row 5" in messages()
+    assert "1 line break(s) are inside quotes, the first in line 6" in messages()
     assert "--data.options quoting=3" in messages()
 
 

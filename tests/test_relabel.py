@@ -89,6 +89,8 @@ def test_labels_are_stripped_and_written_in_lower_case(messages):
     assert cells(data) == ["joy", "joy", "fear", "joy"]
     assert cells(data, "test") == ["joy", "fear"]
     assert messages() == (
+        "labels: spaces and invisible characters around a name do not count, nor does the Unicode "
+        "form (NFC is used): ' joy' is 'joy', 'joy ' is 'joy' (2 name(s))\n"
         "data: labels written in lower case: FEAR -> fear, Fear -> fear, Joy -> joy "
         "(2 row(s) of train, 1 row(s) of test)"
     )

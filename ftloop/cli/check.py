@@ -15,6 +15,7 @@ def check_data(job: Job) -> int:
 
     Only rank 0 looks. Raises UserError for options that cannot work.
     """
+    from ftloop.data.findings import ReadingMistakes
     from ftloop.logs.terminal import configure_logging
 
     if os.environ.get("RANK", "0") != "0":
@@ -24,7 +25,12 @@ def check_data(job: Job) -> int:
     check = getattr(job.task, "check_data", None)
     if check is None:
         raise UserError(f"{type(job.task).__name__} has no method check_data().", field="check")
-    mistakes = check(full=True)
+    while_reading = ReadingMistakes()
+    logger.addHandler(while_reading)
+    try:
+        mistakes = check(full=True) + while_reading.count
+    finally:
+        logger.removeHandler(while_reading)
     if mistakes:
         logger.info("check: %d finding(s) that usually are mistakes.", mistakes)
         return 1

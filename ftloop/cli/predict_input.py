@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftloop.errors import UserError, root_cause
+from ftloop.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,12 +22,23 @@ logger = logging.getLogger("ftloop")
 
 def read_blocks(options: "PredictOptions", task: Any) -> tuple[Iterable["Dataset"], int | None]:
     """Return the rows in blocks, and their number where it is known. Raises UserError."""
+    blocks, num_rows = read_and_shape_blocks(options, task)
+    return warn_about_empty_cells(blocks, task.input_columns), num_rows
+
+
+def read_and_shape_blocks(
+    options: "PredictOptions", task: Any
+) -> tuple[Iterable["Dataset"], int | None]:
+    """Read the rows as those of training were read, and bring them into the same shape."""
     from datasets import Dataset
 
+    from ftloop.cli.predict_reader import add_options_of_run
     from ftloop.runs.finished import split_into_blocks
     from ftloop.tasks.predictor import build_predictor
 
     predictor, columns = build_predictor(task), task.input_columns
+    if options.file:
+        options = add_options_of_run(options, getattr(task, "data", None))
     if options.file == "-":
         return shape_blocks(read_standard_input(options, columns), predictor, Path()), None
     if options.file:
@@ -61,6 +72,38 @@ def shape_blocks(
         finally:
             logger.setLevel(level)
         yield rows
+
+
+def warn_about_empty_cells(
+    blocks: Iterable["Dataset"], columns: Sequence[str]
+) -> Iterator["Dataset"]:
+    """Yield the blocks; after the last one, warn about rows in which there is nothing to read."""
+    from ftloop.data.encodings import normalize_name
+    from ftloop.data.shape import TEXT_TYPES
+
+    empty: list[int] = []
+    first_row = 0
+    for block in blocks:
+        numbers: set[int] = set()
+        for column in set(columns) & set(block.column_names):
+            feature = block.features[column]
+            if not (hasattr(feature, "feature") or getattr(feature, "dtype", None) in TEXT_TYPES):
+                continue
+            for number, cell in enumerate(block[column], first_row):
+                if cell == [] or (isinstance(cell, str) and not normalize_name(cell)):
+                    numbers.add(number)
+        empty += sorted(numbers)
+        first_row += len(block)
+        yield block
+    if empty:
+        logger.warning(
+            "%d of %d rows have an empty %s, counted from 0: %s%s. Their predictions mean nothing.",
+            len(empty),
+            first_row,
+            " or ".join(columns),
+            ", ".join(map(str, empty[:10])),
+            ", ..." if len(empty) > 10 else "",
+        )
 
 
 def read_file(options: "PredictOptions") -> "Dataset":
@@ -104,7 +147,8 @@ def read_standard_input(options: "PredictOptions", columns: Sequence[str]) -> It
     size, format = options.block_size, options.format or "text"
     if format in ("csv", "tsv"):
         separator = "\t" if format == "tsv" else ","
-        yield from read_csv_blocks(size, {"sep": separator, **options.options})
+        default = {} if "delimiter" in options.options else {"sep": separator}
+        yield from read_csv_blocks(size, {**default, **options.options})
         return
     if format == "text" and len(columns) > 1:
         raise UserError(
@@ -152,15 +196,23 @@ def read_csv_blocks(size: int, options: dict[str, Any]) -> Iterator["Dataset"]:
     import pandas
     from datasets import Dataset
 
-    for name in ("names", "usecols"):  # on the command line, words with commas
-        if isinstance(options.get(name), str):
-            options[name] = options[name].split(",")
+    from ftloop.data.csv_structure import pandas_warnings
+    from ftloop.data.csv_types import split_names
+    from ftloop.data.formats import CSV_OPTIONS
+    from ftloop.data.reader_errors import explain_error
+
+    options = {**CSV_OPTIONS, **split_names(options), "dtype": str, "chunksize": size}
     try:
-        for chunk in pandas.read_csv(
-            sys.stdin.buffer, dtype=str, keep_default_na=False, chunksize=size, **options
-        ):
+        chunks = iter(pandas.read_csv(sys.stdin.buffer, **options))
+        while True:
+            with pandas_warnings(is_checked=False):
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
             yield Dataset.from_pandas(chunk, preserve_index=False)
     except pandas.errors.EmptyDataError:
         return
-    except (ValueError, TypeError) as error:  # also ParserError and UnicodeDecodeError
-        raise UserError(f"standard input cannot be read as CSV: {root_cause(error)}.") from error
+    # Also ParserError and UnicodeDecodeError; the warning is that a row has too many cells.
+    except (ValueError, TypeError, pandas.errors.ParserWarning) as error:
+        cause = explain_error(error).replace("--data.", "--")
+        raise UserError(f"standard input cannot be read as CSV: {cause}") from error

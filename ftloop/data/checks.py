@@ -5,25 +5,31 @@ same if the texts of their input columns, or the bytes of their images, are iden
 numbered within their split from 0, as in training.
 """
 
-import logging
+import contextlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ftloop.data.findings import MAX_EXAMPLES, Finding, shorten
+from ftloop.data.label_checks import check_classes, count_classes, find_similar_names
 from ftloop.data.labels import Labels, encode_labels, read_label_cells
 from ftloop.data.shape import row_digests
+from ftloop.data.text_checks import (
+    check_texts,
+    find_control_characters,
+    find_label_names_in_texts,
+    find_truncation,
+)
 from ftloop.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-logger = logging.getLogger("ftloop")
-
 QUICK_ROWS = 200_000  # rows of texts that are compared at every start, in about half a second
-MAX_EXAMPLES = 3  # of a finding
-MAX_CHARACTERS = 60  # of a text in an example
+MAX_IMAGES = 1000  # images of a split that are decoded to look for blank ones
+MIN_REPEATED = 0.1  # share of repeated rows in a split that is a finding
 
 Splits = dict[str, "Dataset"]
 Row = tuple[str, int]  # a split and the number of a row
@@ -41,24 +47,6 @@ class CheckedTask(Protocol):
     labels: Labels
 
     def prepare(self, rows: "Dataset") -> "Dataset": ...
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A line, or a table, for the log."""
-
-    text: str
-    is_mistake: bool = True  # it usually is one, so that --check exits with 1
-
-
-def log_findings(findings: Iterable[Finding]) -> int:
-    """Log findings as they come and return how many of them are mistakes."""
-    num_mistakes = 0
-    for finding in findings:
-        level = logging.WARNING if finding.is_mistake else logging.INFO
-        logger.log(level, "data: %s", finding.text)
-        num_mistakes += finding.is_mistake
-    return num_mistakes
 
 
 def check_everything(task: CheckedTask) -> Iterator[Finding]:
@@ -103,6 +91,8 @@ def check_rows(task: CheckedTask, full: bool = False) -> Iterator[Finding]:
     repeated = []
     if full or (is_text and sum(map(len, data.values())) <= QUICK_ROWS):
         repeated = find_repeated_rows(data, inputs)
+        for split, rows in data.items() if is_text else ():
+            yield from find_control_characters(split, rows, inputs)
     else:
         yield Finding(
             "rows are not searched for duplicates, which takes a while; --check does it",
@@ -135,6 +125,26 @@ def check_rows(task: CheckedTask, full: bool = False) -> Iterator[Finding]:
         yield summarize_labels(encoded_splits, task.labels)
         for split in data:
             yield summarize_lengths(split, task.prepare(task.rows[split]))
+        yield from find_repetitions(data, repeated)
+        yield from check_classes(encoded_splits, task.labels, task.data)
+        yield from check_inputs(task, data, encoded_splits, is_text)
+
+
+def check_inputs(
+    task: CheckedTask, data: Splits, encoded: dict[str, list[Any]], is_text: bool
+) -> Iterator[Finding]:
+    """Yield what is unusual in the texts or images of each split. `encoded`: their labels."""
+    for split, rows in data.items():
+        if not is_text:
+            yield from find_blank_images(split, rows, task.input_columns)
+            continue
+        for column in task.input_columns:
+            yield from check_texts(split, rows, column)
+        if hasattr(task, "tokenize"):
+            yield from find_truncation(task, split, rows)
+        if split == "train" and task.labels.names and not task.labels.is_multi_label:
+            names = [task.labels.names[label] for label in encoded[split]]
+            yield from find_label_names_in_texts(rows, task.input_columns, names)
 
 
 # Rows
@@ -187,6 +197,43 @@ def find_overlaps(
         )
 
 
+def find_repetitions(data: Splits, repeated: list[list[Row]]) -> Iterator[Finding]:
+    """Find splits with many rows that repeat an earlier row of the same split."""
+    counts: Counter[str] = Counter()
+    for group in repeated:
+        for split, rows in Counter(split for split, _ in group).items():
+            counts[split] += rows - 1
+    for split, count in counts.items():
+        if count > MIN_REPEATED * len(data[split]):
+            yield Finding(
+                f"{count} of the {len(data[split])} rows of {split} repeat an earlier row of it "
+                "(--data.drop-duplicates drops them)"
+            )
+
+
+def find_blank_images(split: str, rows: "Dataset", columns: tuple[str, ...]) -> Iterator[Finding]:
+    """Find images in which all pixels have the same colour, among the first rows of a split."""
+    from datasets import Image
+
+    from ftloop.data.images import UnreadableImage, decode_image
+
+    for column in columns:
+        if not isinstance(rows.features[column], Image):
+            continue
+        blank = []
+        cells = disable_decoding(rows.select_columns([column]))[:MAX_IMAGES][column]
+        for number, cell in enumerate(cells):
+            with contextlib.suppress(UnreadableImage):  # which has been reported
+                pixels = decode_image(cell).flatten(1)
+                if bool((pixels == pixels[:, :1]).all()):
+                    blank.append(number)
+        if blank:
+            yield Finding(
+                f"{len(blank)} of the first {len(cells)} images of {split} have one colour only, "
+                f"the first in row {blank[0]} (--data.filter leaves out rows)"
+            )
+
+
 def find_contradictions(
     data: Splits, columns: tuple[str, ...], repeated: list[list[Row]], row_labels: dict[Row, str]
 ) -> Iterator[Finding]:
@@ -228,11 +275,6 @@ def format_examples(
     return ", ".join(examples) + (", ..." if len(groups) > MAX_EXAMPLES else "")
 
 
-def shorten(text: str) -> str:
-    """Return the beginning of a text, short enough for a line of the terminal."""
-    return text if len(text) <= MAX_CHARACTERS else text[: MAX_CHARACTERS - 3] + "..."
-
-
 # Labels and lengths
 
 
@@ -240,25 +282,6 @@ def label_names(cells: list[Any]) -> set[str]:
     """Return the label names as they are written in label cells."""
     values = chain.from_iterable(cell if isinstance(cell, list) else [cell] for cell in cells)
     return {value for value in values if isinstance(value, str)}
-
-
-def find_similar_names(names: Iterable[str]) -> Iterator[Finding]:
-    """Find names that differ only in case or space, such as "Joy", "joy " and "joy".
-
-    It is not a mistake if they only differ in the space around them, which training ignores.
-    """
-    variants = defaultdict(set)
-    for name in names:
-        variants["".join(name.split()).casefold()].add(name)
-    groups = [sorted(group) for group in variants.values() if len(group) > 1]
-    if groups:
-        examples = ", ".join(" and ".join(map(repr, group)) for group in groups[:MAX_EXAMPLES])
-        yield Finding(
-            "label names differ only in case or space (--label-lower or --label-merge unites "
-            f"them): {len(groups)}, for example {examples}"
-            f"{', ...' if len(groups) > MAX_EXAMPLES else ''}",
-            is_mistake=any(len({name.strip() for name in group}) > 1 for group in groups),
-        )
 
 
 def format_label(label: Any, labels: Labels) -> str:
@@ -279,12 +302,7 @@ def summarize_labels(encoded: dict[str, list[Any]], labels: Labels) -> Finding:
             least, median, most = numpy.quantile(values, (0, 0.5, 1))
             lines.append(f"{split}: minimum {least:g}, median {median:g}, maximum {most:g}")
         return Finding("\n    ".join(lines), is_mistake=False)
-    counts = []
-    for values in encoded.values():
-        if labels.is_multi_label:
-            counts.append(numpy.sum(values, axis=0).astype(int))
-        else:
-            counts.append(numpy.bincount(values, minlength=len(labels.names)))
+    counts = count_classes(encoded, labels).values()
     sizes = sorted(zip(*counts, labels.names, strict=True), key=lambda row: (-row[0], row[-1]))
     lines = [f"rows of each class in {', '.join(encoded)}"]
     lines += [f"{name}: {', '.join(map(str, numbers))}" for *numbers, name in sizes]

@@ -1,14 +1,17 @@
 """Correct what pandas and `datasets` would make of the columns of CSV and TSV files.
 
-Codes such as 007 stay texts, empty cells among numbers become missing values, and rows that were
-joined by stray quotes are reported.
+Codes such as 007 stay texts, and empty cells among numbers become missing values.
 """
 
 import logging
+import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ftloop.data.csv_structure import STREAMED_ROWS, check_csv, pandas_warnings
+from ftloop.data.reader_errors import describe_other_columns
 from ftloop.data.shape import TEXT_TYPES, map_tables
+from ftloop.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow
@@ -38,6 +41,45 @@ def split_names(options: dict[str, Any]) -> dict[str, Any]:
     return {**options, **lists}
 
 
+def examine_csv_files(
+    paths: dict[str, list[str]], options: dict[str, dict[str, Any]], streaming: bool
+) -> tuple[set[Any], set[str]]:
+    """Look at the CSV files of each split before they are read, by their options of pandas.
+
+    Returns the columns to read as texts in all splits, because they hold codes such as 007 in one,
+    and the splits with a file that `check_csv` could not check. Raises UserError.
+    """
+    code_columns: set[Any] = set()
+    unchecked = set()
+    for split, reader_options in options.items():
+        reader_options = split_names(reader_options)
+        headers = {
+            name: check_csv(split, name, reader_options, STREAMED_ROWS if streaming else None)
+            for name in paths[split]
+        }
+        if None in headers.values():
+            unchecked.add(split)
+        else:
+            require_equal_headers(split, headers)
+        code_columns |= find_zero_padded_columns(paths[split][0], reader_options)
+    if code_columns:
+        names = ", ".join(sorted(map(str, code_columns)))
+        logger.info("data: numbers with leading zeros are kept as texts: %s", names)
+    return code_columns, unchecked
+
+
+def require_equal_headers(split: str, headers: dict[str, Any]) -> None:
+    """Raise UserError unless the CSV files of a split have the same columns in the same order."""
+    first = next(iter(headers))
+    for name, columns in headers.items():
+        if columns != headers[first]:
+            difference = describe_other_columns(columns, headers[first]) or "has another order"
+            raise UserError(
+                f"--data: the {split} files must have the same columns, but compared with "
+                f"{first!r}, {name!r} {difference}."
+            )
+
+
 def find_zero_padded_columns(name: str, options: dict[str, Any]) -> set[Any]:
     """Return the columns that hold whole numbers with leading zeros in their first thousand rows.
 
@@ -50,7 +92,10 @@ def find_zero_padded_columns(name: str, options: dict[str, Any]) -> set[Any]:
         return set()
     options = {**split_names(options), "chunksize": 1000}
     try:
-        with pandas.read_csv(name, dtype=str, **options) as reader:
+        with (
+            pandas_warnings(is_checked=True),
+            pandas.read_csv(name, dtype=str, **options) as reader,
+        ):
             head = next(reader).fillna("")
     except Exception:  # reading the whole file raises the same error, which is then reported
         return set()
@@ -62,13 +107,15 @@ def find_zero_padded_columns(name: str, options: dict[str, Any]) -> set[Any]:
     return columns
 
 
-def restore_numeric_columns(splits: "dict[str, Dataset]") -> "dict[str, Dataset]":
+def restore_numeric_columns(
+    splits: "dict[str, Dataset]", decimal: str = "."
+) -> "dict[str, Dataset]":
     """Convert columns of numbers or booleans with empty cells, which pandas reads as texts.
 
     pandas does so because it is asked to keep the texts "NA" and "null". The empty cells become
     missing values. A column that holds texts in one split stays a column of texts in all of them.
     A column of texts is usually recognized by its first rows; a column of numbers is read to its
-    end, which takes 0.2 s per million rows.
+    end, which takes 0.2 s per million rows. `decimal` is the option of pandas.
     """
     from datasets import Features, Value
 
@@ -76,7 +123,7 @@ def restore_numeric_columns(splits: "dict[str, Dataset]") -> "dict[str, Dataset]
     for split, rows in splits.items():
         for name, feature in rows.features.items():
             is_text = feature.dtype in TEXT_TYPES and feature.dtype != "null"
-            dtype = infer_cell_type(rows.data.column(name)) if is_text else feature.dtype
+            dtype = infer_cell_type(rows.data.column(name), decimal) if is_text else feature.dtype
             dtypes.setdefault(name, {})[split] = dtype
     restored = {}
     for split, rows in splits.items():
@@ -92,26 +139,28 @@ def restore_numeric_columns(splits: "dict[str, Dataset]") -> "dict[str, Dataset]
                 ", ".join(new),
             )
             features = Features({**rows.features, **new})
-            cast = partial(_cast_columns, schema=features.arrow_schema)
+            cast = partial(_cast_columns, schema=features.arrow_schema, decimal=decimal)
             rows = map_tables(rows, cast, features)
         restored[split] = rows
     return restored
 
 
-def infer_cell_type(column: "pyarrow.ChunkedArray") -> str | None:
+def infer_cell_type(column: "pyarrow.ChunkedArray", decimal: str = ".") -> str | None:
     """Return the type that all filled cells of a text column match, if some cells are empty.
 
     None: the column holds texts, or has no empty cells, or nothing else.
     """
     import pyarrow.compute
 
-    candidates, has_blank, has_filled = list(CELL_PATTERNS), False, False
+    point = re.escape(decimal)
+    patterns = {dtype: cell.replace(r"\.", point) for dtype, cell in CELL_PATTERNS.items()}
+    candidates, has_blank, has_filled = list(patterns), False, False
     for chunk in column.chunks:
         cells = pyarrow.compute.utf8_trim_whitespace(chunk.drop_null())
         filled = cells.filter(pyarrow.compute.not_equal(cells, ""))
         has_blank |= len(filled) < len(chunk)
         has_filled |= len(filled) > 0
-        candidates = [dtype for dtype in candidates if _all_match(filled, CELL_PATTERNS[dtype])]
+        candidates = [dtype for dtype in candidates if _all_match(filled, patterns[dtype])]
         if not candidates:
             return None
     return candidates[0] if has_blank and has_filled else None
@@ -124,7 +173,9 @@ def _all_match(cells: "pyarrow.Array", pattern: str) -> bool:
     return pyarrow.compute.all(matches, min_count=0).as_py()
 
 
-def _cast_columns(table: "pyarrow.Table", schema: "pyarrow.Schema") -> "pyarrow.Table":
+def _cast_columns(
+    table: "pyarrow.Table", schema: "pyarrow.Schema", decimal: str
+) -> "pyarrow.Table":
     """Cast columns of texts to the types of a schema. Blank cells become missing values."""
     import pyarrow.compute
 
@@ -133,25 +184,6 @@ def _cast_columns(table: "pyarrow.Table", schema: "pyarrow.Schema") -> "pyarrow.
             cells = pyarrow.compute.utf8_trim_whitespace(table.column(index))
             is_blank = pyarrow.compute.equal(cells, "")
             cells = pyarrow.compute.if_else(is_blank, pyarrow.scalar(None, cells.type), cells)
+            cells = pyarrow.compute.replace_substring(cells, decimal, ".")
             table = table.set_column(index, new, cells.cast(new.type))
     return table
-
-
-def warn_about_joined_rows(split: str, rows: "Dataset") -> None:
-    """Warn if cells of a TSV file contain line breaks: stray quotes may have joined several rows.
-
-    TSV files (MRPC's, for example) often use quotes as ordinary characters. Reading the text
-    between two of them as one cell swallows the rows between them.
-    """
-    numbers: set[int] = set()
-    for name in rows.column_names:
-        numbers.update(number for number, cell in enumerate(rows[name]) if "\n" in str(cell))
-    if numbers:
-        logger.warning(
-            "data: %s: %d row(s) have a line break inside quotes, the first is row %d (counted "
-            "from 0). If quotes are ordinary characters in this file, rows were joined: add "
-            "--data.options quoting=3",
-            split,
-            len(numbers),
-            min(numbers),
-        )

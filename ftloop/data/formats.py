@@ -4,24 +4,22 @@ Tables are memory-mapped Arrow files in the cache of `datasets`. Its builders re
 which it has one that works; tables.py and images.py read the others.
 """
 
-import contextlib
 import glob
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ftloop.data.csv_types import (
-    find_zero_padded_columns,
-    restore_numeric_columns,
-    split_names,
-    warn_about_joined_rows,
-)
+from ftloop.data.csv_structure import pandas_warnings
+from ftloop.data.csv_types import examine_csv_files, restore_numeric_columns, split_names
+from ftloop.data.encodings import find_spelling, refuse_wide_characters, require_utf8
+from ftloop.data.reader_errors import raise_user_errors
 from ftloop.data.splits import SPLIT_ALIASES, SPLITS
-from ftloop.errors import UserError, root_cause
+from ftloop.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import DatasetDict, IterableDatasetDict
@@ -30,8 +28,10 @@ logger = logging.getLogger("ftloop")
 
 # Options of pandas. keep_default_na: the texts "NA", "null" and "None" would become missing values.
 # chunksize: `datasets` takes the type of a column from the first chunk, and fails at a later row of
-# another type; its own chunks have 10 000 rows.
-CSV_OPTIONS = {"keep_default_na": False, "chunksize": 100_000}
+# another type; its own chunks have 10 000 rows. index_col: where rows have one cell more than the
+# header, the first column would become an index, and all columns would move by one.
+CSV_OPTIONS = {"keep_default_na": False, "chunksize": 100_000, "index_col": False}
+TEXT_OPTIONS = {"encoding": "utf-8-sig"}  # without the byte-order mark that may begin the file
 # Rows with columns such as "type" and "message" would be taken for the log of an agent and changed.
 JSON_OPTIONS = {"parse_agent_traces": False}
 # By file extension, or kind of folder: the reader, and options that keep it from changing the data.
@@ -42,8 +42,8 @@ READERS: dict[str, tuple[str, dict[str, Any]]] = {
     "jsonl": ("json", JSON_OPTIONS),
     "parquet": ("parquet", {}),
     "arrow": ("arrow", {}),
-    "txt": ("text", {}),  # one row per line, in the column "text"
-    "text": ("text", {}),
+    "txt": ("text", TEXT_OPTIONS),  # one row per line, in the column "text"
+    "text": ("text", TEXT_OPTIONS),
     "h5": ("hdf5", {}),
     "hdf5": ("hdf5", {}),
     # Read by tables.py and images.py:
@@ -55,31 +55,10 @@ READERS: dict[str, tuple[str, dict[str, Any]]] = {
     "save_to_disk": ("save_to_disk", {}),  # a folder written by Dataset.save_to_disk
     "imagefolder": ("imagefolder", {}),  # a folder with CLASS/photo.jpg
 }
+ENCODED_READERS = ("csv", "json", "text")  # those with the option `encoding`
 TABLE_READERS = ("xml", "sqlite", "pickle", "save_to_disk")  # the readers in tables.py
 COMPRESSION_EXTENSIONS = ("gz", "zip", "zst", "xz", "bz2")  # may follow the extensions above
 DECOMPRESSING_READERS = ("csv", "json", "text", "xml", "pickle")
-
-# What readers raise for a file without rows.
-NO_ROWS_ERRORS = (
-    "corresponds to no data",
-    "No columns to parse",
-    "at least one example",
-    "StopIteration",
-)
-# What helps against other errors of the readers.
-HINTS = {
-    "UnicodeDecodeError": "Another encoding is set by --data.options encoding=latin-1.",
-    "ParserError": (
-        "Another separator is set by --data.options sep=';', and quoting=3 reads quotes as "
-        "ordinary characters."
-    ),
-    "as a scalar of type": "A column of numbers holds something else in a later row.",
-    "No module named 'h5py'": "Install it: pip install h5py.",
-    "unexpected keyword argument": (
-        "For CSV and TSV, --data.options takes the options of pandas.read_csv; other formats take "
-        "few."
-    ),
-}
 
 
 # Finding files
@@ -91,10 +70,10 @@ def find_files(path: str) -> dict[str, str]:
     The result is {} if nothing on this machine has that name: it may be the id of a Hub dataset.
     Raises UserError if the path looks like a file that is missing, or a folder has no data.
     """
-    root = Path(path).expanduser()
+    root = find_spelling(Path(path).expanduser())
     is_glob = glob.has_magic(path) and glob.glob(str(root), recursive=True)
     if "://" in path or root.is_file() or is_glob:
-        return {"train": path}
+        return {"train": str(root) if root.is_file() else path}
     if not root.is_dir():
         if root.suffix or path.startswith((".", "/", "~")):
             raise UserError(f"--data.path {path!r}: there is no such file or folder.")
@@ -109,6 +88,8 @@ def find_files(path: str) -> dict[str, str]:
 
 def _find_files_in_folder(path: str, folder: Path) -> dict[str, str]:
     """Return the files or folders named train, validation or test, else the folder of images."""
+    from ftloop.data.images import IMAGE_DEPTHS, iterate_images
+
     entries = sorted(folder.iterdir())
     files: dict[str, str] = {}
     for entry in entries:
@@ -129,11 +110,14 @@ def _find_files_in_folder(path: str, folder: Path) -> dict[str, str]:
         return {"train": str(folder)}
     names = [_entry_name(entry) for entry in entries]
     content = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    advice = "To read a copy of a Hub dataset, add --data.name default."
+    for image in chain.from_iterable(iterate_images(folder, depth) for depth in IMAGE_DEPTHS):
+        advice = f"Its images are elsewhere, for example in {image.relative_to(folder)}."
+        break
     raise UserError(
         f"--data.path {path!r} has no train.csv, .tsv, .json, .jsonl, .parquet or other known "
-        "format, no dataset written by save_to_disk, and no images in CLASS/*.jpg or "
-        f"train/CLASS/*.jpg. It contains {content or 'nothing'}. To read a copy of a Hub dataset, "
-        "add --data.name default."
+        "format, no dataset written by save_to_disk, and no images in CLASS/*.jpg, "
+        f"CLASS/FOLDER/*.jpg or train/CLASS/*.jpg. It contains {content or 'nothing'}. {advice}"
     )
 
 
@@ -154,14 +138,14 @@ def detect_format(path: str | Path) -> str:
 
     Another extension is returned as it is, and "" if there is none.
     """
-    from ftloop.data.images import iterate_images
+    from ftloop.data.images import has_class_folders
 
     is_url = "://" in str(path)
     path = Path(urlsplit(str(path)).path if is_url else path).expanduser()
     if path.is_dir():
         if (path / "state.json").is_file():
             return "save_to_disk"
-        return "imagefolder" if next(iterate_images(path), None) else ""
+        return "imagefolder" if has_class_folders(path) else ""
     extensions = [suffix.lower().lstrip(".") for suffix in path.suffixes]
     if extensions and extensions[-1] in COMPRESSION_EXTENSIONS:
         extensions.pop()
@@ -172,7 +156,9 @@ def expand_paths(split: str, names: str | Iterable[str]) -> list[str]:
     """Return files, folders and URLs in the order of their names, with globs expanded."""
     paths: list[str] = []
     for name in [names] if isinstance(names, str | Path) else names:
-        path = str(name) if "://" in str(name) else str(Path(str(name)).expanduser())
+        path = str(name)
+        if "://" not in path:
+            path = str(find_spelling(Path(path).expanduser()))
         is_literal = "://" in path or os.path.exists(path)
         matches = [path] if is_literal else sorted(glob.glob(path, recursive=True))
         if not matches:
@@ -279,26 +265,25 @@ def read_files(
     if "imagefolder" in formats.values():
         return _read_image_folders(paths, formats, options)
 
-    # Codes such as 007 are read as texts, in all splits if they occur in one.
+    for split, names in paths.items():
+        if READERS[formats[split]][0] in ENCODED_READERS and not ("encoding" in options or field):
+            refuse_wide_characters(split, names)
     csv_splits = [split for split, kind in formats.items() if kind in ("csv", "tsv")]
-    code_columns: set[Any] = set()
-    for split in csv_splits:
-        reader_options = {**READERS[formats[split]][1], **options}
-        code_columns |= find_zero_padded_columns(paths[split][0], reader_options)
-    if code_columns:
-        names = ", ".join(sorted(map(str, code_columns)))
-        logger.info("data: numbers with leading zeros are kept as texts: %s", names)
+    reader_options = {split: {**READERS[formats[split]][1], **options} for split in csv_splits}
+    code_columns, unchecked = examine_csv_files(paths, reader_options, streaming)
 
     # Read each split
     data: dict[str, Any] = {}
     for split, names in paths.items():
         reader = READERS[formats[split]][0]
-        with _raise_user_errors(split, names):
+        with raise_user_errors(split, names), pandas_warnings(split not in unchecked):
             if reader in TABLE_READERS or (field and formats[split] == "json"):
                 rows = read_tables(reader, split, names, field, query)
             else:
                 converters = dict.fromkeys(code_columns, str) if split in csv_splits else {}
                 rows = _load_dataset(names, formats[split], options, converters, streaming)
+            if reader == "json" and not streaming:
+                require_utf8(rows)
         if isinstance(rows, dict):  # a pickled dictionary of splits
             if len(files) > 1:
                 raise UserError(
@@ -306,13 +291,12 @@ def read_files(
                     f"({', '.join(rows)}); give it alone."
                 )
             return datasets.DatasetDict(rows)
-        if formats[split] == "tsv" and "quoting" not in options and not streaming:
-            warn_about_joined_rows(split, rows)
         data[split] = rows
 
     if streaming:
         return datasets.IterableDatasetDict(data)
-    data |= restore_numeric_columns({split: data[split] for split in csv_splits})
+    csv_data = {split: data[split] for split in csv_splits}
+    data |= restore_numeric_columns(csv_data, str(options.get("decimal", ".")))
     return datasets.DatasetDict(data)
 
 
@@ -353,33 +337,5 @@ def _read_image_folders(
         entries = list(folder.iterdir())
         ignored = [entry for entry in entries if not (entry.is_dir() and any(entry.iterdir()))]
         log_ignored_entries(folder, ignored)
-    with _raise_user_errors(", ".join(paths), folders):
+    with raise_user_errors(", ".join(paths), folders):
         return read_image_folders(paths, options)
-
-
-@contextlib.contextmanager
-def _raise_user_errors(split: str, paths: list[str]) -> Iterator[None]:
-    """Turn any error of a reader into a UserError that names the files, and silence `datasets`."""
-    import datasets
-
-    names = ", ".join(map(repr, paths[:3])) + (
-        f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-    )
-    verbosity = datasets.logging.get_verbosity()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs errors before raising them
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # pandas, pyarrow and datasets raise errors of many types
-        cause = root_cause(error)
-        if any(text in cause for text in NO_ROWS_ERRORS):
-            raise UserError(
-                f"--data: the split {split!r} is empty: there are no rows in {names}."
-            ) from error
-        hints = "".join(f" {hint}" for text, hint in HINTS.items() if text in cause)
-        raise UserError(
-            f"--data: cannot read the {split} file {names}: {cause.rstrip('.')}.{hints}"
-        ) from error
-    finally:
-        datasets.logging.set_verbosity(verbosity)

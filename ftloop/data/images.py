@@ -12,6 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ftloop.data.encodings import find_spelling
+from ftloop.data.splits import SPLIT_ALIASES, SPLITS
+from ftloop.data.tables import store_splits
 from ftloop.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,6 +28,9 @@ logger = logging.getLogger("ftloop")
 
 # Images in class folders
 
+NESTED_PATTERNS = ("*/*/*", "*/*/*/*")  # with one or two folders between the class and the image
+IMAGE_DEPTHS = ("*", "*/*", *NESTED_PATTERNS)
+
 
 def iterate_images(folder: Path, pattern: str = "*/*") -> Iterator[Path]:
     """Yield the images that match a pattern in a folder, by default those in its class folders.
@@ -36,10 +42,30 @@ def iterate_images(folder: Path, pattern: str = "*/*") -> Iterator[Path]:
 
     extensions = set(ImageFolder.EXTENSIONS)  # in lower case
     for file in folder.glob(pattern):
-        parent = file.relative_to(folder).parent.name
-        hidden = file.name.startswith(".") or parent.startswith((".", "__"))
+        *parents, name = file.relative_to(folder).parts
+        hidden = name.startswith(".") or any(part.startswith((".", "__")) for part in parents)
         if file.suffix.lower() in extensions and not hidden:
             yield file
+
+
+def has_class_folders(folder: Path) -> bool:
+    """Tell whether a folder has images in CLASS/photo.jpg or CLASS/FOLDER/photo.jpg."""
+    return next(iterate_images(folder), None) is not None or bool(find_nested_images(folder))
+
+
+def find_nested_images(folder: Path) -> list[Path]:
+    """Return the images in folders within class folders, sorted: CLASS/PATIENT/photo.jpg.
+
+    A folder that contains class folders of splits, DATA/train/CLASS/photo.jpg, has none.
+    """
+    images = []
+    for pattern in NESTED_PATTERNS:
+        for image in iterate_images(folder, pattern):
+            parents = image.relative_to(folder).parts[:-1]
+            if any(part.lower() in (*SPLITS, *SPLIT_ALIASES) for part in parents):
+                return []
+            images.append(image)
+    return sorted(images)
 
 
 def list_images(folder: str) -> list[str]:
@@ -71,9 +97,15 @@ def read_image_folders(folders: dict[str, list[str]], options: dict[str, Any]) -
     `folders` maps each split to its folders. An image is {"bytes", "path"}, a label a ClassLabel.
     All splits are read together, so that they share one list of classes even where a split lacks
     some of them. Raises UserError if a folder has no images.
+
+    If the images of a folder are in folders within the class folders (CLASS/PATIENT/photo.jpg), the
+    column "folder" has the path of these.
     """
     import datasets
 
+    paths = [Path(name) for names in folders.values() for name in names]
+    if not all(next(iterate_images(path), None) for path in paths):
+        return read_nested_folders(folders, options)
     patterns: dict[str, list[str]] = {}
     num_images: Counter[str] = Counter()
     for split, names in folders.items():
@@ -107,6 +139,40 @@ def read_image_folders(folders: dict[str, list[str]], options: dict[str, Any]) -
             raise UserError(
                 f"--data: {split} has {expected} images, but only {len(data[split])} were read."
             )
+    return data.cast_column("image", datasets.Image(decode=False))
+
+
+def read_nested_folders(folders: dict[str, list[str]], options: dict[str, Any]) -> "DatasetDict":
+    """Read images at any depth below their class folders, as `read_image_folders` does."""
+    import datasets
+
+    if options:
+        raise UserError(
+            f"--data.options {options} has no effect on images in folders within class folders."
+        )
+    columns: dict[str, dict[str, list[Any]]] = {}
+    for split, names in folders.items():
+        cells: dict[str, list[Any]] = {"image": [], "label": [], "folder": []}
+        for folder in map(Path, names):
+            images = sorted([*iterate_images(folder), *find_nested_images(folder)])
+            if not images:
+                raise UserError(
+                    f"--data: the {split} folder {str(folder)!r} has no images in class folders."
+                )
+            for image in images:
+                label, *between, _ = image.relative_to(folder).parts
+                cells["image"].append(str(image.absolute()))
+                cells["label"].append(label)
+                cells["folder"].append("/".join(between))
+        columns[split] = cells
+    classes = sorted({label for cells in columns.values() for label in cells["label"]})
+    rows = {split: datasets.Dataset.from_dict(cells) for split, cells in columns.items()}
+    logger.info(
+        "data: images are in folders within the class folders; the column 'folder' says in which "
+        "(--data.split-group folder keeps the images of a folder in one split)"
+    )
+    data = datasets.load_from_disk(str(store_splits(rows)))  # whose maps are cached
+    data = data.cast_column("label", datasets.ClassLabel(names=classes))
     return data.cast_column("image", datasets.Image(decode=False))
 
 
@@ -242,7 +308,10 @@ def _prepend_folder(rows: dict[str, list[Any]], column: str, folder: str) -> dic
         if cell is not None and cell["bytes"] is None:
             path = cell["path"]
             is_empty = not path or not path.strip()
-            cell = None if is_empty else {"bytes": None, "path": os.path.join(folder, path)}
+            if not is_empty:
+                path = os.path.join(folder, path)
+                path = path if path.isascii() else str(find_spelling(Path(path)))
+            cell = None if is_empty else {"bytes": None, "path": path}
         cells.append(cell)
     return {column: cells}
 

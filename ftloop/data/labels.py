@@ -9,16 +9,18 @@ columns, a list of 0/1 cells.
 
 import logging
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
+from ftloop.data.encodings import normalize_column, normalize_name
 from ftloop.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, DatasetDict
 
 logger = logging.getLogger("ftloop")
 
@@ -63,7 +65,7 @@ def resolve_columns(
     A pattern does not match the columns `excluded`. A name without a wildcard is returned as it is.
     """
     resolved: list[str] = []
-    for pattern in patterns:
+    for pattern in map(normalize_column, patterns):
         if pattern in columns or not any(wildcard in pattern for wildcard in "*?["):
             resolved.append(pattern)
             continue
@@ -104,21 +106,58 @@ def read_label_cells(rows: "Dataset", columns: Sequence[str], separator: str | N
 
 def split_labels(text: str, separator: str) -> list[str]:
     """Split a text into labels; blank parts are no labels."""
-    return [part.strip() for part in text.split(separator) if part.strip()]
+    return [part.strip() for part in text.split(separator) if normalize_name(part)]
 
 
 def is_missing(cell: Any) -> bool:
     """Tell whether a label cell is missing: null, NaN, a blank text, or a list with a null."""
     if isinstance(cell, list):
         return any(part is None or part == "" for part in cell)
-    return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())
+    return cell is None or cell != cell or (isinstance(cell, str) and not normalize_name(cell))
 
 
 def label_name(value: Any) -> str:
-    """Return a label as its name: 3, 3.0 and "3" are the same label, True is "True"."""
+    """Return a label as its name: 3, 3.0 and "3" are the same label, True is "True".
+
+    Spaces and invisible characters around a name do not count, nor does its Unicode form.
+    """
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return str(value).strip()
+    return normalize_name(str(value))
+
+
+def log_normalized_names(data: "DatasetDict", column: str) -> None:
+    """Log which label names are written otherwise in the data than `label_name` returns them."""
+    spellings: set[str] = set()
+    for rows in data.values():
+        spellings |= _read_spellings(rows, column)
+    changed = {name: label_name(name) for name in spellings if name != label_name(name)}
+    if not changed:
+        return
+    pairs = [f"{old!a} is {new!a}" for old, new in sorted(changed.items())]
+    logger.info(
+        "labels: spaces and invisible characters around a name do not count, nor does the Unicode "
+        "form (NFC is used): %s%s (%d name(s))",
+        ", ".join(pairs[:5]),
+        ", ..." if len(pairs) > 5 else "",
+        len(pairs),
+    )
+
+
+def _read_spellings(rows: "Dataset", column: str) -> set[str]:
+    """Return the different texts of a label column, or the names of its ClassLabel."""
+    import pyarrow.compute
+
+    feature = rows.features[column]
+    feature = getattr(feature, "feature", feature)
+    if hasattr(feature, "names"):
+        return set(feature.names)
+    if getattr(feature, "dtype", None) not in ("string", "large_string"):
+        return set()
+    cells = rows.data.column(column)
+    if not (pyarrow.types.is_string(cells.type) or pyarrow.types.is_large_string(cells.type)):
+        cells = pyarrow.compute.list_flatten(cells)
+    return {name for name in cells.unique().to_pylist() if name is not None}
 
 
 # Infer what the labels are
@@ -153,7 +192,7 @@ def infer_labels(
         if isinstance(cells[0], str):
             raise UserError(
                 f"--label-column {columns[0]!r} holds texts ({cells[0]!r}); regression needs "
-                "numbers."
+                f"numbers.{advise_numbers(cells)}"
             )
         return Labels("regression", ())
 
@@ -171,7 +210,7 @@ def infer_labels(
             f"--label-names has {len(names)} names for the {len(columns)} columns of "
             "--label-column."
         )
-    return Labels(problem_type, tuple(name.strip() for name in names))
+    return Labels(problem_type, tuple(map(label_name, names)))
 
 
 def _infer_problem_type(cells: list[Any], column: str) -> ProblemType:
@@ -199,7 +238,7 @@ def _infer_names(
     feature = rows.features[columns[0]]
     feature = getattr(feature, "feature", feature)  # of a list, the type of its elements
     if isinstance(feature, ClassLabel):
-        return feature.names
+        return list(dict.fromkeys(map(label_name, feature.names)))
     if all(map(_is_whole_number, values_as_names)):
         return sorted(values_as_names, key=int)
     return sorted(values_as_names)
@@ -228,6 +267,19 @@ def require_matching_cells(cell: Any, columns: Sequence[str], problem_type: Prob
             f"--problem-type {problem_type} does not fit the label column {', '.join(columns)}, "
             f"which holds {content}."
         )
+
+
+def advise_numbers(values: Sequence[Any]) -> str:
+    """Return the option that reads most of these labels as numbers, if they are texts now."""
+    texts = [str(value).strip() for value in values]
+    for pattern, option in (
+        (r"[-+]?\d*,\d+", "decimal=,"),
+        (r"[-+]?\d{1,3}(\.\d{3})*,\d+", "decimal=, thousands=."),
+        (r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?", "thousands=,"),
+    ):
+        if sum(re.fullmatch(pattern, text) is not None for text in texts) > len(texts) / 2:
+            return f" If these are numbers of a CSV file, add --data.options {option}"
+    return ""
 
 
 def _is_whole_number(name: str) -> bool:
@@ -268,6 +320,7 @@ def _encode_numbers(cells: list[Any], split: str) -> list[float]:
     except ValueError as error:
         raise UserError(
             f"--label-column: {split} holds a label that is not a number: {error}."
+            f"{advise_numbers(cells)}"
         ) from error
     for row, number in enumerate(numbers):
         if not math.isfinite(number):
@@ -292,7 +345,7 @@ def _encode_indicators(
 
 def _match_ids(names: set[str], labels: Labels, column: str, split: str) -> dict[str, int]:
     """Return the id of each name that occurs, where the names may be ids themselves."""
-    ids = {name: number for number, name in enumerate(labels.names)}
+    ids = {label_name(name): number for number, name in enumerate(labels.names)}
     unknown = sorted(names - ids.keys())
     if not unknown:
         return ids
@@ -308,7 +361,7 @@ def _match_ids(names: set[str], labels: Labels, column: str, split: str) -> dict
     raise UserError(
         f"--label-column {column!r}: {split} has {len(unknown)} label(s) that {source}: "
         f"{', '.join(map(repr, unknown[:5]))}{did_you_mean(unknown[0], ids)}. The labels are "
-        f"{', '.join(map(repr, labels.names[:10]))}{more}."
+        f"{', '.join(map(repr, labels.names[:10]))}{more}.{advise_numbers(unknown)}"
     )
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ftloop.data.labels import is_missing, label_name, read_label_cells
+from ftloop.data.labels import is_missing, label_name, log_normalized_names, read_label_cells
 from ftloop.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ def relabel_rows(
     in train is rare; it is renamed to `rare` or, without `rare`, its rows are dropped and lists of
     labels lose it. Raises UserError.
     """
+    if len(columns) == 1:
+        log_normalized_names(data, columns[0])
     if not (lower or merge or min_rows):
         return data
     if len(columns) > 1:

@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ftloop.data.csv_structure import advise_reader
+from ftloop.data.encodings import normalize_column
 from ftloop.errors import UserError, did_you_mean, root_cause
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ class ShapeOptions(Protocol):
 def shape_rows(data: "DatasetDict", options: ShapeOptions) -> "DatasetDict":
     """Select columns, then map, join and filter the rows of all splits. Raises UserError."""
     data = type(data)({split: resolve_features(rows) for split, rows in data.items()})
+    data = normalize_columns(data)
     if options.columns:
         data = select_columns(data, options.columns)
     if options.map is not None:
@@ -57,14 +60,40 @@ def shape_rows(data: "DatasetDict", options: ShapeOptions) -> "DatasetDict":
 # Columns
 
 
+def normalize_columns(data: "DatasetDict") -> "DatasetDict":
+    """Rename columns with a byte-order mark, or in another Unicode form than NFC, and log it."""
+    normalized, changed = {}, {}
+    for split, rows in data.items():
+        names = {name: normalize_column(str(name)) for name in rows.column_names}
+        if len(set(names.values())) == len(names) and any(old != new for old, new in names.items()):
+            changed |= {old: new for old, new in names.items() if old != new}
+            rows = _rename_columns(rows, names)
+        normalized[split] = rows
+    if changed:
+        pairs = ", ".join(f"{old!a} is {new!a}" for old, new in changed.items())
+        logger.info("data: names of columns without invisible characters, in NFC: %s", pairs)
+    return type(data)(normalized)
+
+
+def _rename_columns(rows: "Dataset | IterableDataset", names: dict[str, str]) -> Any:
+    """Select and rename columns: `names` is {name: new name}."""
+    from datasets import Dataset, Features
+
+    if isinstance(rows, Dataset):
+        return rows.select_columns(list(names)).rename_columns(names)
+    # IterableDataset.rename_columns refuses a name that any column already has.
+    features = Features({new: rows.features[name] for name, new in names.items()})
+    return map_tables(rows, partial(_rename_table, names=names), features)
+
+
 def select_columns(data: "DatasetDict", columns: dict[str, Any]) -> "DatasetDict":
     """Keep the columns `{new name: name in the source}` only, under their new names.
 
     Train must have all of them; another split may lack some, such as the labels of a test split.
     """
-    from datasets import Dataset, Features
-
-    new_names = {str(name): new for new, name in columns.items()}  # a name may be a number, as in 5
+    new_names = {
+        normalize_column(str(name)): new for new, name in columns.items()
+    }  # a name may be a number, as in 5
     if len(new_names) < len(columns):
         (repeated, _), *_ = Counter(map(str, columns.values())).most_common(1)
         raise UserError(
@@ -74,11 +103,7 @@ def select_columns(data: "DatasetDict", columns: dict[str, Any]) -> "DatasetDict
     selected = {}
     for split, rows in data.items():
         names = {name: new for name, new in new_names.items() if name in rows.column_names}
-        if isinstance(rows, Dataset):
-            selected[split] = rows.select_columns(list(names)).rename_columns(names)
-        else:  # IterableDataset.rename_columns refuses a name that any column already has
-            features = Features({new: rows.features[name] for name, new in names.items()})
-            selected[split] = map_tables(rows, partial(_rename_table, names=names), features)
+        selected[split] = _rename_columns(rows, names)
     return type(data)(selected)
 
 
@@ -147,7 +172,7 @@ def require_columns(data: "DatasetDict", columns: Sequence[str], option: str) ->
                 raise UserError(
                     f"{option}: the split {split!r} has no column {column!r}"
                     f"{did_you_mean(column, rows.column_names)}. Its columns are "
-                    f"{', '.join(map(repr, rows.column_names))}."
+                    f"{', '.join(map(repr, rows.column_names))}.{advise_reader(rows.column_names)}"
                 )
 
 

@@ -58,7 +58,7 @@ class Data:
     format: str | None = None
     """Format of the files: csv, tsv, json, jsonl, parquet, ... Default: from the file extension."""
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Options of the reader (for CSV those of pandas.read_csv): sep ; quoting 3 encoding latin-1"""
+    """Options of the reader (for CSV those of pandas.read_csv): sep ; quoting 3 encoding cp1252"""
     field: tuple[str, ...] = ()
     """Dotted key of the rows in nested JSON or in a pickled dictionary: data.rows. Of a pickle,
     tables under several keys are put side by side."""
@@ -224,7 +224,8 @@ class Data:
         if files and (self.name or self.revision):
             raise UserError(
                 "--data.name and --data.revision have no effect on files: they are for Hub "
-                "datasets."
+                "datasets. If a config file sets them, add --data.name None or --data.revision "
+                "None."
             )
         source = self._read_files(files) if files else self._read_hub()
         data = rename_splits(source, self.splits)
@@ -280,6 +281,13 @@ class Data:
                 self.path, self.name, revision=self.revision, **streaming, **self.options
             )
         except Exception as error:  # the client of the Hub raises errors of many types
+            if Path(self.path).expanduser().is_dir():
+                raise UserError(
+                    f"--data.name {self.name!r}: the folder {self.path!r} cannot be read as a copy "
+                    "of a Hub dataset with this configuration: "
+                    f"{root_cause(error).rstrip('.')}. To read its files or images, unset the "
+                    "configuration: --data.name None."
+                ) from error
             raise UserError(
                 f"--data.path {self.path!r}: there is no such file or folder, and it could not be "
                 f"read as a Hub dataset: {root_cause(error)}"

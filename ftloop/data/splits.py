@@ -4,9 +4,12 @@ import hashlib
 import json
 import logging
 import random
+import unicodedata
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ftloop.data.encodings import normalize_name
+from ftloop.data.labels import label_name
 from ftloop.data.shape import require_columns
 from ftloop.errors import UserError, did_you_mean
 
@@ -44,6 +47,8 @@ def rename_splits(data: "DatasetDict", names: dict[str, str]) -> "DatasetDict":
     """
     from datasets import DatasetDict
 
+    data = type(data)({normalize_name(name): rows for name, rows in data.items()})
+    names = {split: normalize_name(str(name)) for split, name in names.items()}
     renamed = {}
     for split, name in names.items():
         if split not in SPLITS:
@@ -195,7 +200,7 @@ def _row_groups(rows: "Dataset", column: str) -> list[str]:
             f"--data.split-group {column}: {len(missing)} row(s) of train have no group, counted "
             f"from 0: {', '.join(map(str, missing[:10]))}{', ...' if len(missing) > 10 else ''}."
         )
-    return list(map(str, groups))
+    return list(map(label_name, groups))  # as for labels, 3 and 3.0 are one group
 
 
 def _hash_positions(rows: "Dataset", options: SplitOptions) -> list[float]:
@@ -203,7 +208,8 @@ def _hash_positions(rows: "Dataset", options: SplitOptions) -> list[float]:
     require_columns({"train": rows}, options.split_hash, "--data.split-hash")
     positions = []
     for cells in zip(*(rows[column][:] for column in options.split_hash), strict=True):
-        content = json.dumps([options.split_seed, *map(str, cells)]).encode()
+        texts = [unicodedata.normalize("NFC", str(cell)) for cell in cells]
+        content = json.dumps([options.split_seed, *texts]).encode()
         digest = hashlib.blake2b(content, digest_size=8).digest()
         positions.append(int.from_bytes(digest) / 2**64)
     return positions

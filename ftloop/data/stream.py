@@ -15,6 +15,7 @@ import glob
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,8 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import get_worker_info
 
+from ftloop.data.csv_structure import pandas_warnings
 from ftloop.data.formats import expand_paths
 from ftloop.data.prepared import fingerprint_table
+from ftloop.data.reader_errors import explain_error
 from ftloop.errors import UserError, root_cause
 from ftloop.files import write_text
 from ftloop.sampler import UNBOUNDED, random_permutation
@@ -242,7 +245,12 @@ class Stream:
         num_held_out = self.held_out.get(shard, 0)
         num_rows = num_usable = 0
         try:
-            for table in shard_source.with_format("arrow").iter(ROWS_PER_READ):
+            tables = shard_source.with_format("arrow").iter(ROWS_PER_READ)
+            while True:
+                with pandas_warnings(is_checked=True):
+                    table = next(tables, None)
+                if table is None:
+                    break
                 usable = self.drop_unusable(Dataset(table), shard, num_rows)
                 usable = usable.with_format("arrow")[:]
                 num_rows, num_usable = num_rows + len(table), num_usable + len(usable)
@@ -253,7 +261,7 @@ class Stream:
             raise
         except Exception as error:  # of readers, the network, and functions that map and filter
             raise UserError(
-                f"--data: shard {shard} of the stream cannot be read: {root_cause(error)}"
+                f"--data: shard {shard} of the stream cannot be read: {explain_error(error)}"
             ) from error
         if num_usable < num_rows and shard not in self.shard_sizes:
             logger.warning(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from ftloop.data.encodings import open_decompressed
 from ftloop.data.splits import SPLIT_ALIASES, SPLITS
 from ftloop.errors import UserError, did_you_mean, root_cause
 from ftloop.files import temporary_folder
@@ -189,7 +190,7 @@ def read_xml(name: str) -> "Dataset":
     """
     from xml.etree import ElementTree
 
-    with _open(name) as stream:
+    with open_decompressed(name) as stream:
         root = ElementTree.parse(stream).getroot()
     rows = []
     for number, element in enumerate(root):
@@ -208,7 +209,7 @@ def read_xml(name: str) -> "Dataset":
 
 def read_json(name: str, key: str) -> "Dataset":
     """Read the list of rows that is stored under a dotted key."""
-    with _open(name) as stream:
+    with open_decompressed(name) as stream:
         return to_dataset(_look_up(json.load(stream), key, name), key)
 
 
@@ -221,7 +222,7 @@ def read_pickle(name: str, field: tuple[str, ...]) -> "Dataset | dict[str, Datas
     import pandas
     from datasets import concatenate_datasets
 
-    with _open(name) as stream:
+    with open_decompressed(name) as stream:
         value = pandas.read_pickle(stream, compression=None)
     if not field and isinstance(value, dict):
         if value and set(value) <= {*SPLITS, *SPLIT_ALIASES}:
@@ -238,13 +239,6 @@ def read_pickle(name: str, field: tuple[str, ...]) -> "Dataset | dict[str, Datas
     return concatenate_datasets(
         list(tables.values()), axis=1
     )  # raises for columns of the same name
-
-
-def _open(name: str) -> Any:
-    """Open a file or URL to read bytes. It is decompressed as its extension says."""
-    import fsspec
-
-    return fsspec.open(name, "rb", compression="infer")
 
 
 def _look_up(value: Any, key: str, name: str) -> Any:

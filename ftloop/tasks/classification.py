@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ftloop.data import checks
+from ftloop.data.findings import log_findings
 from ftloop.data.labels import (
     Labels,
     ProblemType,
     encode_labels,
     infer_labels,
     is_missing,
+    label_name,
     log_labels,
     read_label_cells,
     resolve_columns,
@@ -188,7 +190,7 @@ class Classification(PretrainedTask):
         `full` logs everything that is known about the data, as --check does.
         """
         findings = checks.check_everything(self) if full else checks.check_rows(self)
-        return checks.log_findings(findings)
+        return log_findings(findings)
 
     def example_settings(self) -> dict[str, Any]:
         labels = {"problem_type": self.labels.problem_type, "names": self.labels.names}
@@ -266,7 +268,7 @@ class Classification(PretrainedTask):
 def read_label_names(names: tuple[str, ...]) -> tuple[str, ...]:
     """Return `--label-names`; a single name is a file with one name per line. Raises UserError."""
     if len(names) != 1:
-        return names
+        return tuple(map(label_name, names))
     file = Path(names[0]).expanduser()
     if not file.is_file():
         raise UserError(
@@ -274,4 +276,4 @@ def read_label_names(names: tuple[str, ...]) -> tuple[str, ...]:
             "line."
         )
     lines = file.read_text(encoding="utf-8").splitlines()
-    return tuple(line.strip() for line in lines if line.strip())
+    return tuple(label_name(line) for line in lines if label_name(line))

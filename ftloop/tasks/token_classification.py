@@ -89,6 +89,7 @@ class TokenClassification(TextTask):
         if self.data.streaming:
             train = train.head(self.data.shuffle_buffer)
         names = read_label_names(self.label_names) or class_names(train.features[column])
+        names = tuple(dict.fromkeys(names))  # the column may have a name in two Unicode forms
         if not names:
             tags = {label_name(tag) for tags in train[column] for tag in tags if is_known(tag)}
             is_number = all(tag.isdecimal() for tag in tags)
@@ -246,4 +247,5 @@ def is_known(tag: Any) -> bool:
 
 def class_names(feature: Any) -> tuple[str, ...]:
     """Return the names of a column of lists of ClassLabel ids; () for other columns."""
-    return tuple(getattr(getattr(feature, "feature", None), "names", None) or ())
+    names = getattr(getattr(feature, "feature", None), "names", None) or ()
+    return tuple(map(label_name, names))
