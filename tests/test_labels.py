@@ -120,7 +120,7 @@ def test_truth_values_are_ids_of_two_names():
 def test_a_threshold_for_single_labels_is_reported_as_without_effect(tmp_path, caplog):
     rows = [{"text": row["text"], "label": row["colour"]} for row in sentences(20)]
     data = Data(path=write_csv(tmp_path / "rows.csv", rows), validation=0)
-    task = TextClassification(model="-", data=data, threshold=0.7)
+    task = TextClassification(model="-", init="random", data=data, threshold=0.7)
     with caplog.at_level("WARNING", "ftloop"):
         _ = task.labels
     assert "--threshold 0.7 has no effect" in caplog.text

@@ -302,7 +302,11 @@ def encode_labels(
     if labels.problem_type == "regression":
         return _encode_numbers(cells, split)
     if len(columns) > 1:
-        return _encode_indicators(cells, columns, split)
+        encoded = _encode_indicators(cells, columns, split)
+        if sorted(columns) != sorted(labels.names):  # the names are given, in the order of columns
+            return encoded
+        places = [columns.index(name) for name in labels.names]
+        return [[row[place] for place in places] for row in encoded]
     values = [value for cell in cells for value in (cell if labels.is_multi_label else [cell])]
     ids = _match_ids(set(map(label_name, values)), labels, columns[0], split)
     if not labels.is_multi_label:

@@ -1,7 +1,7 @@
 """Classification: what text and image classification share, from the labels to the metrics."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -23,6 +23,7 @@ from ftloop.data.relabel import relabel_rows
 from ftloop.errors import UserError
 from ftloop.task import Batch
 from ftloop.tasks import metrics
+from ftloop.tasks.heads import Outputs, head_kind
 from ftloop.tasks.predictor import ClassificationPredictor, Predictor
 from ftloop.tasks.pretrained import PretrainedTask, explain_loading
 from ftloop.tasks.rows import UnusableRows
@@ -55,7 +56,7 @@ class Classification(PretrainedTask):
     label_rare: str | None = None  # the label that classes below label_min_rows get: other
     label_names: tuple[str, ...] = ()
     """Label names in the order of their ids, or one file with a name per line. Default: those of
-    the training rows."""
+    the training rows, in the order of the model if it was trained for the same labels."""
     problem_type: ProblemType | None = None
     """Kind of problem. Default: multi-label for lists, regression for decimals, else
     single-label."""
@@ -123,7 +124,11 @@ class Classification(PretrainedTask):
 
     @cached_property
     def labels(self) -> Labels:
-        """The problem type and the label names, inferred from train and the options."""
+        """The problem type and the label names, inferred from train and the options.
+
+        A model that was trained for the same labels keeps their order, unless `label_names` gives
+        another one.
+        """
         names = read_label_names(self.label_names)
         train = self.rows["train"]
         if self.data.streaming:
@@ -133,9 +138,19 @@ class Classification(PretrainedTask):
         labels = infer_labels(
             train, self.label_columns, self.label_separator, self.problem_type, names
         )
+        found = None if names else self.checkpoint_outputs
+        if found is not None and found.fits(self.describe_outputs(labels)):
+            labels = replace(labels, names=found.names)
         if not labels.is_multi_label and self.threshold != type(self).threshold:
             logger.warning("--threshold %g has no effect: a row has one label", self.threshold)
         return labels
+
+    def describe_outputs(self, labels: Labels) -> Outputs:
+        return Outputs(head_kind(self.model_class), labels.problem_type, labels.names)
+
+    @property
+    def outputs(self) -> Outputs:
+        return self.describe_outputs(self.labels)
 
     def encode_labels(self, rows: "Dataset", split: str) -> list[Any]:
         return encode_labels(rows, self.label_columns, self.label_separator, self.labels, split)

@@ -2,10 +2,12 @@
 
 import logging
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ftloop.errors import UserError, did_you_mean, root_cause
+from ftloop.tasks.heads import Outputs, fit_head, head_kind, read_outputs
 from ftloop.tasks.predictor import Predictor
 from ftloop.tasks.rows import DataTask
 
@@ -40,6 +42,7 @@ class PretrainedTask(DataTask):
 
     model_class: ClassVar[Any] = None  # a class, or the name of one in transformers
     predictor_class: ClassVar[type[Predictor]] = Predictor  # predicts new rows; predict.py uses it
+    is_finished: ClassVar[bool] = False  # True for what `from_finished_run` returns
 
     def validate(self) -> None:
         super().validate()
@@ -64,7 +67,9 @@ class PretrainedTask(DataTask):
 
     def from_finished_run(self, model_folder: str) -> "PretrainedTask":
         """Return this task with the exported model of a finished run."""
-        return replace(self, model=model_folder, init="pretrained", model_options={}, dropout=None)
+        task = replace(self, model=model_folder, init="pretrained", model_options={}, dropout=None)
+        vars(task)["is_finished"] = True
+        return task
 
     def with_few_batch_shapes(self) -> "PretrainedTask":
         """Return this task with batches of few shapes: torch.compile makes kernels for each."""
@@ -136,6 +141,18 @@ class PretrainedTask(DataTask):
             if "drop" in name and not isinstance(value, bool):
                 setattr(config, name, self.dropout)
 
+    @property
+    def outputs(self) -> Outputs | None:
+        """What the outputs of the head must mean; None: any head of the checkpoint is kept."""
+        return None
+
+    @cached_property
+    def checkpoint_outputs(self) -> Outputs | None:
+        """What the outputs of the checkpoint's head mean; None for random weights."""
+        if self.init == "random":
+            return None
+        return read_outputs(self.read_config(), head_kind(self.model_class))
+
     def loading_error(self, error: Exception) -> UserError:
         return UserError(f"--model {self.model!r} cannot be loaded: {explain_loading(error)}")
 
@@ -144,9 +161,7 @@ class PretrainedTask(DataTask):
     def build_model(self) -> "PreTrainedModel":
         import transformers
 
-        model_class = self.model_class
-        if isinstance(model_class, str):
-            model_class = getattr(transformers, model_class)
+        model_class = self.load_model_class()
         verbosity = transformers.logging.get_verbosity()
         transformers.logging.set_verbosity_error()  # our log lines replace its table of new weights
         try:
@@ -161,6 +176,12 @@ class PretrainedTask(DataTask):
             raise self.loading_error(error) from error
         finally:
             transformers.logging.set_verbosity(verbosity)
+
+    def load_model_class(self) -> Any:
+        import transformers
+
+        named = isinstance(self.model_class, str)
+        return getattr(transformers, self.model_class) if named else self.model_class
 
     def initialize_model(self, model_class: Any, config: "PretrainedConfig") -> "PreTrainedModel":
         """Return a model with random weights."""
@@ -200,6 +221,8 @@ class PretrainedTask(DataTask):
                 ", ".join(missing[:6]),
                 more,
             )
+        if self.outputs is not None and not self.is_finished:
+            fit_head(model, self.checkpoint_outputs, self.outputs, {*missing, *resized})
         return model
 
     def export(self, model: Any, state_dict: dict[str, Any], folder: Path) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ftloop.errors import UserError
 from ftloop.task import Batch
-from ftloop.tasks import tokenization
+from ftloop.tasks import agreement, tokenization
+from ftloop.tasks.heads import head_kind
 from ftloop.tasks.metrics import IGNORED
 from ftloop.tasks.packing import Packing, locate_tokens, validate_packing
 from ftloop.tasks.predictor import Predictor, TextPredictor
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from ftloop.data.tokens import PaddingCollator
 
 logger = logging.getLogger("ftloop")
-
-# These models count positions from the padding id on: 514 positions are for 512 tokens.
-POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")
 
 
 @dataclass(frozen=True)
@@ -128,13 +126,8 @@ class TextTask(PretrainedTask):
             raise UserError(
                 f"{name} is written in Python; one of the library tokenizers is needed."
             )
-        if tokenizer.pad_token is None:
-            if tokenizer.eos_token is None:
-                raise UserError(f"{name} has no token to pad with.")
-            tokenizer.pad_token = tokenizer.eos_token
-            logger.info(
-                "model: its tokenizer has no padding token; %r is used", tokenizer.eos_token
-            )
+        agreement.choose_padding_token(tokenizer)
+        agreement.fit_token_types(tokenizer, self.read_config(), self.load_model_class())
         return tokenizer
 
     def tokenizer_options(self) -> dict[str, Any]:
@@ -145,23 +138,38 @@ class TextTask(PretrainedTask):
         super().configure_model(config)
         if self.packing:
             validate_packing(config, self.processor.padding_side)
-        if getattr(config, "pad_token_id", None) is None:
-            config.pad_token_id = self.processor.pad_token_id
-        positions = getattr(config, "max_position_embeddings", None) or self.max_length
-        if config.model_type in POSITIONS_AFTER_PADDING:
-            positions -= config.pad_token_id + 1
-        limit = min(positions, self.processor.model_max_length)
-        if self.max_length > limit:
-            raise UserError(
-                f"--max-length {self.max_length}: the model {self.model!r} takes at most {limit} "
-                "tokens."
-            )
+        agreement.fit_config(config, self.processor, self.end_token)
+        agreement.fit_attention(config, self.max_length, self.pad_to == "max")
+
+    @cached_property
+    def end_token(self) -> int | None:
+        """The token by which the model finds the end of a text (BART, T5); None for others."""
+        config, kind = self.read_config(), head_kind(self.model_class)
+        if config.is_encoder_decoder and kind == "ForSequenceClassification":
+            return agreement.find_end_token(config, self.processor)
+        return None
 
     def build_model(self) -> "PreTrainedModel":
         model = super().build_model()
+        agreement.fit_max_length(model, self.processor, self.max_length)
+        agreement.fit_padding_token(model, self.processor)
         if self.packing:
             Packing(model)
+        self.check_padding(model)
         return model
+
+    def check_padding(self, model: "PreTrainedModel") -> None:
+        """Raise UserError if the model's results depend on the padding of a batch.
+
+        Models of the user's own classes, and tasks that compute something else, are not checked. An
+        exported model was checked before it was trained.
+        """
+        is_known = isinstance(self.model_class, str) and self.outputs is not None
+        if self.is_finished or self.pad_to == "max" or not is_known:
+            return
+        agreement.require_independence_of_padding(
+            model, self.processor, len(self.text_columns) > 1, self.max_length
+        )
 
     def export(self, model: Any, state_dict: dict[str, Any], folder: Path) -> None:
         forget_last_call(self.processor)
@@ -201,11 +209,18 @@ class TextTask(PretrainedTask):
             new_fingerprint=self.cache_key(rows),
             desc="tokenizing",
         )
+        self.check_ends(rows, tokenized["input_ids"])
         counts = self.count_truncation(tokenized)
         tokenized = tokenized.remove_columns("truncated")
         if self.has_equal_lengths:
             tokenized = tokenized.remove_columns("length")
         return tokenized, counts
+
+    def check_ends(self, rows: "Dataset", input_ids: Iterable[list[Any]]) -> None:
+        """Raise UserError for texts that hold the token by which the model finds their end."""
+        if self.end_token is not None:
+            texts = {column: rows[column] for column in self.text_columns}
+            agreement.require_equal_ends(self.processor, self.end_token, texts, input_ids)
 
     @property
     def has_equal_lengths(self) -> bool:
@@ -264,6 +279,7 @@ class TextTask(PretrainedTask):
         A task that changes examples in `build_dataset` changes them here too.
         """
         columns = self.tokenize_function(rows[:], self.processor, **self.tokenize_options)
+        self.check_ends(rows, columns["input_ids"])
         del columns["truncated"], columns["length"]
         labels = self.encode_labels(rows, "train")
         if labels is not None:

@@ -16,6 +16,7 @@ from ftloop.errors import UserError, did_you_mean
 from ftloop.task import Batch
 from ftloop.tasks import metrics, tokenization
 from ftloop.tasks.classification import read_label_names
+from ftloop.tasks.heads import Outputs, head_kind
 from ftloop.tasks.metrics import IGNORED
 from ftloop.tasks.predictor import Predictor, TokenPredictor
 from ftloop.tasks.pretrained import explain_loading
@@ -43,7 +44,8 @@ class TokenClassification(TextTask):
     label_column: tuple[str, ...] = ("tags",)  # column of the lists of tags
     label_names: tuple[str, ...] = ()
     """Names of the tags in the order of their ids, or one file with a name per line. Default: those
-    of the column, or all tags of the training rows."""
+    of the column, or all tags of the training rows, in the order of the model if it was trained for
+    the same tags."""
     metrics: tuple[str, ...] = ("accuracy", "f1_macro")
     """Scores over all tokens with a tag; see ftloop/tasks/metrics.py."""
 
@@ -96,7 +98,17 @@ class TokenClassification(TextTask):
             names = tuple(sorted(tags, key=int) if is_number else sorted(tags))
         if len(names) < 2:
             raise UserError(f"--label-column {column!r}: train has fewer than two tags: {names}.")
+        found = None if self.label_names else self.checkpoint_outputs
+        if found is not None and found.fits(self.describe_outputs(names)):
+            return found.names
         return names
+
+    def describe_outputs(self, names: tuple[str, ...]) -> Outputs:
+        return Outputs(head_kind(self.model_class), None, names)
+
+    @property
+    def outputs(self) -> Outputs:
+        return self.describe_outputs(self.tag_names)
 
     def find_unusable_rows(self, rows: "Dataset") -> list[UnusableRows]:
         """Return rows without words or tags. Raises UserError unless each word has a tag."""
