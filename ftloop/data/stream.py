@@ -27,7 +27,7 @@ from ftloop.data.csv_structure import pandas_warnings
 from ftloop.data.formats import expand_paths
 from ftloop.data.prepared import fingerprint_table
 from ftloop.data.reader_errors import explain_error
-from ftloop.errors import UserError, root_cause
+from ftloop.errors import UserError
 from ftloop.files import write_text
 from ftloop.sampler import UNBOUNDED, random_permutation
 from ftloop.state import fold_in, temporary_seed
