@@ -264,7 +264,8 @@ def digest_run(run: Path) -> dict[str, str]:
     for file in (checkpoint / "weights.pt", checkpoint / "training.pt", model):
         digests[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
     state = json.loads((checkpoint / "manifest.json").read_text())["state"]
-    del state["log_bytes"]  # metrics.jsonl holds times
+    for name in ("log_bytes", "log_checksum"):  # metrics.jsonl holds times
+        state.pop(name, None)
     digests["manifest.json"] = json.dumps(state)
     lines = []
     for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()):

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -15,12 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ranks, run_script
+from conftest import ROOT, quick, ranks, run_script
 from processes import TWO_RANKS, Background, wait_until
 from toy import Points, digest, import_name, toy_config, train_toy
 
-from ftloop import Stopped, checkpoint, loop
+from ftloop import Stopped, UserError, checkpoint, loop
 from ftloop.checkpoint import find_checkpoints, load_state, step_of
+from ftloop.cli.exit_codes import run_main
+from ftloop.cli.standard_error import StandardError
+from ftloop.distributed import StopSignals
 from ftloop.tasks import TextClassification
 
 TASK = {"sizes": [43, 11, 7], "noise": 0.3, "dropout": 0.2}
@@ -38,6 +42,7 @@ CALLS = {
     "the evaluation after the last step": (EVALUATE, 11, signal.SIGTERM, 12),
     "the evaluation on test": (EVALUATE, 14, signal.SIGTERM, 12),
     "saving": ("ftloop.checkpoint:_fsync", 9, signal.SIGTERM, 3),
+    "a step when the terminal is gone": (TRAIN_STEP, 5, signal.SIGHUP, 5),
 }
 """Where a signal arrives: in which call of a function, which signal, and the step of the stop."""
 
@@ -72,6 +77,14 @@ def uninterrupted(tmp_path_factory):
 
 def newest_step(run: Path) -> int:
     return step_of(find_checkpoints(run / "checkpoints")[-1])
+
+
+@pytest.fixture(autouse=True)
+def handled_hangup():
+    """SIGHUP as in a terminal: the tests may run under nohup, where it is ignored."""
+    previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, previous)
 
 
 # Signals and the time limit, in one process
@@ -218,6 +231,49 @@ def test_the_time_limit_of_a_command_may_change(command):
     assert run_script("train.py", *command).code == 0
 
 
+def test_an_ignored_hangup_stays_ignored(uninterrupted, tmp_path, monkeypatch):
+    """As under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    send_signal_in_call(TRAIN_STEP, 5, signal.SIGHUP, monkeypatch.setattr)
+    train(tmp_path / "run")
+    assert digest(tmp_path / "run") == uninterrupted
+
+
+def test_only_a_signal_that_comes_later_ends_the_process_at_once(monkeypatch):
+    """torchrun passes on a signal that the whole group of processes got already."""
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    signals = StopSignals()
+    signals._handle(signal.SIGTERM, None)
+    signals._handle(signal.SIGTERM, None)
+    assert ended == []
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 1.5)
+    signals._handle(signal.SIGTERM, None)
+    assert ended == [143]
+
+
+def test_a_signal_to_all_processes_and_a_closed_pipe_leave_a_saved_run(command, tmp_path):
+    """Data workers get the signal as well, as in a terminal or under SLURM. `2>&1 | head -1` does
+    not end the run.
+    """
+    words = quick(("train.py", *command, "--epochs", "3000", "--workers", "2"))
+    with subprocess.Popen(
+        [sys.executable, *words], cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True
+    ) as run:
+        run.stderr.readline()
+        run.stderr.close()
+        try:
+            wait_until(lambda: find_checkpoints(tmp_path / "run" / "checkpoints"))
+            os.killpg(run.pid, signal.SIGTERM)
+            assert run.wait(60) == 143
+        finally:
+            run.kill()
+    newest = find_checkpoints(tmp_path / "run" / "checkpoints")[-1]
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["step"] == step_of(newest)
+
+
 def test_a_second_signal_ends_the_process_at_once(command, tmp_path):
     with Background([*command, "--epochs", "3000"], tmp_path / "log") as run:
         run.wait_until_it_trains(tmp_path / "run")
@@ -228,7 +284,34 @@ def test_a_second_signal_ends_the_process_at_once(command, tmp_path):
     assert all(checkpoint.damage(path) is None for path in checkpoints)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_an_interrupt_that_a_library_takes_for_a_damaged_file_is_an_interrupt(capsys):
+    def read():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise UserError("the file cannot be read") from None
+
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert run_main(read) == 130
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert capsys.readouterr().err.startswith("Interrupted before the first step")
+
+
+def test_messages_that_nobody_reads_are_dropped():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", buffering=1) as stream:
+        error = StandardError(stream)
+        for _ in range(3):
+            print("a message", file=error)
+            error.flush()
+        assert not error.isatty()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_while_rows_are_prepared_ends_the_command_without_a_traceback(
     command, monkeypatch, number
 ):

@@ -209,6 +209,7 @@ def train_toys_in_ranks(processes: int, *runs: dict[str, Any], is_killed: bool =
     """
     result = ranks(processes, "tests/toy.py", json.dumps(runs), PYTHONPATH="tests")
     assert (result.code != 0) == is_killed, result.err
+    assert "FutureWarning" not in result.err  # of DistributedDataParallel
 
 
 def import_name(name: str) -> tuple[Any, str]:

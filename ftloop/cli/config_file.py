@@ -20,6 +20,7 @@ from ftloop.cli.options import REGISTRY
 from ftloop.config import Config
 from ftloop.errors import UserError, did_you_mean
 from ftloop.runs.record import add_to_path
+from ftloop.runs.shape import check_numbers
 
 
 def from_command_line(words: list[str]) -> Job:
@@ -42,6 +43,7 @@ def from_command_line(words: list[str]) -> Job:
         reject_unknown_options(words, names)
         words = expand_short_forms(words, names)
     job = tyro.cli(type(job), default=job, args=words, prog=prog, registry=REGISTRY)
+    check_numbers(job.task)
     validate_job(job)
     validate_track(job)
     return job

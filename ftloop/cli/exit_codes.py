@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from ftloop.cli.options import option_name
+from ftloop.cli.standard_error import standard_error_may_close
 from ftloop.errors import Stopped, TrainingError, UserError, root_cause
 from ftloop.escape import for_terminal
 
@@ -20,6 +21,11 @@ def run_main(main: Callable[[], None]) -> int:
     0: success. 1: TrainingError, or a process of the run died. 2: UserError. 130: SIGINT. 143:
     another signal. An unexpected exception passes through, with its traceback.
     """
+    with standard_error_may_close():
+        return _run_main(main)
+
+
+def _run_main(main: Callable[[], None]) -> int:
     is_first_rank = os.environ.get("LOCAL_RANK", "0") == "0"  # one process of each machine prints
     try:
         with _exit_on_signals():
@@ -65,7 +71,16 @@ def print_error(message: str) -> None:
 
 @contextlib.contextmanager
 def _exit_on_signals() -> Iterator[None]:
-    """Exit with a message on SIGTERM and SIGUSR1 while no training loop handles them."""
+    """Exit with a message on signals while no training loop handles them.
+
+    A library that is interrupted by SIGINT while it reads may take that for a damaged file: its
+    error becomes KeyboardInterrupt again.
+    """
+    interrupts = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        raise KeyboardInterrupt
 
     def exit_now(number: int, frame: FrameType | None) -> None:
         if os.environ.get("LOCAL_RANK", "0") == "0":
@@ -77,15 +92,28 @@ def _exit_on_signals() -> Iterator[None]:
             )
         raise SystemExit(143)  # not an Exception, which the libraries catch in many places
 
-    with signals_to(exit_now):
-        yield
+    handler = signal.getsignal(signal.SIGINT)
+    is_interruptible = handler is signal.default_int_handler  # not in the background of a shell
+    with signals_to(exit_now), signals_to(interrupt, (signal.SIGINT,) if is_interruptible else ()):
+        try:
+            yield
+        except (UserError, TrainingError) as error:
+            if interrupts:
+                raise KeyboardInterrupt from error
+            raise
 
 
 @contextlib.contextmanager
-def signals_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Send SIGTERM and SIGUSR1 to a handler within the block, and restore the handlers after it."""
-    numbers = (signal.SIGTERM, signal.SIGUSR1)
-    previous = {number: signal.signal(number, handler) for number in numbers}
+def signals_to(
+    handler: Callable[[int, FrameType | None], None],
+    numbers: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP),
+) -> Iterator[None]:
+    """Send signals to a handler within the block, and restore the handlers after it.
+
+    A signal that is ignored, as SIGHUP is under nohup, stays ignored.
+    """
+    handled = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, handler) for number in handled}
     try:
         yield
     finally:

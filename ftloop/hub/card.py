@@ -7,14 +7,13 @@ Sources: Mitchell et al. 2019, "Model Cards for Model Reporting", arXiv:1810.039
 """
 
 import hashlib
-import json
 import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftloop.config import Config
-from ftloop.errors import UserError, root_cause
+from ftloop.errors import UserError, read_json, root_cause
 from ftloop.escape import for_markdown
 from ftloop.extensions import Observer
 from ftloop.files import refuse_links, write_text
@@ -110,7 +109,7 @@ def read_scores(run_dir: Path) -> Scores:
         raise UserError(
             f"{str(run_dir)!r} has no scores.json: its training is not finished, or it is no run."
         )
-    return json.loads(file.read_text(encoding="utf-8"))
+    return read_json(file, dict[str, dict[str, float | None]])
 
 
 def build_card(
@@ -127,7 +126,7 @@ def build_card(
     pushed before training has ended.
     """
     config_file = folder / "config.json"
-    model_config = json.loads(config_file.read_text("utf-8")) if config_file.is_file() else {}
+    model_config = read_json(config_file, dict[str, Any]) if config_file.is_file() else {}
     run_dir = Path(config.run_dir)
     title = run_dir.resolve().name
     environment = recorded_environment(run_dir)

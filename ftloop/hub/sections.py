@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import importlib.metadata
-import json
 import logging
 import math
 import platform
@@ -15,6 +14,7 @@ from ftloop import __version__
 from ftloop.config import Config
 from ftloop.errors import UserError
 from ftloop.escape import code_span, for_markdown
+from ftloop.files.metric_lines import read_metric_lines
 from ftloop.hub.markdown import fold, format_option, option_rows, table
 from ftloop.hub.metadata import Intervals, Scores, describe_source, hub_id, pipeline_task
 from ftloop.sampler import UNBOUNDED
@@ -190,10 +190,7 @@ def describe_hyperparameters(config: Config, environment: dict[str, Any]) -> str
 
 def read_metric_log(run_dir: Path) -> list[dict[str, Any]]:
     """Return the lines of metrics.jsonl."""
-    file = run_dir / "metrics.jsonl"
-    if not file.is_file():
-        return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return read_metric_lines(run_dir / "metrics.jsonl")
 
 
 def training_table(log: list[dict[str, Any]], exported: dict[str, Any] | None) -> str:

@@ -1,11 +1,11 @@
 """The table of validation scores: a header, then one line for each evaluation."""
 
-import json
 import logging
 import math
 from typing import Any
 
 from ftloop.extensions import Observer
+from ftloop.files.metric_lines import read_metric_lines
 
 logger = logging.getLogger("ftloop")
 
@@ -25,9 +25,10 @@ class ScoreTable(Observer):
         file = run.folder / "metrics.jsonl"
         if not run.is_main_process or run.state.step == 0 or not file.is_file():
             return
-        for line in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
+        for line in read_metric_lines(file):
             is_loss = line["split"] == "train" and line["name"] == "loss"
-            if is_loss and line["step"] > run.state.last_eval_step and line["value"] is not None:
+            is_new = run.state.last_eval_step < line["step"] <= run.state.step
+            if is_loss and is_new and line["value"] is not None:
                 rows = len(run.sampler.plan(line["step"] - 1).row_ids)
                 self.losses.append((rows, line["value"]))
 

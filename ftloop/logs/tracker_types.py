@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ftloop.errors import root_cause
+from ftloop.errors import UserError, read_json, root_cause
 from ftloop.files import write_text
 
 logger = logging.getLogger("ftloop")
@@ -35,7 +35,9 @@ class Tracker:
         self.id = secrets.token_hex(16) if self.is_new else self.id_file.read_text()
         self.sent_step, self.sent_splits = 0, []
         if not self.is_new and self.sent_file.is_file():
-            self.sent_step, self.sent_splits = json.loads(self.sent_file.read_text())
+            with contextlib.suppress(UserError, ValueError):  # damaged: all is sent again
+                step, splits = read_json(self.sent_file, list[int | list[str]])
+                self.sent_step, self.sent_splits = step, splits
 
     def options(self) -> dict[str, Any]:
         """Return arguments for accelerate's class: those of the library, and perhaps "project"."""

@@ -15,12 +15,14 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ftloop.config import Config, encode
 from ftloop.errors import UserError, did_you_mean, root_cause
 from ftloop.extensions import Observer
 from ftloop.files import refuse_links
+from ftloop.files.metric_lines import parse_metric_lines
 from ftloop.logs.tracker_types import TRACKERS, Tracker
 
 if TYPE_CHECKING:
@@ -118,7 +120,7 @@ class Trackers(Observer):
 
 def read_points(lines: Iterable[str]) -> Iterator[tuple[int, str, dict[str, float]]]:
     """Yield (step, split, values) for lines of metrics.jsonl. Values of None are left out."""
-    records = map(json.loads, lines)
+    records = parse_metric_lines(lines, Path("metrics.jsonl"))
     by_point = itertools.groupby(records, key=lambda record: (record["step"], record["split"]))
     for (step, split), group in by_point:
         values = {}

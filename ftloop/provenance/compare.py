@@ -6,6 +6,7 @@ from typing import Any
 
 from ftloop import checkpoint as checkpoints
 from ftloop.config import differences, read_record
+from ftloop.errors import UserError
 from ftloop.provenance.reading import Entry, LedgerError, format_plan, is_plan, read_ledger
 
 
@@ -84,7 +85,7 @@ def describe_weights_before(step: int, equal_weights: int | None) -> str:
 
 def load_environment(run_dir: Path) -> dict[str, Any]:
     """Load the environment of the newest checkpoint; {} if there is none that is readable."""
-    with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
+    with contextlib.suppress(UserError, IndexError):
         newest = checkpoints.find_checkpoints(run_dir / "checkpoints")[-1]
         return checkpoints.load_environment(newest)
     return {}

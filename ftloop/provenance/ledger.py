@@ -9,8 +9,10 @@ The ledger records the rows from which the losses were computed, and not those t
 `ftloop.provenance.verify` compares the two.
 """
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,23 @@ import numpy
 import torch
 
 from ftloop.config import encode
-from ftloop.errors import UserError
+from ftloop.errors import UserError, read_json
 from ftloop.extensions import Observer
 from ftloop.files import replace_file
+from ftloop.files.metric_lines import has_fields
 from ftloop.metric_log import StepRecord, raise_write_errors
 from ftloop.provenance.row_digest import format_digest, hash_rows
+
+logger = logging.getLogger("ftloop")
+
+
+# The fields of a line, and their types
+STEP = {"step": int, "epoch": int, "index": int, "rows": int, "row_digest": str, "loss": str}
+PLAN = {
+    **{"step": int, "num_rows": int, "batch_size": int, "seed": int, "grouped": bool},
+    **{"row_order": dict, "fingerprints": dict},
+}
+CHAIN = {"chain": str}
 
 
 class Ledger(Observer):
@@ -44,7 +58,14 @@ class Ledger(Observer):
         digest = self._digest_weights(run, run.state.step)  # all ranks gather the weights
         if not run.is_main_process:
             return
-        lines = kept_lines(run.folder / "ledger.jsonl", run.state.step)
+        lines, last_step = kept_lines(run.folder / "ledger.jsonl", run.state.step)
+        if last_step != run.state.step:
+            logger.warning(
+                "ledger.jsonl has changed: it ends with step %d, but the run resumes after step "
+                "%d. `verify` finds the first line that is missing or wrong.",
+                last_step,
+                run.state.step,
+            )
         self.last_line = lines[-1] if lines else b""
         self.stream = (run.folder / "ledger.jsonl").open("ab")
         self.stream.truncate(sum(map(len, lines)))
@@ -52,7 +73,7 @@ class Ledger(Observer):
         if run.sampler.group_by_length:  # `verify` computes the order of the rows from them
             with replace_file(run.folder / "lengths.npy") as stream:
                 numpy.save(stream, run.sampler.lengths)
-        plans = [line for line in map(json.loads, lines) if "num_rows" in line]
+        plans = [entry for entry in map(read_entry, lines) if "num_rows" in entry]
         if not plans or any(plans[-1].get(name) != value for name, value in plan.items()):
             self._append({"step": run.state.step, **plan, "weights": digest})
 
@@ -124,16 +145,34 @@ def sum_rows(record: StepRecord) -> numpy.ndarray:
     return numpy.array([len(hashes), hashes.sum(dtype=numpy.int64)])
 
 
-def kept_lines(file: Path, step: int) -> list[bytes]:
-    """Return the lines of a ledger up to a step; an incomplete last line is left out."""
-    if not file.is_file():
-        return []
-    lines = []
-    for line in file.read_bytes().splitlines(keepends=True):
-        if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+def kept_lines(file: Path, step: int) -> tuple[list[bytes], int]:
+    """Return the lines of a ledger up to a step, and the last step among them.
+
+    An incomplete last line is left out. A line that is not one of a ledger is kept, so that
+    `verify` reports it.
+    """
+    lines: list[bytes] = []
+    last_step = 0
+    for line in file.read_bytes().splitlines(keepends=True) if file.is_file() else ():
+        number = read_entry(line).get("step", last_step)
+        if not line.endswith(b"\n") or number > step:
             break
         lines.append(line)
-    return lines
+        last_step = number
+    return lines, last_step
+
+
+def read_entry(line: bytes) -> dict[str, Any]:
+    """Return a line of a ledger, a plan or a step; {} for one that is neither."""
+    with contextlib.suppress(UserError):
+        entry = read_json(Path("ledger.jsonl"), Any, line)
+        optional = {"weights": str}
+        if has_fields(entry, {**STEP, **CHAIN}, optional):
+            return entry
+        if has_fields(entry, {**PLAN, **CHAIN}, optional):
+            is_named = isinstance(entry["row_order"].get("function"), str)
+            return entry if is_named else {}
+    return {}
 
 
 def chain_digest(previous_line: bytes, entry: dict[str, Any]) -> str:

@@ -1,18 +1,16 @@
 """Read the ledger of a run, and check that its lines continue one another."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ftloop.config import encode, read_record
 from ftloop.errors import UserError
-from ftloop.provenance.ledger import chain_digest
+from ftloop.provenance.ledger import chain_digest, read_entry
 from ftloop.sampler import UNBOUNDED, own_order, random_order
 
 Entry = dict[str, Any]  # a line of a ledger, without its chain digest: a plan or a step
 
-PLAN_FIELDS = {"step", "num_rows", "batch_size", "seed", "grouped", "row_order", "fingerprints"}
-STEP_FIELDS = {"step", "epoch", "index", "rows", "row_digest", "loss"}
+MAX_ROWS = 2**40  # a plan of more rows would not fit in memory
 
 
 class LedgerError(Exception):
@@ -50,13 +48,14 @@ def read_ledger(run_dir: Path) -> list[Entry]:
 
 def parse_line(line: bytes) -> tuple[Entry | None, str]:
     """Return the entry and the chain digest of a line; (None, "") for what is no such line."""
+    entry = read_entry(line)
     try:
-        entry = json.loads(line)
-        chain = entry.pop("chain")
-        fields = PLAN_FIELDS if is_plan(entry) else STEP_FIELDS
-    except (ValueError, KeyError, AttributeError, TypeError):
+        float.fromhex(entry.get("loss", "0"))
+    except (ValueError, OverflowError):
         return None, ""
-    return (entry, chain) if fields <= entry.keys() else (None, "")
+    sizes = entry.get("num_rows", 1), entry.get("batch_size", 1)
+    is_possible = entry and min(sizes) > 0 and (sizes[0] < MAX_ROWS or sizes[0] == UNBOUNDED)
+    return (entry, entry.pop("chain")) if is_possible else (None, "")
 
 
 def is_plan(entry: Entry) -> bool:

@@ -40,6 +40,8 @@ def verify_run(run_dir: Path) -> tuple[bool, list[str]]:
         return True, check_ledger(run_dir)
     except LedgerError as error:
         return False, [f"wrong     {error}"]
+    except MemoryError as error:
+        return False, [f"wrong     the plan has more rows than fit in memory: {error}"]
 
 
 def check_ledger(run_dir: Path) -> list[str]:
@@ -150,6 +152,8 @@ def load_lengths(run_dir: Path, num_rows: int) -> numpy.ndarray:
         lengths = numpy.load(file)
     except (OSError, ValueError, EOFError) as error:
         raise LedgerError(f"{file} is unreadable: {error}") from error
+    if lengths.ndim != 1 or lengths.dtype.kind not in "iu":
+        raise LedgerError(f"{file} does not hold lengths")
     if len(lengths) != num_rows:
         raise LedgerError(f"{file} has {len(lengths)} rows, but the plan has {num_rows}")
     return lengths

@@ -5,7 +5,6 @@ inputs or labels differ, the page says so.
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy
 
 from ftloop.config import differences, read_record
 from ftloop.data.shape import row_digests
-from ftloop.errors import UserError
+from ftloop.errors import UserError, read_json
 from ftloop.report import bootstrap, curves, figures
 from ftloop.report.config_section import option_name
 from ftloop.report.finished_run import FinishedRun
@@ -96,7 +95,8 @@ def load_finished(run_dir: Path) -> FinishedRun:
             f"{str(run_dir)!r} cannot be compared: its task, {type(config.task).__name__}, is no "
             "Classification."
         )
-    return FinishedRun(run_dir, config, json.loads(scores_file.read_text(encoding="utf-8")))
+    scores = read_json(scores_file, dict[str, dict[str, float | None]])
+    return FinishedRun(run_dir, config, scores)
 
 
 def build_page(runs: Runs) -> Page:

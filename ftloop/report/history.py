@@ -3,15 +3,17 @@
 A run that is still training can be read too.
 """
 
-import json
+import contextlib
 import math
-from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy
+
+from ftloop.errors import UserError, read_json
+from ftloop.files.metric_lines import read_metric_lines
 
 MAX_POINTS = 1000  # of a curve: more than a screen has pixels for
 
@@ -76,7 +78,7 @@ class History:
         scores: dict[tuple[str, str], Series] = defaultdict(Series)
         speed: dict[str, Series] = defaultdict(Series)
         times, steps, epochs = [], 0, 0.0
-        for line in read_json_lines(run_dir / "metrics.jsonl"):
+        for line in read_metric_lines(run_dir / "metrics.jsonl"):
             series = scores[line["split"], line["name"]]
             series.steps.append(line["step"])
             series.values.append(line["value"])
@@ -100,20 +102,14 @@ class History:
         }
 
 
-def read_json_lines(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the complete lines of a JSON Lines file; none if the file is missing.
-
-    A run that is training may have written half of the last line, which has no line break yet.
-    """
-    if not file.is_file():
-        return
-    with file.open("rb") as stream:
-        for line in stream:
-            if line.endswith(b"\n"):
-                yield json.loads(line)
-
-
 def ledger_digest(run_dir: Path) -> str | None:
-    """Return the last link of the ledger's chain, a digest of all steps; None without a ledger."""
-    last = deque(read_json_lines(run_dir / "ledger.jsonl"), maxlen=1)
-    return last[0]["chain"] if last else None
+    """Return the last link of the ledger's chain, a digest of all steps.
+
+    None without a ledger, and for one whose last line is not that of a ledger.
+    """
+    file = run_dir / "ledger.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)[-2:] if file.is_file() else []
+    complete = [line for line in lines if line.endswith(b"\n")]
+    with contextlib.suppress(UserError, IndexError):
+        return str(read_json(file, dict[str, Any], complete[-1]).get("chain"))
+    return None

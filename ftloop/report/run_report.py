@@ -5,14 +5,13 @@ hand), its report has the curves, the data and the options. The work is bounded 
 size; the page says where a sample was used.
 """
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ftloop.config import Config
-from ftloop.errors import UserError
+from ftloop.errors import UserError, read_json
 from ftloop.files import refuse_links
 from ftloop.report import (
     classes_section,
@@ -65,7 +64,8 @@ def build_page(run_dir: Path, config: Config, search_rows: int | None = None) ->
     """Build the report with the sections that the state of the run and its task allow."""
     scores_file = run_dir / "scores.json"
     is_finished = scores_file.is_file()
-    scores = json.loads(scores_file.read_text(encoding="utf-8")) if is_finished else None
+    scores_type = dict[str, dict[str, float | None]]
+    scores = read_json(scores_file, scores_type) if is_finished else None
     history = History.read(run_dir)
     name = run_dir.resolve().name
     page = Page(name if is_finished else f"Still training: {name}", "report")

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ftloop")
 
+# What reading a file of another kind or shape raises
+DAMAGED = (zipfile.BadZipFile, EOFError, KeyError, TypeError, AttributeError, RecursionError)
+
 FORMAT = 1  # of the stored files; it is part of their key
 ROW_ARRAYS = ("references", "predictions", "losses", "row_ids")
 LABEL_TYPES = {metrics.SINGLE: numpy.int64, metrics.MULTI: bool, metrics.REGRESSION: numpy.float64}
@@ -111,10 +114,10 @@ class ScoredSplit:
                 if key is not None and stored_key != key:
                     raise ValueError(f"{file} belongs to another model, other data or options")
                 arrays = {name: stored[name] for name in stored.files if name != "about"}
-        except (zipfile.BadZipFile, EOFError, KeyError) as error:
+            header["names"] = tuple(header["names"])
+            return cls(**{"probabilities": None, **header, **arrays})
+        except DAMAGED as error:
             raise ValueError(f"{file} cannot be read: {error}") from error
-        header["names"] = tuple(header["names"])
-        return cls(**{"probabilities": None, **header, **arrays})
 
 
 def score_split(

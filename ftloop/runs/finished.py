@@ -106,7 +106,7 @@ def recorded_environment(run_dir: str | Path) -> dict[str, Any]:
     from ftloop.checkpoint import find_checkpoints, load_environment
 
     checkpoints = find_checkpoints(Path(run_dir) / "checkpoints")
-    with contextlib.suppress(OSError, ValueError, KeyError):
+    with contextlib.suppress(UserError):
         return load_environment(checkpoints[-1]) if checkpoints else {}
     return {}  # a finished run needs only its folder model/
 

@@ -19,6 +19,7 @@ from ftloop.data import Data
 from ftloop.errors import UserError
 from ftloop.extensions import Observer
 from ftloop.runs import trust
+from ftloop.runs.shape import check_config
 from ftloop.task import Task
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def load_config(
         raise UserError(f"{run_dir / 'config.json'} cannot be read: {error!r}.") from error
     if not isinstance(config, Config):
         raise UserError(f"{run_dir / 'config.json'} holds no ftloop.Config.")
+    check_config(config, run_dir / "config.json")
     return dataclasses.replace(config, run_dir=str(run_dir))
 
 

@@ -1,0 +1,64 @@
+"""Check the values of a config that was read from the record of a run."""
+
+import typing
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from ftloop.config import Config, validate
+from ftloop.errors import UserError
+
+LARGEST = 2**31  # of the numbers of tasks and data: lengths, sizes, counts
+LARGEST_SEED = 2**62
+
+
+def check_numbers(value: Any, prefix: str = "task.") -> None:
+    """Raise UserError for a number in a task or its data that is absurdly large or NaN.
+
+    No option could mean such a number, and each would fail in a way of its own.
+    """
+    for field in fields(value) if is_dataclass(value) else ():
+        item, place = getattr(value, field.name), f"{prefix}{field.name}"
+        largest = LARGEST_SEED if field.name.endswith("seed") else LARGEST
+        for part in item if isinstance(item, tuple) else (item,):
+            if isinstance(part, int | float) and not -largest <= part <= largest:
+                message = f"must be at least -{largest} and at most {largest}, but is {part}."
+                raise UserError(message, field=place)
+            if is_dataclass(part) and not isinstance(part, type):
+                check_numbers(part, f"{place}.")
+
+
+def check_config(config: Config, file: Path) -> None:
+    """Raise UserError for a value that does not have the type of its field, or that cannot work.
+
+    `file`: the record, config.json. What training refuses is refused here as well: with an
+    eval_batch_size of 0, for example, an evaluation would never end.
+    """
+    check_fields(config, file)
+    try:
+        check_numbers(config.task)
+        validate(config)
+    except UserError as error:
+        place = f"{error.field}: " if error.field else ""
+        raise UserError(f"{file} cannot be used: {place}{error.message}") from error
+
+
+def check_fields(value: Any, file: Path, prefix: str = "") -> None:
+    """Raise UserError for a field of a dataclass, or of one within it, that has another type."""
+    from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
+
+    try:
+        types = typing.get_type_hints(type(value))
+    except NameError:  # a fork may import the names of its types for type checkers only
+        types = {}
+    for field in fields(value):
+        item, place = getattr(value, field.name), f"{prefix}{field.name}"
+        try:
+            every_item = CollectionCheckStrategy.ALL_ITEMS
+            check_type(item, types.get(field.name, Any), collection_check_strategy=every_item)
+        except TypeCheckError as error:
+            raise UserError(f"{file} cannot be used: {place}: {error}.") from error
+        parts = item if isinstance(item, tuple) else (item,)
+        for part in parts:
+            if is_dataclass(part) and not isinstance(part, type):
+                check_fields(part, file, f"{place}.")
