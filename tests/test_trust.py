@@ -163,6 +163,11 @@ def test_what_a_trusted_module_has_imported_is_not_trusted_with_it(tmp_path, nam
         assert name in message
 
 
+def test_a_name_sends_nothing_to_the_terminal(tmp_path):
+    message = refusal(tmp_path, with_data(map={"function": "evil:\x1b[2Jname"}))
+    assert message == REFUSED.format(r"'evil:\x1b[2Jname'")
+
+
 def test_functions_of_ftloop_that_load_code_are_refused(tmp_path):
     loads = {"function": "ftloop.tasks.metrics:build", "arguments": ["hub:./evil", "regression"]}
     message = refusal(tmp_path, with_data(map=loads))

@@ -84,7 +84,8 @@ def refuse(names: list[str]) -> None:
         what = (
             "library code that is not made for configs" if is_library else "code outside of ftloop"
         )
-        raise UserError(f"this run names {what}: {', '.join(names)}. Use --trust-code to run it.")
+        shown = ", ".join(name if name.isprintable() else ascii(name) for name in names)
+        raise UserError(f"this run names {what}: {shown}. Use --trust-code to run it.")
 
 
 def find_untrusted(encoded: Any) -> list[str]:
