@@ -168,12 +168,12 @@ def test_files_with_other_columns_are_named(tmp_path):
 
 
 def test_an_option_that_a_reader_lacks_is_named_with_those_it_has(tmp_path):
-    message = r"--data.options seperator: the reader of csv files has no such option.* sep, "
+    message = r"--data.options seperator: the reader of this format has no such option.* sep, "
     path = write(tmp_path, "text,label\na,b\n")
     with pytest.raises(UserError, match=message):
         read(path, options={"seperator": ";"})
     path = write(tmp_path, '{"text": "a"}\n', "rows.jsonl")
-    with pytest.raises(UserError, match="dtype: the reader of json files has no such option"):
+    with pytest.raises(UserError, match="dtype: the reader of this format has no such option"):
         read(path, options={"dtype": "str"})
 
 

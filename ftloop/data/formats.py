@@ -1,7 +1,7 @@
 """Find the files behind a path, and read files of any format as one table per split.
 
 Tables are memory-mapped Arrow files in the cache of `datasets`. Its builders read the formats for
-which it has one that works; tables.py and images.py read the others.
+which it has one that works; tables.py and image_folders.py read the others.
 """
 
 import glob
@@ -46,7 +46,7 @@ READERS: dict[str, tuple[str, dict[str, Any]]] = {
     "text": ("text", TEXT_OPTIONS),
     "h5": ("hdf5", {}),
     "hdf5": ("hdf5", {}),
-    # Read by tables.py and images.py:
+    # Read by tables.py and image_folders.py:
     "xml": ("xml", {}),
     "sqlite": ("sqlite", {}),
     "db": ("sqlite", {}),
@@ -88,7 +88,7 @@ def find_files(path: str) -> dict[str, str]:
 
 def _find_files_in_folder(path: str, folder: Path) -> dict[str, str]:
     """Return the files or folders named train, validation or test, else the folder of images."""
-    from ftloop.data.images import IMAGE_DEPTHS, iterate_images
+    from ftloop.data.image_folders import IMAGE_DEPTHS, iterate_images
 
     entries = sorted(folder.iterdir())
     files: dict[str, str] = {}
@@ -138,7 +138,7 @@ def detect_format(path: str | Path) -> str:
 
     Another extension is returned as it is, and "" if there is none.
     """
-    from ftloop.data.images import has_class_folders
+    from ftloop.data.image_folders import has_class_folders
 
     is_url = "://" in str(path)
     path = Path(urlsplit(str(path)).path if is_url else path).expanduser()
@@ -325,7 +325,7 @@ def _read_image_folders(
     paths: dict[str, list[str]], formats: dict[str, str], options: dict[str, Any]
 ) -> "DatasetDict":
     """Read class folders, of all splits at once."""
-    from ftloop.data.images import read_image_folders
+    from ftloop.data.image_folders import read_image_folders
 
     if len(set(formats.values())) > 1:
         mixture = ", ".join(f"{split} {kind}" for split, kind in formats.items())

@@ -20,7 +20,7 @@ from ftloop.data.encodings import normalize_column, normalize_name
 from ftloop.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset
 
 logger = logging.getLogger("ftloop")
 
@@ -124,40 +124,6 @@ def label_name(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return normalize_name(str(value))
-
-
-def log_normalized_names(data: "DatasetDict", column: str) -> None:
-    """Log which label names are written otherwise in the data than `label_name` returns them."""
-    spellings: set[str] = set()
-    for rows in data.values():
-        spellings |= _read_spellings(rows, column)
-    changed = {name: label_name(name) for name in spellings if name != label_name(name)}
-    if not changed:
-        return
-    pairs = [f"{old!a} is {new!a}" for old, new in sorted(changed.items())]
-    logger.info(
-        "labels: spaces and invisible characters around a name do not count, nor does the Unicode "
-        "form (NFC is used): %s%s (%d name(s))",
-        ", ".join(pairs[:5]),
-        ", ..." if len(pairs) > 5 else "",
-        len(pairs),
-    )
-
-
-def _read_spellings(rows: "Dataset", column: str) -> set[str]:
-    """Return the different texts of a label column, or the names of its ClassLabel."""
-    import pyarrow.compute
-
-    feature = rows.features[column]
-    feature = getattr(feature, "feature", feature)
-    if hasattr(feature, "names"):
-        return set(feature.names)
-    if getattr(feature, "dtype", None) not in ("string", "large_string"):
-        return set()
-    cells = rows.data.column(column)
-    if not (pyarrow.types.is_string(cells.type) or pyarrow.types.is_large_string(cells.type)):
-        cells = pyarrow.compute.list_flatten(cells)
-    return {name for name in cells.unique().to_pylist() if name is not None}
 
 
 # Infer what the labels are

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib
 import re
 from collections.abc import Iterable, Iterator
 
@@ -97,17 +96,14 @@ def explain_unknown_option(cause: str) -> str:
     """Explain an option that a reader of `datasets` does not have, and list those it has."""
     from datasets import BuilderConfig
 
-    match = re.search(
-        r"(\w+)Config\.__init__\(\) got an unexpected keyword argument '(\w+)'", cause
-    )
-    if match is None:
+    match = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", cause)
+    readers = {reader.__name__: reader for reader in BuilderConfig.__subclasses__()}
+    if match is None or match[1] not in readers:
         return ""
-    reader, option = match[1].lower(), match[2]
-    module = importlib.import_module(f"datasets.packaged_modules.{reader}.{reader}")
-    fields = dataclasses.fields(getattr(module, f"{match[1]}Config"))
+    option = match[2]
     shared = {field.name for field in dataclasses.fields(BuilderConfig)}  # they choose files
-    names = {field.name for field in fields} - shared
+    names = {field.name for field in dataclasses.fields(readers[match[1]])} - shared
     return (
-        f"--data.options {option}: the reader of {reader} files has no such option"
+        f"--data.options {option}: the reader of this format has no such option"
         f"{did_you_mean(option, names)}. It has {', '.join(sorted(names))}."
     )

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ftloop.data.labels import is_missing, label_name, log_normalized_names, read_label_cells
+from ftloop.data.labels import is_missing, label_name, read_label_cells
 from ftloop.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -66,6 +66,40 @@ def relabel_rows(
         change = "of rare classes renamed" if rare else "of rare classes dropped"
         renaming.apply(change, dict.fromkeys(rare_names, target))
     return renaming.relabelled()
+
+
+def log_normalized_names(data: "DatasetDict", column: str) -> None:
+    """Log which label names are written otherwise in the data than `label_name` returns them."""
+    spellings: set[str] = set()
+    for rows in data.values():
+        spellings |= _read_spellings(rows, column)
+    changed = {name: label_name(name) for name in spellings if name != label_name(name)}
+    if not changed:
+        return
+    pairs = [f"{old!a} is {new!a}" for old, new in sorted(changed.items())]
+    logger.info(
+        "labels: spaces and invisible characters around a name do not count, nor does the Unicode "
+        "form (NFC is used): %s%s (%d name(s))",
+        ", ".join(pairs[:5]),
+        ", ..." if len(pairs) > 5 else "",
+        len(pairs),
+    )
+
+
+def _read_spellings(rows: "Dataset", column: str) -> set[str]:
+    """Return the different texts of a label column, or the names of its ClassLabel."""
+    import pyarrow.compute
+
+    feature = rows.features[column]
+    feature = getattr(feature, "feature", feature)
+    if hasattr(feature, "names"):
+        return set(feature.names)
+    if getattr(feature, "dtype", None) not in ("string", "large_string"):
+        return set()
+    cells = rows.data.column(column)
+    if not (pyarrow.types.is_string(cells.type) or pyarrow.types.is_large_string(cells.type)):
+        cells = pyarrow.compute.list_flatten(cells)
+    return {name for name in cells.unique().to_pylist() if name is not None}
 
 
 class Renaming:

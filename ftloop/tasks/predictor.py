@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftloop.data import Data
+from ftloop.data.image_folders import list_images
 from ftloop.data.images import (
     find_unreadable_images,
     format_errors,
     keep_images_encoded,
-    list_images,
     list_relative_paths,
     resolve_relative_paths,
 )
