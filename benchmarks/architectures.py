@@ -141,7 +141,7 @@ IMAGE: dict[str, dict[str, Any]] = {
 REFUSED = {
     "convbert": ("bert", {**SIZES, "embedding_size": 32, "conv_kernel_size": 3}),
     "fnet": ("bert", SIZES),
-    "funnel": ("bert", {"block_sizes": [1, 1], "d_model": 32, "n_head": 2, "d_head": 16}),
+    "funnel": ("bert", {"block_sizes": [1, 2], "d_model": 32, "n_head": 2, "d_head": 16}),
     "nystromformer": ("bert", {**SIZES, "num_landmarks": 4, "segment_means_seq_len": 16}),
 }
 

@@ -297,7 +297,7 @@ def tokenize_texts_of_known_words(
 ) -> list[dict[str, list[int]]]:
     """Return the tokens of texts, or pairs of texts, of 1, 2 and 16 words.
 
-    Models that join every two tokens (Funnel) depend on padding for odd or for even lengths only.
+    Models that join every two tokens (Funnel) may depend on padding for odd or even lengths only.
     """
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     ids = [number for number in range(len(tokenizer)) if number not in special]
