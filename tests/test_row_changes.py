@@ -20,6 +20,8 @@ from toy import Points, Rows, train_toy, train_toys_in_ranks
 
 from ftloop.checkpoint import find_checkpoints, load_state
 from ftloop.data import Data, images
+from ftloop.report.scored import storage_key
+from ftloop.runs.record import load_config
 from ftloop.tasks import ImageClassification, TextClassification
 
 OTHER_ROWS = "are not those with which the run began"
@@ -212,6 +214,19 @@ def test_a_run_does_not_resume_on_changed_images(photos, split, keeps_time):
 def test_a_run_on_images_is_evaluated_on_its_rows(photos):
     assert photos.resume().code == 0
     check_evaluation(photos, photos.folder / "data" / "test" / "cats" / "0.bmp", change_a_pixel)
+
+
+def test_the_report_predicts_changed_images_again(photos):
+    assert photos.resume().code == 0
+    run = photos.folder / "run"
+
+    def key() -> str:
+        return storage_key(run, "test", load_config(run).task.rows["test"])
+
+    before = key()
+    assert key() == before
+    rewrite(photos.folder / "data/test/cats/0.bmp", change_a_pixel, keeps_time=True)
+    assert key() != before
 
 
 def test_files_of_images_are_not_read_again_before_they_change(photos, monkeypatch):

@@ -237,10 +237,12 @@ def _digest_cells(
     def digest(cell: dict[str, Any] | None) -> bytes | None:
         if cell is None:
             return None
-        encoded = cell["bytes"]
-        return hashlib.sha256(
-            Path(cell["path"]).read_bytes() if encoded is None else encoded
-        ).digest()
+        encoded, path = cell["bytes"], cell["path"]
+        try:
+            content = Path(path).read_bytes() if encoded is None else encoded
+        except OSError as error:
+            raise UnreadableImage(f"image {path}: {error}") from error
+        return hashlib.sha256(content).digest()
 
     with ThreadPoolExecutor() as threads:
         return {"sha256": list(threads.map(digest, rows[column]))}

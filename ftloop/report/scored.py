@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 
 from ftloop.config import read_record
+from ftloop.data.images import list_file_stamps
 from ftloop.errors import UserError, did_you_mean
 from ftloop.files import refuse_links, replace_file
 from ftloop.report.subset import Subset, sample_rows
@@ -268,8 +269,10 @@ def load_datasets_once(task: Any) -> Any:
 def storage_key(run_dir: Path, split: str, rows: Any) -> str:
     """Return a digest of what the outputs of a split depend on: model, options of the task, rows.
 
-    The files of the model are compared by size and time, because they have hundreds of megabytes.
+    The files of the model and of images are compared by size and time, because they are large.
     """
+    from datasets import Image
+
     options = read_record(run_dir)["config"]
     model_files = sorted(
         file
@@ -277,10 +280,12 @@ def storage_key(run_dir: Path, split: str, rows: Any) -> str:
         if file.suffix in (".safetensors", ".bin", ".json")
     )
     stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in model_files]
+    columns = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
     parts = [
         FORMAT,
         split,
         stamps,
+        [list_file_stamps(rows, column) for column in columns],
         options["task"],
         options.get("precision"),
         len(rows),
