@@ -29,6 +29,7 @@ from ftloop.config import Config, validate
 from ftloop.data import Data
 from ftloop.errors import read_json
 from ftloop.files.metric_lines import read_metric_lines
+from ftloop.provenance.ledger import kept_lines
 from ftloop.provenance.reading import parse_line
 from ftloop.report.history import History, ledger_digest
 from ftloop.report.scored import ScoredSplit
@@ -217,6 +218,21 @@ def test_lines_of_a_ledger_are_checked(entry):
         assert not parse(num_rows=2**60)
         assert not parse(row_order={})
     assert parse_line(DEEP.encode()) == (None, "")
+
+
+def test_a_ledger_that_was_shortened_ends_before_the_step_that_is_resumed(tmp_path):
+    file = tmp_path / "ledger.jsonl"
+    assert kept_lines(file, 4) == ([], 0)
+    entries = [PLAN, *({**STEP, "step": step} for step in range(1, 7))]
+    lines = [json.dumps({**entry, "chain": "c"}).encode() + b"\n" for entry in entries]
+    file.write_bytes(b"".join(lines))
+    assert kept_lines(file, 4) == (lines[:5], 4)
+    file.write_bytes(b"".join(lines[:3]) + lines[3][:-9])
+    assert kept_lines(file, 4) == (lines[:3], 2)
+    # A line of another shape is not cut off: `verify` will name it.
+    for bad in (b"[]\n", b'{"step": "3"}\n', DEEP.encode() + b"\n"):
+        file.write_bytes(b"".join([*lines[:3], bad, *lines[4:]]))
+        assert kept_lines(file, 4) == ([*lines[:3], bad, lines[4]], 4)
 
 
 def test_the_digest_of_a_ledger_of_another_shape_is_unknown(tmp_path):
