@@ -130,7 +130,8 @@ def test_a_resumed_run_tells_its_setups_the_environment_of_the_checkpoint(
     task = Points(sizes=(43, 11, 7))
     with pytest.raises(Stopped):
         train_toy(task, tmp_path / "run", max_minutes=1e-9)
-    assert calls == [*ACCELERATOR, *MODEL, "on_start 0", "sync", "on_save step-000000", *UNDONE]
+    step = ["on_start 0", "on_log [1]", "sync", "on_save step-000001"]
+    assert calls == [*ACCELERATOR, *MODEL, *step, *UNDONE]
     (saved,) = find_checkpoints(tmp_path / "run" / "checkpoints")
     environment = load_environment(saved)
     assert environment == {"first": "recorded", "second": "recorded"}

@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy
@@ -439,6 +440,14 @@ def test_absurd_numbers_on_the_command_line_are_refused(option, tmp_path, capsys
     assert from_command_line([*words, "--max-length=64"]).task.max_length == 64
 
 
+@dataclass(frozen=True)
+class ListTask(Points):
+    names: list[str] = field(default_factory=list)
+    groups: dict[str, list[int]] = field(default_factory=dict)
+
+
 def test_a_record_of_a_valid_config_is_accepted():
+    task = ListTask(names=("a",), groups={"a": (1, 2)})  # as `decode` returns lists
+    check_config(toy_config(task, "r"), Path("c.json"))
     check_config(Job(task=TASK, run_dir="r", track=("wandb",), schedule="cosine"), Path("c.json"))
     check_config(toy_config(Points(), "r"), Path("c.json"))

@@ -45,20 +45,37 @@ def check_config(config: Config, file: Path) -> None:
 
 def check_fields(value: Any, file: Path, prefix: str = "") -> None:
     """Raise UserError for a field of a dataclass, or of one within it, that has another type."""
-    from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
-
     try:
         types = typing.get_type_hints(type(value))
     except NameError:  # a fork may import the names of its types for type checkers only
         types = {}
     for field in fields(value):
         item, place = getattr(value, field.name), f"{prefix}{field.name}"
-        try:
-            every_item = CollectionCheckStrategy.ALL_ITEMS
-            check_type(item, types.get(field.name, Any), collection_check_strategy=every_item)
-        except TypeCheckError as error:
-            raise UserError(f"{file} cannot be used: {place}: {error}.") from error
-        parts = item if isinstance(item, tuple) else (item,)
-        for part in parts:
+        expected = types.get(field.name, Any)
+        # The lists of a record became tuples.
+        problem = type_problem(item, expected)
+        if problem is not None and type_problem(as_lists(item), expected) is not None:
+            raise UserError(f"{file} cannot be used: {place}: {problem}.")
+        for part in item if isinstance(item, tuple) else (item,):
             if is_dataclass(part) and not isinstance(part, type):
                 check_fields(part, file, f"{place}.")
+
+
+def type_problem(value: Any, expected: Any) -> str | None:
+    """Describe how a value differs from a type; None if it has it."""
+    from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
+
+    try:
+        check_type(value, expected, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+    except TypeCheckError as error:
+        return str(error)
+    return None
+
+
+def as_lists(value: Any) -> Any:
+    """Return a value with lists instead of tuples, also within dictionaries."""
+    if isinstance(value, tuple):
+        return [as_lists(item) for item in value]
+    if isinstance(value, dict):
+        return {key: as_lists(item) for key, item in value.items()}
+    return value
