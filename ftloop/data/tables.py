@@ -159,7 +159,7 @@ def read_sqlite(name: str, query: str | None) -> "Dataset":
     """
     uri = f"file:{quote(os.path.abspath(name))}?mode=ro"
     with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
-        connection.set_authorizer(_forbid_other_files)
+        connection.set_authorizer(_refuse_other_files)
         if query is None:
             tables = connection.execute(
                 "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY name"
@@ -177,8 +177,8 @@ def read_sqlite(name: str, query: str | None) -> "Dataset":
     )
 
 
-def _forbid_other_files(action: int, *_: Any) -> int:
-    """Refuse ATTACH and VACUUM INTO, which open other files, and may write them."""
+def _refuse_other_files(action: int, *details: str | None) -> int:
+    """Keep a query from opening, and thereby creating, another database."""
     return sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_ATTACH else sqlite3.SQLITE_OK
 
 
