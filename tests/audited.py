@@ -189,7 +189,7 @@ def is_known(file: str, places: list[str] | None = None) -> bool:
 def module_is_known(name: str) -> bool:
     """Tell whether a module that was imported is known: built in, or by its file."""
     file = getattr(sys.modules.get(name), "__file__", None)
-    return file is None or is_known(file)
+    return file is None or not os.path.exists(file) or is_known(file)  # torch.ops has no real file
 
 
 # Commands

@@ -220,10 +220,12 @@ def nest_the_record(run: Path, home: Home) -> None:
     (run / "config.json").write_text('{"ftloop": "0.2.0", "config": ' + 100_000 * "[")
 
 
-def nest_everything_else(run: Path, home: Home) -> None:
-    nested = 100_000 * '{"a":'
+def nest_the_logs(run: Path, home: Home) -> None:
     for file in (*run.glob("*.jsonl"), *run.glob("checkpoints/*/manifest.json")):
-        file.write_text(nested)
+        file.write_text(100_000 * '{"a":')
+
+
+def nest_the_scores(run: Path, home: Home) -> None:
     (run / "scores.json").write_text("[" * 100_000)
 
 
@@ -238,6 +240,7 @@ def give_values_of_other_types(run: Path, home: Home) -> None:
 
 FOLDERS: dict[str, Callable[[Path, Home], None]] = {
     "only labels": lambda run, home: None,
+    "another run": lambda run, home: None,
     "a model with code": give_the_model_code,
     "a known model with code": give_a_known_model_code,
     "pickled weights": pickle_the_weights,
@@ -246,7 +249,8 @@ FOLDERS: dict[str, Callable[[Path, Home], None]] = {
     "links in the model": plant_links_in_the_model,
     "a linked report": link_the_report,
     "a nested record": nest_the_record,
-    "nested logs": nest_everything_else,
+    "nested logs": nest_the_logs,
+    "nested scores": nest_the_scores,
     "other types": give_values_of_other_types,
 }
 

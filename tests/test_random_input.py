@@ -24,7 +24,7 @@ import pytest
 from conftest import ROOT, Result, run_script, sentences, write_csv
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 from mutations import changed_bytes, changed_json, changed_json_file, changed_lines, changed_options
-from toy import Points, digest, train_toy
+from toy import Points, train_toy
 
 from ftloop import TrainingError, UserError
 from ftloop.config import Config, encode
@@ -37,6 +37,8 @@ from ftloop.runs.record import load_config
 
 TIMES = int(os.environ.get("RANDOM_INPUT_TIMES", "1"))
 SECONDS = 60  # that a case may take
+# A reader of `datasets` that raises an error leaves its file to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 
 
 def random_cases(count: int) -> Callable[..., Any]:
@@ -83,8 +85,9 @@ def command_outcome(script: str, *words: Any) -> Result:
     assert result.code in (0, 1, 2), result.err
     assert "Traceback" not in result.err
     if result.code == 2:
-        errors = re.findall(r"^(?:error:|╭─ Parsing error)", result.err, re.MULTILINE)
-        assert len(errors) == 1, result.err
+        errors = re.findall(r"^error:", result.err, re.MULTILINE)
+        is_of_tyro = not errors and "For full helptext" in result.err
+        assert len(errors) == 1 or is_of_tyro, result.err
     return result
 
 
@@ -112,7 +115,7 @@ def run(tiny, tmp_path_factory) -> Path:
         "--metrics",
         "accuracy",
     ]
-    result = run_script(*command, "--no-stratify", "--run-dir", str(folder / "run"))
+    result = run_script(*command, "--data.no-stratify", "--run-dir", str(folder / "run"))
     assert result.code == 0, result.err
     return folder / "run"
 
@@ -121,7 +124,7 @@ def run(tiny, tmp_path_factory) -> Path:
 
 
 @given(data=st.data())
-@random_cases(60)
+@random_cases(40)
 def test_records_are_read(run, data):
     original = (run / "config.json").read_bytes()
     content = data.draw(changed_json_file(original))
@@ -144,7 +147,7 @@ COMMANDS = [
 
 
 @given(data=st.data())
-@random_cases(15)
+@random_cases(10)
 def test_commands_on_changed_records(run, data):
     original = json.loads((run / "config.json").read_text())
     changed = original | {"config": data.draw(changed_json(original["config"]))}
@@ -160,24 +163,32 @@ def test_commands_on_changed_records(run, data):
 # Checkpoints
 
 
-@pytest.fixture(scope="module")
-def interrupted(tmp_path_factory) -> tuple[Path, dict[str, Any]]:
-    """A run that stopped after step 4 of 6, and what it leaves if it resumes."""
-    folder = tmp_path_factory.mktemp("interrupted") / "run"
+def resume(folder: Path) -> dict[str, str]:
+    """Train a small run, or resume it, and return the digests of what it leaves but its log."""
     options = {"save_every": 1, "keep_last": 9, "epochs": 3, "batch_size": 4}
     train_toy(Points(sizes=(8, 2)), folder, **options)
-    expected = digest(folder)
+    files = [*folder.glob("checkpoints/*/*.pt"), *folder.glob("model/*"), folder / "scores.json"]
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in files
+    }
+
+
+def expected_files(folder: Path) -> dict[str, str]:
+    return json.loads((folder.parent / "expected.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory) -> Path:
+    """A run that stopped after step 4 of 6; what it leaves when it resumes is in expected.json."""
+    folder = tmp_path_factory.mktemp("interrupted") / "run"
+    expected = resume(folder)
+    (folder.parent / "expected.json").write_text(json.dumps(expected))
     (folder / "scores.json").unlink()
     shutil.rmtree(folder / "model")
     for step in (5, 6):
         shutil.rmtree(folder / "checkpoints" / f"step-{step:06d}")
-    return folder, expected
-
-
-def resume(folder: Path) -> dict[str, Any]:
-    options = {"save_every": 1, "keep_last": 9, "epochs": 3, "batch_size": 4}
-    train_toy(Points(sizes=(8, 2)), folder, **options)
-    return digest(folder)
+    return folder
 
 
 def sign(manifest: Any) -> Any:
@@ -190,10 +201,9 @@ def sign(manifest: Any) -> Any:
 
 
 @given(data=st.data())
-@random_cases(40)
+@random_cases(14)
 def test_a_changed_checkpoint_is_passed_over(interrupted, data):
-    folder, expected = interrupted
-    with copied(folder) as copy:
+    with copied(interrupted) as copy:
         newest = copy / "checkpoints" / "step-000004"
         name = data.draw(st.sampled_from(["manifest.json", "weights.pt", "training.pt"]))
         changed = changed_json_file if name == "manifest.json" else changed_bytes
@@ -201,14 +211,13 @@ def test_a_changed_checkpoint_is_passed_over(interrupted, data):
         content = data.draw(changed(original))
         (newest / name).write_bytes(content)
         resumed = outcome(lambda: resume(copy))
-        assert resumed in (None, expected)
+        assert resumed in (None, expected_files(interrupted))
 
 
 @given(data=st.data())
-@random_cases(40)
+@random_cases(14)
 def test_a_changed_checkpoint_with_a_new_checksum(interrupted, data):
-    folder, _ = interrupted
-    with copied(folder) as copy:
+    with copied(interrupted) as copy:
         manifest = copy / "checkpoints" / "step-000004" / "manifest.json"
         changed = data.draw(changed_json(json.loads(manifest.read_bytes())))
         manifest.write_text(json.dumps(sign(changed)), errors="surrogatepass")
@@ -216,14 +225,13 @@ def test_a_changed_checkpoint_with_a_new_checksum(interrupted, data):
 
 
 @given(data=st.data())
-@random_cases(15)
+@random_cases(6)
 def test_a_run_resumes_with_changed_logs(interrupted, data):
-    folder, expected = interrupted
-    with copied(folder) as copy:
+    with copied(interrupted) as copy:
         log = copy / "metrics.jsonl"
         log.write_bytes(data.draw(changed_lines(log.read_bytes())))
         resumed = outcome(lambda: resume(copy))
-        assert resumed is None or {**resumed, "log": None} == {**expected, "log": None}
+        assert resumed in (None, expected_files(interrupted))
 
 
 # Logs
@@ -234,7 +242,7 @@ def parse_lines(content: bytes) -> list[Any]:
 
 
 @given(data=st.data())
-@random_cases(80)
+@random_cases(50)
 def test_a_changed_ledger_is_found(run, data):
     original = (run / "ledger.jsonl").read_bytes()
     content = data.draw(changed_lines(original))
@@ -250,7 +258,7 @@ def test_a_changed_ledger_is_found(run, data):
 
 
 @given(data=st.data())
-@random_cases(80)
+@random_cases(50)
 def test_a_changed_log_is_read(run, data):
     with copied(run) as copy:
         log = copy / "metrics.jsonl"
@@ -259,7 +267,7 @@ def test_a_changed_log_is_read(run, data):
 
 
 @given(data=st.data())
-@random_cases(8)
+@random_cases(4)
 def test_commands_on_changed_logs_and_scores(run, data):
     with copied(run) as copy:
         for name, change in {
@@ -314,7 +322,7 @@ def test_a_changed_csv_is_read_as_it_is(data):
 
 
 @given(data=st.data())
-@random_cases(12)
+@random_cases(10)
 def test_checking_a_changed_csv(run, data):
     rows = data.draw(changed_bytes((run.parent / "rows.csv").read_bytes(), inserted=(b",", b'"')))
     with tempfile.TemporaryDirectory() as folder:
@@ -337,7 +345,7 @@ def option_names() -> list[str]:
 
 
 @given(data=st.data())
-@random_cases(20)
+@random_cases(10)
 def test_changed_options(run, option_names, data):
     def stop(*_: Any) -> None:
         raise Stopped("the first step was reached", exit_code=0)
@@ -348,5 +356,5 @@ def test_changed_options(run, option_names, data):
         patch.setattr("ftloop.loop.train_step", stop)
         command = ["train.py", ROOT / "configs/text.py", "--model", run / "model", "--data"]
         command += [run.parent / "rows.csv", "--label", "colour", "--data.validation", "2"]
-        command += ["--no-stratify", "--run-dir", f"{folder}/run", *words]
+        command += ["--data.no-stratify", "--run-dir", f"{folder}/run", *words]
         command_outcome(*command)

@@ -137,10 +137,10 @@ def evaluate_run(
 
 def warn_about_changed_rows(run_dir: str | Path, split: str, dataset: Any) -> None:
     """Log that the rows of a split are not those with which the run was trained, if so."""
-    from ftloop.checkpoint import INVALID, find_checkpoints, load_state
+    from ftloop.checkpoint import find_checkpoints, load_state
 
     recorded = None  # a finished run needs only its folder model/
-    with contextlib.suppress(*INVALID, IndexError):
+    with contextlib.suppress(UserError, IndexError):
         newest = find_checkpoints(Path(run_dir) / "checkpoints")[-1]
         recorded = load_state(newest).fingerprints.get(split)
     if recorded not in (None, fingerprint_of(dataset)):

@@ -22,8 +22,11 @@ def explain_loading(error: BaseException) -> str:
     innermost = error
     while innermost.__cause__ is not None:
         innermost = innermost.__cause__
-    if "trust_remote_code" in str(innermost):  # its advice would run the code of a stranger
+    # The advice of both errors would run the code of a stranger.
+    if "trust_remote_code" in str(innermost):
         return "it comes with Python code of its own, and such models are not supported"
+    if "weights_only" in str(innermost):
+        return "its weights are pickled Python objects besides tensors; none was run"
     return root_cause(error)
 
 
