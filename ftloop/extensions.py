@@ -76,9 +76,9 @@ class Observer:
         """Called after a checkpoint was saved. All ranks wait for the main process."""
 
     def on_export(self, run: Any, scores: dict[str, dict[str, float]]) -> None:
-        """Called on the main process after model/ is written, before scores.json is.
+        """Called on the main process after model/ was written and before scores.json is.
 
-        What belongs to a finished run is written here: a run that is killed before scores.json
+        Write files that belong to a finished run here: a run that is killed before scores.json
         exists resumes and exports again.
         """
 

@@ -213,8 +213,8 @@ class EvalSampler:
 def check_division(task: "Task", model: Any, sampler: TrainSampler) -> None:
     """Raise UserError if a batch would be divided although the task or the model does not allow it.
 
-    That are tasks whose rows depend on each other (in-batch negatives), and models with running
-    statistics (BatchNorm), which each rank and micro-batch would compute from its own rows.
+    This concerns tasks whose rows depend on each other (in-batch negatives), and models with
+    running statistics (BatchNorm), which each part of the batch would compute for itself.
     """
     is_divided = sampler.num_processes > 1 or sampler.micro_batch_size < sampler.rows_per_step
     is_divided = is_divided or (sampler.group_by_length and sampler.max_tokens is not None)
@@ -223,6 +223,6 @@ def check_division(task: "Task", model: Any, sampler: TrainSampler) -> None:
         if getattr(module, "running_mean", None) is not None:
             reason = f"{name} keeps running statistics of it (BatchNorm)"
     if is_divided and reason is not None:
-        message = f"a batch must not be divided, since {reason}. Use one process, and neither "
-        message += "micro_batch_size nor max_tokens below the whole batch."
+        message = f"a batch must not be divided, because {reason}. Use one process, set "
+        message += "micro_batch_size to the batch size, and leave max_tokens unset."
         raise UserError(message, field="micro_batch_size")

@@ -388,7 +388,7 @@ def test_the_tables_of_a_pickled_dictionary_are_joined_side_by_side(tmp_path):
         (
             {"y": pd.Series([1, "a"] * 3, name="code")},
             ("y",),
-            "the values of column 'code' have different types",
+            "the values of column 'code' cannot be stored as one type",
         ),
         ({"y": 3}, ("y",), "'y' is int, which holds no rows"),
     ],

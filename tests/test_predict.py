@@ -368,7 +368,7 @@ def test_what_was_cut_is_counted_over_all_blocks(single, standard_input):
 
 
 BROKEN_INPUT = [
-    ("text", b"red\nblue\n\xff\n", "standard input: row 2 (counted from 0) is not valid UTF-8"),
+    ("text", b"red\nblue\n\xff\n", "standard input: line 2 (counted from 0) is not valid UTF-8"),
     (
         "jsonl",
         b'{"text": "red"}\n{"text": "blue"}\n{"text"\n',

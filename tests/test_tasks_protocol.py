@@ -391,7 +391,7 @@ def test_unused_parameters_are_found_if_wanted(two_ranks, tmp_path):
 
 # Batches that must not be divided
 
-DIVIDED = "a batch must not be divided, since "
+DIVIDED = "a batch must not be divided, because "
 
 
 @pytest.mark.parametrize(

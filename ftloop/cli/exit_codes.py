@@ -18,15 +18,16 @@ from ftloop.escape import for_terminal
 def run_main(main: Callable[[], None]) -> int:
     """Run a main function, print the message of an expected error, and return the exit code.
 
-    0: success. 1: TrainingError, or a process of the run died. 2: UserError. 130: SIGINT. 143:
-    another signal. An unexpected exception passes through, with its traceback.
+    0: success. 1: TrainingError, a dead rank or data worker, a full disk, or out of memory. 2:
+    UserError. 130: SIGINT. 141: a closed pipe. 143: another signal. An unexpected exception passes
+    through, with its traceback.
     """
     with standard_error_may_close():
         return _run_main(main)
 
 
 def _run_main(main: Callable[[], None]) -> int:
-    is_first_rank = os.environ.get("LOCAL_RANK", "0") == "0"  # one process of each machine prints
+    is_first_rank = os.environ.get("LOCAL_RANK", "0") == "0"  # one process per machine prints
     try:
         with _exit_on_signals():
             main()
@@ -51,7 +52,7 @@ def _run_main(main: Callable[[], None]) -> int:
             print("Interrupted before the first step: nothing was trained.", file=sys.stderr)
         return 130
     except Exception as error:
-        # torch's handler of SIGCHLD raises for a dead data worker in whatever code runs then.
+        # When a data worker dies, torch's SIGCHLD handler raises in whatever code is running.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         explanation = explain_failure(error)
         if explanation is None:

@@ -88,9 +88,9 @@ PAIRS = PrimitiveConstructorSpec(
 
 
 def import_function(name: str) -> Any:
-    """Import what a person names on the command line as MODULE:NAME, also from the working folder.
+    """Import MODULE:NAME, which the command line names, also from the working directory.
 
-    The working folder then stays at the end of sys.path, so that data workers find it too. (The
+    The working directory then stays at the end of sys.path, so that data workers find it too. (The
     names in the record of a run are imported without it.) Raises ValueError, to which tyro adds the
     option.
     """

@@ -165,13 +165,14 @@ def read_standard_input(options: "PredictOptions", columns: Sequence[str]) -> It
 
 
 def read_lines() -> Iterator[str]:
-    """Yield the lines of standard input."""
+    """Yield the lines of standard input. Raises UserError for invalid UTF-8."""
     for number, line in enumerate(sys.stdin.buffer):
-        try:
+        try:  # the first line may begin with a byte-order mark
             yield line.decode("utf-8" if number else "utf-8-sig").rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise UserError(
-                f"standard input: row {number} (counted from 0) is not valid UTF-8: {error}."
+                f"standard input: line {number} (counted from 0) is not valid UTF-8: {error}. "
+                "Convert the input to UTF-8."
             ) from error
 
 

@@ -336,7 +336,10 @@ def _match_ids(names: set[str], labels: Labels, column: str, split: str) -> dict
 
 
 def log_labels(labels: Labels, encoded: list[Any]) -> None:
-    """Log the number of rows of each label in train, and warn about labels without any."""
+    """Log how many training rows the labels have, and warn about labels that have none.
+
+    For regression, log the range of the values.
+    """
     if labels.problem_type == "regression":
         logger.info(
             "labels: regression, %d values from %g to %g in train",

@@ -91,7 +91,8 @@ def to_dataset(value: Any, name: str = "column") -> "Dataset":
 def columns_to_dataset(columns: list[tuple[str, Any]]) -> "Dataset":
     """Make a Dataset from (name, values) pairs. None and NaN are missing values.
 
-    Raises UserError if two columns have the same name, or the values of one have different types.
+    Raises UserError if two columns have the same name, or if the values of one cannot be stored as
+    one type.
     """
     import datasets
     import pyarrow
@@ -107,7 +108,7 @@ def columns_to_dataset(columns: list[tuple[str, Any]]) -> "Dataset":
         except (pyarrow.ArrowException, OverflowError, TypeError) as error:
             cause = root_cause(error)
             raise UserError(
-                f"--data: the values of column {name!r} have different types: {cause}."
+                f"--data: the values of column {name!r} cannot be stored as one type: {cause}."
             ) from error
         if pyarrow.types.is_dictionary(array.type):  # a Categorical of pandas
             array = array.dictionary_decode()

@@ -333,7 +333,11 @@ def pad_cells(column: RaggedCells, is_token: numpy.ndarray, padding: int) -> tor
 
 
 def pad_arrays(arrays: list[numpy.ndarray], is_token: numpy.ndarray, padding: int) -> torch.Tensor:
-    """Return arrays of any lengths as a padded tensor, (rows, width)."""
+    """Pad arrays of different lengths to one tensor, (rows, width).
+
+    is_token: bool, of the same shape: where a token stands. Other positions get `padding`. The
+    result is int64, or torch's default float type.
+    """
     is_float = any(array.dtype.kind == "f" for array in arrays)
     padded = numpy.full(is_token.shape, padding, numpy.float64 if is_float else numpy.int64)
     padded[is_token] = numpy.concatenate(arrays)

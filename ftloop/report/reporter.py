@@ -106,7 +106,7 @@ class ReportProcess:
         self.command = f"{python} -m ftloop.cli report {' '.join(arguments)}"  # to try again
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `kill`
         self._process = subprocess.Popen(
-            # -P: without the working folder on sys.path, which may hold files of anybody
+            # -P: without the working directory on sys.path, which may hold files of anybody
             [sys.executable, "-P", "-m", __package__, *arguments],
             env=report_environment(os.environ),
             stdin=subprocess.DEVNULL,

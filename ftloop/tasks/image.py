@@ -87,7 +87,7 @@ class ImageClassification(Classification):
     @cached_property
     def source(self) -> "DatasetDict":
         data = self.data
-        if data.sources and self.image_folder is None:  # paths start at the folder of each source
+        if data.sources and self.image_folder is None:  # relative to their source
             data = replace(data, sources=tuple(map(self.resolve_source, data.sources)))
         splits = shape_rows(data.read(), data)
         require_columns(splits, self.input_columns, self.input_option)
@@ -100,7 +100,7 @@ class ImageClassification(Classification):
         return ShapedSource(splits_read=self.resolve_paths(splits, source, column))
 
     def resolve_paths(self, splits: "DatasetDict", source: Data, column: str) -> "DatasetDict":
-        """Return splits whose images stay encoded and whose paths start at the working folder."""
+        """Keep images encoded; make their relative paths relative to the working directory."""
         resolved = dict(splits)
         for split, rows in splits.items():
             if column not in rows.column_names:
@@ -114,8 +114,8 @@ class ImageClassification(Classification):
     def find_image_folder(self, split: str, source: Data) -> Path:
         """Return the folder at which the relative paths of a split start.
 
-        It is `image_folder`, the folder of the table, or the working folder for rows that come from
-        memory or the Hub. Raises UserError for tables in several folders.
+        It is `image_folder`, the folder of the table, or the working directory for rows that come
+        from memory or the Hub. Raises UserError for tables in several folders.
         """
         import datasets
 

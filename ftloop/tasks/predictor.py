@@ -205,8 +205,11 @@ class ImagePredictor(ClassificationPredictor):
         return files
 
     def shape_rows(self, rows: "Dataset", folder: Path) -> "Dataset":
-        """As `Predictor.shape_rows`. Relative paths start at `folder` if one of them exists there,
-        else at the task's `image_folder`, if it has one."""
+        """Shape new rows as `Predictor.shape_rows` does, and resolve the paths of their images.
+
+        Relative paths are relative to `folder` or, if the task has an `image_folder` and none of
+        them exists in `folder`, to `image_folder`.
+        """
         rows, column = super().shape_rows(rows, folder), self.task.image_column
         if column not in rows.column_names:
             return rows

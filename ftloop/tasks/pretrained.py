@@ -195,13 +195,13 @@ class PretrainedTask(DataTask):
         return model_class(config)
 
     def load_pretrained(self, model_class: Any, config: "PretrainedConfig") -> "PreTrainedModel":
-        """Return a model with the weights of the checkpoint; log which are new and random."""
+        """Load the pretrained model, and log which of its weights are newly initialized."""
         import torch
 
         model, info = model_class.from_pretrained(
             self.model,
             config=config,
-            dtype=torch.float32,  # otherwise a checkpoint in half precision is trained in it
+            dtype=torch.float32,  # even if the checkpoint has half precision
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             trust_remote_code=False,
