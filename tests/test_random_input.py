@@ -294,8 +294,8 @@ def cells_of_csv(content: bytes) -> list[list[str]] | None:
         rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
     except (ValueError, csv.Error):
         return None
-    rows = [row for row in rows if row and any(cell.strip() for cell in row)]
-    is_usual = rows and len(set(rows[0])) == len(rows[0]) and all(map(str.strip, rows[0]))
+    rows = [row for row in rows if len(row) > 1 or "".join(row).strip()]  # no blank lines
+    is_usual = rows and len({*rows[0]}) == len(rows[0]) > 1 and all(map(str.strip, rows[0]))
     return rows if is_usual and "\0" not in text else None
 
 
