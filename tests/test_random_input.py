@@ -335,13 +335,34 @@ def test_checking_a_changed_csv(run, data):
 # Options
 
 
+def list_options(*command: Any) -> list[str]:
+    """Return the options in the help of a command, without those that print help or a report."""
+    text = run_script(*map(str, command)).out
+    names = set(re.findall(r"--[a-z][\w.-]+", text)) - {"--help", "--help-all", "--report"}
+    assert len(names) > 5
+    return sorted(names)
+
+
 @pytest.fixture(scope="module")
 def option_names() -> list[str]:
-    text = run_script("train.py", "configs/text.py", "--help-all").out
-    names = sorted(set(re.findall(r"--[a-z][\w.-]+", text)))
-    assert len(names) > 80
-    # The number of processes is not limited; the others print help.
-    return [name for name in names if name not in ("--workers", "--help", "--help-all")]
+    names = list_options("train.py", "configs/text.py", "--help-all")
+    return [name for name in names if name != "--workers"]  # any number of processes is allowed
+
+
+@pytest.fixture(scope="module")
+def other_option_names() -> dict[str, list[str]]:
+    return {script: list_options(script, "--help") for script in ("evaluate.py", "predict.py")}
+
+
+@given(data=st.data())
+@random_cases(8)
+def test_changed_options_of_other_commands(run, other_option_names, data):
+    script = data.draw(st.sampled_from(sorted(other_option_names)))
+    words = data.draw(changed_options(other_option_names[script]))
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # where an option may write
+        patch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"red sky\n")))
+        command_outcome(script, run, *(["red sky"] if script == "predict.py" else []), *words)
 
 
 @given(data=st.data())
