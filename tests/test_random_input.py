@@ -296,7 +296,7 @@ def cells_of_csv(content: bytes) -> list[list[str]] | None:
         return None
     rows = [row for row in rows if len(row) > 1 or "".join(row).strip()]  # no blank lines
     is_usual = rows and len({*rows[0]}) == len(rows[0]) > 1 and all(map(str.strip, rows[0]))
-    # After a carriage return that ends a line, pandas 3.1 drops an empty first cell.
+    # After a blank line that ends in a carriage return, pandas 3.1 drops an empty first cell.
     return rows if is_usual and "\0" not in text and "\r," not in text else None
 
 
