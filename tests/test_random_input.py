@@ -2,7 +2,7 @@
 
 hypothesis draws the changes. The suite draws the same few each time; for others and more of them,
 
-    RANDOM_INPUT_TIMES=40 python -m pytest tests/test_random_input.py --hypothesis-show-statistics
+    RANDOM_INPUT_TIMES=25 python -m pytest tests/test_random_input.py --hypothesis-show-statistics
 """
 
 import contextlib
