@@ -16,6 +16,7 @@ output, its traceback if it has one, and its violations. An audit hook (`sys.add
 Files that a library opens in C or Rust raise no event: compare the surroundings as well.
 """
 
+import functools
 import io
 import json
 import os
@@ -46,7 +47,7 @@ DANGEROUS_BUILTINS = {"exec", "eval", "compile", "__import__", "open", "getattr"
 
 # Programs that libraries ask about fonts and about where the system has libraries
 PROGRAMS = {"fc-list", "/sbin/ldconfig"}
-SECONDS = 60  # that a command may take
+SECONDS = 120  # that a command may take
 
 
 class Audit:
@@ -179,11 +180,16 @@ def is_below(path: str, places: list[str]) -> bool:
     return any(path == place or path.startswith(place + os.sep) for place in places)
 
 
+@functools.cache
+def resolve(file: str) -> str:
+    return os.path.realpath(file)
+
+
 def is_known(file: str, places: list[str] | None = None) -> bool:
     """Tell whether a file is Python's, an installed package's or, by default, the project's."""
     if places is None:
         places = [*PYTHON, *PROJECT, *SCRIPTS, str(Path(__file__).resolve())]
-    return is_below(os.path.realpath(file), places)
+    return is_below(resolve(file), places)
 
 
 def module_is_known(name: str) -> bool:

@@ -132,6 +132,15 @@ def test_a_card_without_outputs_lacks_only_intervals_and_confusion_matrix(first_
     ]
 
 
+def test_the_training_table_does_without_lines_that_are_damaged():
+    place = {"step": 2, "epoch": 1.0, "split": "validation"}
+    log = [place | {"name": "accuracy", "value": 0.5}, place | {"name": "f1", "value": 0.25}]
+    assert (
+        sections.training_table(log, None).splitlines()[-1]
+        == "|  | 1.00 | 2 | 0.5000 | 0.2500 |  |"
+    )
+
+
 def test_the_training_table_is_like_that_of_the_course(run, full_card):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     part = full_card.partition("| Training Loss |")[2].partition("\n\n")[0].splitlines()

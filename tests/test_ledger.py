@@ -198,6 +198,15 @@ def test_verification_of_the_default_order_needs_neither_data_nor_code(copy):
     assert verify(copy).code == 0
 
 
+def test_a_record_without_the_seed_is_reported(copy):
+    record = json.loads((copy / "config.json").read_text())
+    del record["config"]["seed"]
+    (copy / "config.json").write_text(json.dumps(record))
+    verified = verify(copy)
+    assert verified.code == 1
+    assert "but config.json has None" in verified.out
+
+
 def test_the_ledger_records_the_rows_that_were_computed(finished, monkeypatch):
     lengths = numpy.load(finished / "lengths.npy")
 

@@ -206,7 +206,7 @@ def training_table(log: list[dict[str, Any]], exported: dict[str, Any] | None) -
         if line["split"] == "train" and line["name"] == "loss" and line["value"] is not None:
             losses.append(line["value"])
         elif line["split"] == "validation":
-            if line["name"] == "loss":  # the first score of an evaluation
+            if not evaluations or evaluations[-1]["step"] != line["step"]:  # its first score
                 loss = sum(losses) / len(losses) if losses else ""
                 evaluations.append(
                     {"loss": loss, "epoch": line["epoch"], "step": line["step"], "scores": {}}

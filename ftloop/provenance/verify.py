@@ -190,11 +190,11 @@ def check_end(run_dir: Path, entries: list[Entry]) -> None:
     plan = [entry for entry in entries if is_plan(entry)][-1]
     recorded = read_record(run_dir)["config"]
     for name in ("batch_size", "seed"):
-        if plan[name] != recorded[name]:
+        if plan[name] != recorded.get(name):
             option = f"--{name.replace('_', '-')}"
             raise LedgerError(
                 f"the ledger was written with {option} {plan[name]}, but config.json has "
-                f"{recorded[name]}"
+                f"{recorded.get(name)}"
             )
     saved = checkpoints.find_checkpoints(run_dir / "checkpoints")
     if saved and checkpoints.step_of(saved[-1]) > entries[-1]["step"]:

@@ -78,7 +78,7 @@ def load_config(
     if not isinstance(config, Config):
         raise UserError(f"{run_dir / 'config.json'} holds no ftloop.Config.")
     check_config(config, run_dir / "config.json")
-    return dataclasses.replace(config, run_dir=str(run_dir))
+    return dataclasses.replace(trust.withdraw(config), run_dir=str(run_dir))
 
 
 class RecordedFunction:
@@ -201,7 +201,6 @@ def _decode_object(value: dict[str, Any]) -> Any:
         field: decode(item, takes_functions="Callable" in str(known[field].type))
         for field, item in encoded.items()
     }
-    fields |= trust.permitted(fields)
     try:
         return cls(**fields)
     except TypeError as error:

@@ -11,10 +11,10 @@ record.
 """
 
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ LIBRARY_MODULES = (
 HUB_METRIC = "hub:"  # see ftloop/tasks/metrics.py
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Permissions:
     """What a run may do besides what is safe. A field `trust_NAME` of a record needs NAME."""
 
@@ -108,13 +108,18 @@ def recorded_names(encoded: Any) -> Iterator[tuple[str, str]]:
             yield from recorded_names(item)
 
 
-def permitted(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields `trust_NAME` of a recorded object, False without the permission NAME."""
-    names = [name for name in fields if name.startswith("trust_")]
-    return {
-        name: fields[name] and getattr(granted(), name.removeprefix("trust_"), False)
-        for name in names
-    }
+def withdraw(value: Any) -> Any:
+    """Return a decoded object, its fields `trust_NAME` False without the permission NAME."""
+    if isinstance(value, tuple):
+        return tuple(withdraw(item) for item in value)
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    names = [field.name for field in dataclasses.fields(value) if field.init]
+    changed = {name: withdraw(getattr(value, name)) for name in names}
+    for name in names:
+        if name.startswith("trust_"):
+            changed[name] &= getattr(granted(), name.removeprefix("trust_"), False)
+    return dataclasses.replace(value, **changed)
 
 
 def _values_of(encoded: Any, field: str) -> list[str]:
