@@ -39,6 +39,17 @@ def build_eval_loader(
     return accelerator.prepare(build_dataloader(dataset, sampler, task.collate, workers=workers))
 
 
+def build_eval_loaders(
+    datasets: dict[str, Any], task: Task, accelerator: Accelerator, batch_size: int, workers: int
+) -> dict[str, DataLoader]:
+    """Build the loaders of all splits but train."""
+    return {
+        split: build_eval_loader(dataset, task, accelerator, batch_size, workers)
+        for split, dataset in datasets.items()
+        if split != "train"
+    }
+
+
 def evaluate(
     model: Module, loader: DataLoader, task: Task, accelerator: Accelerator, stop: StopCheck = None
 ) -> dict[str, float] | None:

@@ -87,9 +87,8 @@ def check_collate(dataset: Any, collate: CollateFunction, seed: int) -> None:
     before = random_states()
     Collate(collate)(keys_and_examples)
     if random_states() != before:
-        message = "draws at random, and its draw would depend on how a batch is divided. Draw in "
-        message += "the dataset's __getitem__, which is seeded by (seed, epoch, row)."
-        raise UserError(message, field="task.collate")
+        message = "draws at random, which depends on how a batch is divided. Draw in __getitem__, "
+        raise UserError(f"{message}seeded by (seed, epoch, row).", field="task.collate")
 
 
 def random_states() -> tuple[Any, ...]:

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 
 from ftloop.config import Config, validate, validate_with_datasets
 from ftloop.distributed import build_accelerator, check_rows, full_tensor, warm_up_ddp_buckets
-from ftloop.evaluation import build_eval_loader, evaluate
+from ftloop.evaluation import build_eval_loaders, evaluate
 from ftloop.loader import build_dataloader, check_collate, count_workers, optimizer_steps
 from ftloop.metric_log import weighted_sum
 from ftloop.optim import build_scheduler, drop_frozen_gradients
@@ -104,11 +104,8 @@ def train(config: Config) -> Scores:
         model, optimizer, train_loader, scheduler = accelerator.prepare(
             model, optimizer, train_loader, scheduler
         )
-        eval_loaders = {
-            split: build_eval_loader(dataset, task, accelerator, config.eval_batch_size, workers)
-            for split, dataset in datasets.items()
-            if split != "train"
-        }
+        eval_batch_size = config.eval_batch_size
+        eval_loaders = build_eval_loaders(datasets, task, accelerator, eval_batch_size, workers)
         warm_up_ddp_buckets(model, task, sampler, accelerator)
 
         # Resume

@@ -78,8 +78,7 @@ class MetricLog:
         kept = kept[: kept.rfind(b"\n") + 1]  # complete lines: it may have been cut anywhere
         self.checksum = zlib.crc32(kept)
         if self.checksum != state.log_checksum:
-            message = "%s has changed since step %d was saved; values are missing or wrong"
-            logger.warning(message, file, state.step)
+            logger.warning("%s has changed since step %d was saved", file, state.step)
         self.stream.truncate(len(kept))
 
     def add_step(self, step: int, sampler: TrainSampler, batches: list[Batch], *rest: Any) -> None:
@@ -160,10 +159,8 @@ class MetricLog:
         limit = MAX_SKIPPED_STEPS if self.accelerator.scaler else 0
         if not math.isfinite(record.loss) or self.num_skipped_steps > limit:
             message = f"step {record.step}: the loss is {record.loss} and the gradient norm is "
-            message += f"{record.grad_norm}, because of {find_cause(record)}. A smaller "
-            message += (
-                "learning_rate or max_grad_norm may help. The last checkpoint is from before."
-            )
+            message += f"{record.grad_norm}, because of {find_cause(record)}. The last "
+            message += "checkpoint is older. A smaller learning_rate or max_grad_norm may help."
             raise TrainingError(message)
         if self.num_skipped_steps:
             message = "step %d was skipped: its gradient overflows in fp16 (%d in a row)"

@@ -223,6 +223,5 @@ def check_division(task: "Task", model: Any, sampler: TrainSampler) -> None:
         if getattr(module, "running_mean", None) is not None:
             reason = f"{name} keeps running statistics of it (BatchNorm)"
     if is_divided and reason is not None:
-        message = f"a batch must not be divided, because {reason}. Use one process, set "
-        message += "micro_batch_size to the batch size, and leave max_tokens unset."
-        raise UserError(message, field="micro_batch_size")
+        message = f"a batch must not be divided, because {reason}. Use one process, no max_tokens, "
+        raise UserError(f"{message}and micro_batch_size = batch_size.", field="micro_batch_size")
