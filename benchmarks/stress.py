@@ -81,7 +81,7 @@ MAX_SECONDS = 600  # of one start; one that takes longer hangs
 # Seconds in which the other rank may notice that one was killed; torchrun waits for 30 seconds.
 GRACE_SECONDS = {"forked": 2, "launched": 40}
 # How log lines of a run begin, as regular expressions
-FIRST_STEP_LINE = r"\d+ optimizer steps of "
+FIRST_STEP_LINE = r"training    \d+ optimizer steps of "
 RESUME_LINE = "resuming from "
 MAX_KILLS = 8  # per trial
 

@@ -27,7 +27,7 @@ MAY_CHANGE = (
 LIMITS = {
     "epochs max_steps batch_size micro_batch_size max_tokens save_every eval_every": (1, 2**31),
     "eval_batch_size patience log_every keep_last keep_best": (1, 2**31),
-    "learning_rate weight_decay warmup max_grad_norm": (0, 1e9),
+    "learning_rate weight_decay warmup max_grad_norm": (0, 1e20),
     "max_minutes timeout": (1e-9, 1e7),  # a `timedelta` in C++ overflows far above
     "workers": (0, 1000),
     "seed": (-(2**62), 2**62),

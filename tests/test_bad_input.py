@@ -118,9 +118,7 @@ VALUES = {
         "--learning-rate=-1e-3", "--learning-rate: must be at least 0, but is -0.001"
     ),
     "learning rate NaN": case("--learning-rate nan", "--learning-rate: must be at least 0"),
-    "infinite weight decay": case(
-        "--weight-decay inf", "--weight-decay: must be at most 1000000000.0"
-    ),
+    "infinite weight decay": case("--weight-decay inf", "--weight-decay: must be at most 1e+20"),
     "negative clipping": case("--max-grad-norm=-1", "--max-grad-norm: must be at least 0"),
     "fractional warmup steps": case(
         "--warmup 1.5", "--warmup: must be a whole number of steps or a fraction below 1"
@@ -572,7 +570,7 @@ def test_an_infinite_loss_stops_the_run_and_names_step_and_rows(tiny, tmp_path):
 
 def test_a_far_too_large_learning_rate_stops_the_run_with_exit_code_1(tiny, colours, tmp_path):
     words = ["configs/text.py", "--model", tiny("bert"), *colours, "--warmup", "0"]
-    words += ["--save-every", "1", "--learning-rate", "1e30"]
+    words += ["--save-every", "1", "--learning-rate", "1e20"]
     result = run_script("train.py", *words)
     assert result.code == 1
     assert "Traceback" not in result.err

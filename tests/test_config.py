@@ -165,7 +165,7 @@ def test_functions_are_found_in_the_working_folder_and_the_record_says_where(tmp
     assert import_folders(encoded) == [str(tmp_path)]
     sys.path.remove(str(tmp_path))
     del sys.modules["of_this_folder"]
-    with pytest.raises(UserError, match="cannot be imported"):  # only from the recorded folders
+    with pytest.raises(UserError, match="names code outside of ftloop: of_this_folder:lower"):
         decode(encoded)
 
 

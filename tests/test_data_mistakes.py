@@ -147,7 +147,7 @@ def test_a_missing_header_and_another_separator_are_named(tmp_path):
     ):
         data = Data(path=write(tmp_path, content), validation=0)
         with pytest.raises(UserError, match=f"(?i)has no column 'text'.*{message}"):
-            _ = TextClassification(model="-", data=data).source
+            _ = TextClassification(model="-", init="random", data=data).source
 
 
 def test_files_with_other_columns_are_named(tmp_path):
@@ -269,7 +269,7 @@ def test_labels_in_two_unicode_forms_are_one_class(tmp_path, messages, kind):
         options = {"label_column": (COMPOSED, "joy")}
     Dataset.from_dict(rows, features).to_parquet(tmp_path / "rows.parquet")
     data = Data(path=str(tmp_path / "rows.parquet"), validation=0)
-    task = TextClassification(model="-", data=data, **options)
+    task = TextClassification(model="-", init="random", data=data, **options)
     assert sorted(task.labels.names) == ["joy", COMPOSED]
     encoded = task.encode_labels(task.rows["train"], "train")
     if kind != "columns":
@@ -284,7 +284,7 @@ def test_label_names_and_groups_may_be_in_another_form(tmp_path):
     file = write_csv(tmp_path / "rows.csv", rows)
     data = Data(path=file, validation=0.5, split_group="group")
     names = write(tmp_path, f"\ufeff{DECOMPOSED}\njoy\n", "names.txt")
-    task = TextClassification(model="-", data=data, label_names=(names,))
+    task = TextClassification(model="-", init="random", data=data, label_names=(names,))
     assert sorted(map(len, task.rows.values())) == [1, 3]  # one group in two forms
     cells = Dataset.from_dict({"label": [COMPOSED, "joy"]})
     labels = infer_labels(cells, ("label",), None, None, (DECOMPOSED, "joy"))
@@ -429,12 +429,12 @@ def test_what_was_found_while_reading_is_counted(tmp_path, tiny):
 def test_a_decimal_comma_is_named(tmp_path):
     path = write(tmp_path, "text;label\na;0,5\nb;1,5\nc;\nd;2\ne;-,5\n")
     data = Data(path=path, validation=0, options={"sep": ";"}, drop_empty=True)
-    task = TextClassification(model="-", data=data, problem_type="regression")
+    task = TextClassification(model="-", init="random", data=data, problem_type="regression")
     with pytest.raises(UserError, match=r"needs numbers\..*--data.options decimal=,$"):
         _ = task.labels
     options = {"sep": ";", "decimal": ","}
     data = Data(path=path, validation=0, options=options, drop_empty=True)
-    task = TextClassification(model="-", data=data)
+    task = TextClassification(model="-", init="random", data=data)
     assert task.labels.problem_type == "regression"
     assert task.rows["train"]["label"][:] == [0.5, 1.5, 2.0, -0.5]
 

@@ -206,8 +206,9 @@ def validate_track(job: Job) -> None:
 def validate_job(job: Job) -> None:
     """Raise UserError for options of the parts that cannot work."""
     effective_log_level(job.log_level, job.quiet)
-    for folder in (Path(job.run_dir), Path(job.run_dir) / "checkpoints"):
-        refuse_links(folder)
+    if job.run_dir:  # otherwise the config is refused later
+        refuse_links(Path(job.run_dir))
+        refuse_links(Path(job.run_dir) / "checkpoints")
     for name in ("digest_every", "report_every"):
         value = getattr(job, name)
         if value is not None and value < 1:

@@ -71,7 +71,7 @@ def write_report_and_wait(config: Config) -> bool:
     signals.install()
     try:
         while report.is_running:
-            if signals.received():
+            if signals.reason is not None:
                 raise Stopped(
                     f"{signals.reason}: the run is finished, but its report is not written. "
                     f"To write it: {report.command}",

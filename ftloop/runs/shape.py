@@ -1,27 +1,29 @@
 """Check the values of a config that was read from the record of a run."""
 
 import typing
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ftloop.config import Config, validate
 from ftloop.errors import UserError
+from ftloop.task import Task
 
 LARGEST = 2**31  # of the numbers of tasks and data: lengths, sizes, counts
 LARGEST_SEED = 2**62
 
 
 def check_numbers(value: Any, prefix: str = "task.") -> None:
-    """Raise UserError for a number in a task or its data that is absurdly large or NaN.
+    """Raise UserError for a number in a task or its data that is absurdly large.
 
-    No option could mean such a number, and each would fail in a way of its own.
+    No option could mean such a number, and each would fail in a way of its own. Options with
+    decimals have ranges, which the task checks.
     """
     for field in fields(value) if is_dataclass(value) else ():
         item, place = getattr(value, field.name), f"{prefix}{field.name}"
         largest = LARGEST_SEED if field.name.endswith("seed") else LARGEST
         for part in item if isinstance(item, tuple) else (item,):
-            if isinstance(part, int | float) and not -largest <= part <= largest:
+            if isinstance(part, int | float) and abs(part) > largest:
                 message = f"must be at least -{largest} and at most {largest}, but is {part}."
                 raise UserError(message, field=place)
             if is_dataclass(part) and not isinstance(part, type):
@@ -37,7 +39,8 @@ def check_config(config: Config, file: Path) -> None:
     check_fields(config, file)
     try:
         check_numbers(config.task)
-        validate(config)
+        # The task would look for what only training needs, such as the pretrained model.
+        validate(replace(config, task=Task()))
     except UserError as error:
         place = f"{error.field}: " if error.field else ""
         raise UserError(f"{file} cannot be used: {place}{error.message}") from error
