@@ -243,6 +243,9 @@ def test_what_a_killed_process_left_is_removed_a_day_later(tmp_path):
     assert {*tmp_path.iterdir()} == {new, *others}
     files.write_text(tmp_path / "a.txt", "ours")
     assert {*tmp_path.iterdir()} == {new, *others, tmp_path / "a.txt"}
+    with files.replace_file(tmp_path / "a.txt", is_locked=True):
+        pass
+    assert {*tmp_path.iterdir()} == {*others, tmp_path / "a.txt"}
 
 
 def test_a_folder_that_a_killed_process_left_is_removed_a_day_later(tmp_path):

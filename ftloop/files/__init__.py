@@ -22,14 +22,15 @@ LEFTOVER_SECONDS = 86_400  # a temporary file that was not written for so long h
 
 
 @contextlib.contextmanager
-def replace_file(file: Path) -> Iterator[BinaryIO]:
+def replace_file(file: Path, is_locked: bool = False) -> Iterator[BinaryIO]:
     """Yield a new binary file that replaces `file` if the block succeeds: atomic and durable.
 
     If `file` is a link, the link itself is replaced. The temporary file NAME.RANDOM.tmp is deleted
-    after an error; one that a killed process left is deleted when NAME is written a day later.
+    after an error; one that a killed process left is deleted when NAME is written a day later, or
+    the next time if `is_locked`: no other process writes the file then.
     """
     for leftover in file.parent.glob(f"{glob.escape(file.name)}.{'[0-9a-f]' * 16}.tmp"):
-        if is_leftover(leftover):
+        if is_locked or is_leftover(leftover):
             with contextlib.suppress(OSError):  # it may belong to another user
                 leftover.unlink()
     temporary = file.with_name(f"{file.name}.{secrets.token_hex(8)}.tmp")

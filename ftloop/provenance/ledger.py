@@ -71,7 +71,7 @@ class Ledger(Observer):
         self.stream.truncate(sum(map(len, lines)))
         plan = {**describe_plan(run.sampler), "fingerprints": run.state.fingerprints}
         if run.sampler.group_by_length:  # `verify` computes the order of the rows from them
-            with replace_file(run.folder / "lengths.npy") as stream:
+            with replace_file(run.folder / "lengths.npy", is_locked=True) as stream:
                 numpy.save(stream, run.sampler.lengths)
         plans = [entry for entry in map(read_entry, lines) if "num_rows" in entry]
         if not plans or any(plans[-1].get(name) != value for name, value in plan.items()):
