@@ -137,7 +137,7 @@ def metric_inputs(metric: Any) -> list[str]:
 
 
 def add_batch(metric: Any, values: Values) -> None:
-    """Give a metric the values of a batch that it takes."""
+    """Add a batch to a metric, passing only the values that the metric uses."""
     names = metric_inputs(metric)
     missing = ", ".join(name for name in names if name not in values)
     if missing:

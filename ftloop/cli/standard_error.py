@@ -14,7 +14,7 @@ class StandardError:
     """Writes to a stream, and drops the output from when nobody reads it any more.
 
     A run must not end because `2>&1 | head` or a closed terminal takes away its messages: they are
-    in metrics.jsonl as well, and the training goes on.
+    in metrics.jsonl as well, and training continues.
     """
 
     def __init__(self, stream: Any):
